@@ -1,0 +1,158 @@
+"""The current graph and the settings: `renew_cg`, checkpoints, `configure`, and how much memory is held."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from autobatch import graph as graphs
+from autobatch.execute import execution_of
+from autobatch.graph import SETTINGS, Checkpoint, Graph, check_dtype, current_graph
+from autobatch.kernels._errors import ArgumentError
+from autobatch.memory import free_pool, pooled
+from autobatch.schedule import POLICIES
+
+
+def renew_cg(
+    immediate_compute: bool = False, check_validity: bool = False, autobatching: bool | str | None = None
+) -> Graph:
+    """Drop the current graph of this thread and begin a new one.
+
+    Parameters
+    ----------
+    immediate_compute : compute each node when it is recorded (to find an error at its line; slow).
+    check_validity : with it, raise NumericalError at the first node that holds NaN or infinity.
+    autobatching : False runs the graph node by node, True batches it by the default policy, a name by that policy; None: as
+        configured.
+
+    Returns
+    -------
+    Graph : the new graph. Expressions of the old one are stale from now on.
+    """
+    policy = None
+    if isinstance(autobatching, str):
+        policy = _policy(autobatching)
+    elif autobatching is not None:
+        configured = SETTINGS.policy if SETTINGS.policy != "none" else "ratio"
+        policy = configured if autobatching else "none"
+    graph = graphs.new_current_graph(policy)
+    if immediate_compute:
+        graph.immediate = True
+        graph.check_nan = graph.check_nan or bool(check_validity)
+        graph.seal()
+    return graph
+
+
+def cg() -> Graph:
+    """Return the current graph of this thread."""
+    return current_graph()
+
+
+def cg_version() -> int:
+    """Return how many times this thread called `renew_cg`."""
+    return graphs.graph_version()
+
+
+def cg_checkpoint() -> None:
+    """Compute everything recorded so far and set a mark to which `cg_revert` returns; marks nest."""
+    graph = current_graph()
+    if len(graph):
+        execution_of(graph).forward(graph, len(graph) - 1)
+    marks = (
+        *(len(graph.recorded_types), len(graph.recorded_args), len(graph.input_addresses)),
+        *(dict(graph.numbers), dict(graph.zeros), graph.top),
+    )
+    checkpoint = Checkpoint(graph, marks)
+    graph.top.types = graph.top.args = None
+    if not graph.immediate:
+        checkpoint.types, checkpoint.args = graph.recorded_types, graph.recorded_args
+    graph.checkpoints.append(checkpoint)
+    graph._top = checkpoint
+
+
+def cg_revert() -> None:
+    """Drop what was recorded after the last mark, and the mark; without a mark nothing happens.
+
+    Expressions made after the mark are stale (DyNet does not notice: it uses their numbers for other nodes).
+    """
+    graph = current_graph()
+    if not graph.checkpoints:
+        return
+    checkpoint = graph.checkpoints.pop()
+    nodes, args, inputs, numbers, zeros, below = checkpoint.marks
+    checkpoint.drop()
+    if graph.execution is not None:
+        graph.execution.cut(nodes, args)
+    del graph.recorded_types[nodes:]
+    del graph.recorded_args[args:]
+    del graph.input_addresses[inputs:]
+    graph.numbers, graph.zeros, graph._top = numbers, zeros, below
+    if not graph.immediate:
+        below.types, below.args = graph.recorded_types, graph.recorded_args
+
+
+def _policy(policy: Any) -> str:
+    if policy not in POLICIES:
+        raise ArgumentError(f"policy {policy!r} is unknown\n  expected  {', '.join(map(repr, POLICIES))}")
+    return str(policy)
+
+
+def configure(
+    *, policy: str | None = None, dtype: str | None = None, check_nan: bool | None = None, threads: int | None = None
+) -> None:
+    """Set what new graphs and parameter collections take as their defaults; what is not named stays as it is.
+
+    Parameters
+    ----------
+    policy : "ratio" (the default), "agenda", "depth", or "none" for node by node.
+    dtype : "float32" (the default) or "float64".
+    check_nan : whether each forward pass looks for NaN and names the node where the first came up.
+    threads : of the BLAS; needs threadpoolctl, ``pip install "autobatch-numba[threads]"``.
+
+    Raises
+    ------
+    ArgumentError : a value that none of these take; nothing is changed then.
+    """
+    if policy is not None:
+        _policy(policy)
+    if dtype is not None:
+        dtype = check_dtype(dtype)
+    if threads is not None:
+        _set_threads(threads)
+    if policy is not None:
+        SETTINGS.policy = policy
+    if dtype is not None:
+        SETTINGS.dtype = dtype
+    if check_nan is not None:
+        SETTINGS.check_nan = bool(check_nan)
+
+
+def _set_threads(threads: int) -> None:
+    if not isinstance(threads, int) or threads < 1:
+        raise ArgumentError(f"threads is {threads!r}\n  expected  a whole number from 1 on")
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        raise ImportError(
+            'setting the number of threads needs threadpoolctl\n  try       pip install "autobatch-numba[threads]"'
+        ) from None
+    from autobatch.kernels._blas import ready
+
+    ready()
+    threadpool_limits(limits=threads, user_api="blas")
+
+
+def configured() -> dict[str, Any]:
+    """Return the present settings by name."""
+    return {"policy": SETTINGS.policy, "dtype": SETTINGS.dtype, "check_nan": SETTINGS.check_nan}
+
+
+def memory() -> dict[str, int]:
+    """Return the bytes that the current graph of this thread uses and holds, by purpose, and what is kept for the next one."""
+    graph = current_graph()
+    held = {} if graph.execution is None else graph.execution.memory()
+    return {**held, "inputs_reserved": sum(c.nbytes for c in graph.input_chunks), "pool": pooled()}
+
+
+def free_memory() -> None:
+    """Give the memory kept for the next graph of this thread back to the system."""
+    free_pool()

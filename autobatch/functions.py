@@ -1,0 +1,840 @@
+"""The public functions that record nodes, in DyNet's spelling: one per op, its docstring is the op's.
+
+The short way, for nodes of a kind seen before (`_unary`, `_binary`): look the node type up by the types of the arguments,
+append, done. The first exception on it leads to `record`, which checks everything and either raises a clear error or records the
+node and remembers its type. A dropped graph has no lists to append to, so staleness costs no test.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from autobatch import expression as ex
+from autobatch import seeds
+from autobatch.expression import Expression, append, check_expression, is_number, owner, record, view
+from autobatch.graph import PARAMETERS, TYPES, Graph, current_graph, row_type
+from autobatch.kernels import select
+from autobatch.kernels._errors import ArgumentError, OperandError, ShapeError
+from autobatch.kernels._op import OPS, Op, Shape
+from autobatch.params import LookupParameters
+
+_new = object.__new__
+
+
+# The short way --------------------------------------------------------------------------------------------------------
+
+
+def _unary(name: str, op_name: str | None = None) -> Callable[[Expression], Expression]:
+    op = OPS[op_name or name]
+    table = op.types
+
+    def function(x: Expression) -> Expression:
+        try:
+            graph = x.graph
+            types = graph.types
+            number = table[x.type]
+            index = len(types)
+            types.append(number)
+            graph.args.append(x.index)
+        except (AttributeError, KeyError, TypeError):
+            return record(op, (check_expression(name, x),), key=(x.type,))
+        e = _new(Expression)
+        e.graph = graph
+        e.index = index
+        e.type = number
+        return e
+
+    return _named(function, name, op)
+
+
+def _binary(name: str, op_name: str | None = None) -> Callable[[Any, Any], Expression]:
+    op = OPS[op_name or name]
+    table = op.types
+
+    def function(x: Any, y: Any) -> Expression:
+        try:
+            graph = x.graph
+            if y.graph is not graph:
+                if graph is None:
+                    graph = y.graph
+                    if x not in graph.parameters:
+                        raise KeyError
+                elif y.graph is not None or y not in graph.parameters:
+                    raise KeyError
+            types = graph.types
+            number = table[x.type][y.type]
+            index = len(types)
+            types.append(number)
+            args = graph.args
+            args.append(x.index)
+            args.append(y.index)
+        except (AttributeError, KeyError, TypeError):
+            if isinstance(x, Expression) and isinstance(y, Expression):
+                return record(op, (x, y), key=(x.type, y.type))
+            return record(op, (x, y))
+        e = _new(Expression)
+        e.graph = graph
+        e.index = index
+        e.type = number
+        return e
+
+    return _named(function, name, op)
+
+
+def _with_number(op: Op, x: Expression, c: Any, reflected: bool = False) -> Expression:
+    """Record `op` of an expression and a number, which becomes an input that nodes of the graph share."""
+    table = op.types
+    try:
+        graph = x.graph
+        types = graph.types
+        number = table[-1 if reflected else -2][x.type]
+        place = graph.numbers[c]
+        index = len(types)
+        types.append(number)
+        args = graph.args
+        if reflected:
+            args.append(place)
+            args.append(x.index)
+        else:
+            args.append(x.index)
+            args.append(place)
+    except (AttributeError, KeyError, TypeError):
+        return record(op, (c, x) if reflected else (x, c), key=(-1 if reflected else -2, x.type))
+    e = _new(Expression)
+    e.graph = graph
+    e.index = index
+    e.type = number
+    return e
+
+
+def _named(function: Any, name: str, op: Op) -> Any:
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = op.doc
+    return function
+
+
+def _list(name: str, arguments: Any) -> list[Expression]:
+    """Return a non-empty list of expressions; raise as DyNet does."""
+    if isinstance(arguments, Expression) or not isinstance(arguments, (list, tuple)):
+        raise OperandError(f"{name}: the argument is {ex.describe(arguments)}\n  expected  a list of expressions")
+    if not arguments:
+        raise EmptyListError(f"{name}: the list of expressions is empty")
+    for k, e in enumerate(arguments, 1):
+        if not isinstance(e, Expression):
+            if e is None:
+                raise EmptyListError(f"{name}: element {k} of the list is None\n  expected  an expression")
+            check_expression(name, e, k)
+    return list(arguments)
+
+
+class EmptyListError(ArgumentError, AssertionError):
+    """A list of expressions is empty or has a hole (DyNet raises AssertionError).
+
+    Cause::
+
+        ab.esum([])
+
+    Cure::
+
+        ab.esum(losses) if losses else ab.zeros((1,))
+    """
+
+
+def _nary(op: Op, arguments: Sequence[Expression], attributes: dict[str, Any] | None = None, key: Any = ()) -> Expression:
+    """Record an op of many arguments, the short way if their types were seen together before."""
+    key = (*key, *[e.type for e in arguments])
+    try:
+        number = op.types[key]
+        graph = None
+        for e in arguments:
+            if e.graph is not graph:
+                if e.graph is None:
+                    continue
+                if graph is not None:
+                    raise KeyError
+                graph = e.graph
+        if graph is None:
+            raise KeyError
+        for e in arguments:
+            if e.graph is None and e not in graph.parameters:
+                raise KeyError
+        types = graph.types
+        index = len(types)
+        types.append(number)
+        graph.args.extend([e.index for e in arguments])
+    except (AttributeError, KeyError, TypeError):
+        return record(op, arguments, attributes, key=(key,))
+    e = _new(Expression)
+    e.graph = graph
+    e.index = index
+    e.type = number
+    return e
+
+
+# Integers that users hand in ------------------------------------------------------------------------------------------
+
+
+class NegativeIndexError(ArgumentError, OverflowError):
+    """A negative number where an index counts from the front (DyNet raises OverflowError).
+
+    Cause::
+
+        ab.pick(x, -1)
+
+    Cure::
+
+        x[-1]
+    """
+
+
+def _integer(op: str, what: str, value: Any) -> int:
+    if isinstance(value, (bool, np.bool_)):
+        value = int(value)
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise OperandError(f"{op}: {what} is {ex.describe(value)}\n  expected  an integer") from None
+
+
+def _index(op: str, what: str, value: Any, size: int) -> int:
+    """Return an index in [0, size); raise for others."""
+    i = _integer(op, what, value)
+    if i < 0:
+        raise NegativeIndexError(f"{op}: {what} is {i}\n  expected  an index from 0 to {size - 1}")
+    if i >= size:
+        raise ArgumentError(f"{op}: {what} is {i}, out of range\n  expected  an index from 0 to {size - 1}")
+    return i
+
+
+def _shape(x: Expression) -> Shape:
+    return TYPES.records[x.type].shape
+
+
+# Inputs ---------------------------------------------------------------------------------------------------------------
+
+
+class InputExpression(Expression):
+    """An input whose numbers can be changed with `set`."""
+
+    __slots__ = ("_place",)
+
+    _place: np.ndarray | None
+
+    def set(self, values: Any) -> None:
+        """Replace the numbers (flat, column-major) and forget all values of the graph.
+
+        Raises
+        ------
+        ArgumentError : another count of numbers than the input has (DyNet cuts silently), or an input that is fixed.
+        """
+        graph = ex.graph_of(self.graph)
+        if self._place is None:
+            raise ArgumentError("set() of a fixed input\n  try       inputTensor(array, reusable_expr=True)")
+        numbers = _numbers("set", [values] if is_number(values) else values).ravel(order="F")
+        if numbers.size != self._place.size:
+            raise ArgumentError(f"set() with {numbers.size} numbers\n  expected  {self._place.size}, as the input has")
+        self._place[:] = numbers
+        if graph.execution is not None:
+            graph.execution.invalidate()
+
+
+class LookupExpression(Expression):
+    """A looked-up row whose index can be changed with `set`."""
+
+    __slots__ = ("_at", "_size")
+
+    def set(self, index: int) -> None:
+        """Look another row up and forget all values of the graph."""
+        graph = ex.graph_of(self.graph)
+        graph.recorded_args[self._at] = _index("set", "the index", index, self._size)
+        if graph.execution is not None:
+            graph.execution.invalidate()
+
+
+def _numbers(op: str, values: Any) -> np.ndarray:
+    """Return float64 numbers; raise for what is none."""
+    try:
+        array = np.asarray(values)
+        if array.dtype == object or array.dtype.kind in "USVMmc":
+            raise TypeError
+        return array.astype(np.float64)
+    except (TypeError, ValueError):
+        if isinstance(values, (list, tuple)) and not any(isinstance(v, str) for v in values):
+            raise ArgumentError(f"{op}: the lists are ragged, or hold something that is no number") from None
+        raise OperandError(f"{op}: {ex.describe(values)} is no array of numbers") from None
+
+
+def _dims(op: str, dim: Any) -> tuple[int, ...]:
+    dims = (dim,) if not isinstance(dim, (tuple, list)) else tuple(dim)
+    sizes = tuple(_integer(op, "a dim", d) for d in dims)
+    if not 1 <= len(sizes) <= 7 or any(d < 1 for d in sizes):
+        raise ShapeError(f"{op}: dims {dims}\n  expected  1 to 7 sizes, each at least 1")
+    return sizes
+
+
+def _input(values: np.ndarray, shape: Shape, mutable: bool = True) -> InputExpression:
+    if values.size == 0:
+        raise ShapeError("an input without numbers\n  expected  at least one number")
+    graph = current_graph()
+    immediate, place = graph.add_input(values)
+    e: InputExpression = append(graph, ex.input_type(shape), (immediate,), InputExpression)
+    e._place = place if mutable else None
+    return e
+
+
+def inputTensor(arr: ArrayLike, batched: bool = False, device: str = "", reusable_expr: bool = False) -> InputExpression:
+    """Return an input with the numbers of an array.
+
+    Parameters
+    ----------
+    arr : array or nested list of numbers, 1 to 7 dims; a list of arrays of one shape becomes a minibatch of them.
+    batched : whether the last axis is the minibatch.
+    reusable_expr : whether `set` may change the numbers later.
+
+    Raises
+    ------
+    OperandError : no array or list of numbers.
+    ShapeError, ArgumentError : empty, ragged, or more than 7 dims.
+    """
+    if not isinstance(arr, (np.ndarray, list)):
+        raise OperandError(f"inputTensor: {ex.describe(arr)}\n  expected  an array or a list of numbers\n  try       scalarInput")
+    if isinstance(arr, list) and arr and all(isinstance(a, np.ndarray) for a in arr):
+        if any(a.shape != arr[0].shape for a in arr):
+            raise ShapeError("inputTensor: the arrays of the list differ in shape")
+        arr, batched = np.stack(arr, axis=-1), True
+    array = _numbers("inputTensor", arr)
+    if array.ndim == 0:
+        raise OperandError("inputTensor: an array without dims\n  try       scalarInput")
+    *dims, batch = array.shape if batched else (*array.shape, 1)
+    if array.size == 0 or len(dims) > 7:
+        raise ShapeError(f"inputTensor: shape {array.shape}\n  expected  1 to 7 dims, at least one number")
+    return _input(array.ravel(order="F"), Shape(tuple(dims) or (1,), batch), reusable_expr)
+
+
+def inputVector(v: ArrayLike, device: str = "") -> InputExpression:
+    """Return an input vector with the numbers of a list or array, (n,)."""
+    array = _numbers("inputVector", v)
+    if array.ndim != 1:
+        raise OperandError(f"inputVector: {ex.describe(v)}\n  expected  a list of numbers\n  try       inputTensor")
+    return _input(array, Shape((array.size,)))
+
+
+def vecInput(dim: int, device: str = "") -> InputExpression:
+    """Return an input vector of zeros, (dim,), to be filled with `set`."""
+    size = _dims("vecInput", dim)
+    return _input(np.zeros(size[0]), Shape(size[:1]))
+
+
+def scalarInput(s: float, device: str = "") -> InputExpression:
+    """Return an input of one number, (1,)."""
+    if not is_number(s):
+        raise OperandError(f"scalarInput: {ex.describe(s)}\n  expected  a number")
+    return _input(np.array([float(s)]), Shape((1,)))
+
+
+def constant(dim: int | tuple[int, ...], val: float, batch_size: int = 1, device: str = "") -> Expression:
+    """Return an expression whose numbers are all `val`."""
+    if isinstance(dim, list):
+        raise OperandError(f"constant: dims {dim} in a list\n  expected  a number or a tuple of numbers")
+    shape = Shape(_dims("constant", dim), _dims("constant", batch_size)[0])
+    graph = current_graph()
+    key = (shape, float(val))
+    index = graph.zeros.get(key)
+    if index is None:
+        immediate, _ = graph.add_input(np.full(shape.total, float(val)))
+        e: Expression = append(graph, ex.input_type(shape), (immediate,))
+        graph.zeros[key] = e.index
+        return e
+    e = _new(Expression)
+    e.graph, e.index, e.type = graph.top, index, ex.input_type(shape)
+    return e
+
+
+def zeros(dim: int | tuple[int, ...], batch_size: int = 1, device: str = "") -> Expression:
+    """Return an expression of zeros."""
+    return constant(dim, 0.0, batch_size)
+
+
+zeroes = zeros
+
+
+def ones(dim: int | tuple[int, ...], batch_size: int = 1, device: str = "") -> Expression:
+    """Return an expression of ones."""
+    return constant(dim, 1.0, batch_size)
+
+
+# Parameters and tables ------------------------------------------------------------------------------------------------
+
+
+def parameter(*parameters: Any) -> Any:
+    """Return its argument, or a tuple of them: parameters are expressions. (DyNet 1 needed this call.)"""
+    return parameters[0] if len(parameters) == 1 else parameters
+
+
+def const_parameter(*parameters: Any) -> Any:
+    """Return parameters as constants that do not train. (DyNet: deprecated; ``p.expr(update=False)``.)"""
+    constants = [p.expr(update=False) for p in parameters]
+    return constants[0] if len(constants) == 1 else constants
+
+
+def _table(op: str, p: Any) -> LookupParameters:
+    if not isinstance(p, LookupParameters):
+        raise OperandError(f"{op}: {ex.describe(p)}\n  expected  LookupParameters")
+    return p
+
+
+def lookup(p: LookupParameters, index: int = 0, update: bool = True) -> Expression:
+    """Return one row of a table, of the dims of a row. No copy is made: the node is a view of the table.
+
+    Parameters
+    ----------
+    index : row, from 0.
+    update : whether the row trains.
+
+    Raises
+    ------
+    ArgumentError : out of range; NegativeIndexError for a negative index.
+    """
+    table = _table("lookup", p)
+    graph = current_graph()
+    i = _index("lookup", "the index", index, table.dims[-1])
+    if table not in graph.tables:
+        graph.enter(table, rows=True)
+    number = _ROWS.get((table.pid, update))
+    if number is None:
+        number = _ROWS[table.pid, update] = row_type(table.pid, table.dims[:-1] or (1,), bool(update))
+    e: LookupExpression = append(graph, number, (i,), LookupExpression)
+    e._at, e._size = len(graph.recorded_args) - 1, table.dims[-1]
+    return e
+
+
+_ROWS: dict[tuple[int, bool], int] = {}  # node types of look-ups
+
+
+def lookup_batch(p: LookupParameters, indices: Sequence[int], update: bool = True) -> Expression:
+    """Return several rows of a table as one minibatch."""
+    table = _table("lookup_batch", p)
+    rows = [_index("lookup_batch", "an index", i, table.dims[-1]) for i in indices]
+    if not rows:
+        raise ArgumentError("lookup_batch: the list of indices is empty")
+    attributes = {"count": len(rows), "touched": int(PARAMETERS.touched[table.pid])}
+    return record(OPS["lookup_batch"], (table if update else table.expr(update=False),), attributes, rows)
+
+
+# Arithmetic -----------------------------------------------------------------------------------------------------------
+
+_add, _subtract = _binary("add"), _binary("subtract")
+_matmul = _binary("matmul")
+_negate = _unary("negate")
+cmult = _binary("cmult")
+cdiv = _binary("cdiv")
+dot_product = _binary("dot_product")
+squared_distance = _binary("squared_distance")
+tanh = _unary("tanh")
+logistic = _unary("logistic")
+rectify = _unary("rectify")
+exp = _unary("exp")
+log = _unary("log")
+sqrt = _unary("sqrt")
+square = _unary("square")
+sum_elems = _unary("sum_elems")
+sum_batches = _unary("sum_batches")
+
+
+def affine_transform(exprs: Sequence[Expression]) -> Expression:
+    """Return b + Σ Wᵢ xᵢ for a list [b, W1, x1, W2, x2, ...].
+
+    b is (r,) or (r,c), Wᵢ (r,kᵢ), xᵢ (kᵢ,) or (kᵢ,c); the result is (r,) or (r,c).
+    """
+    arguments = _list("affine_transform", exprs)
+    if len(arguments) % 2 == 0:
+        raise ShapeError(
+            f"affine_transform: {len(arguments)} arguments\n  expected  an odd number of them: b, then pairs of W and x"
+        )
+    return _nary(OPS["affine_transform"], arguments)
+
+
+MANY = 16  # longer sums are sums of sums: so that the number of node types does not grow with the lengths of lists
+
+
+def _sum(name: str, arguments: list[Expression]) -> Expression:
+    while len(arguments) > MANY:
+        arguments = [_nary(OPS[name], arguments[i : i + MANY]) for i in range(0, len(arguments), MANY)]
+    return _nary(OPS[name], arguments)
+
+
+def esum(exprs: Sequence[Expression]) -> Expression:
+    """Return the sum of a list of expressions of the same dims; batch sizes may be 1 and B."""
+    return _sum("esum", _list("esum", exprs))
+
+
+def average(exprs: Sequence[Expression]) -> Expression:
+    """Return the mean of a list of expressions of the same dims; batch sizes may be 1 and B."""
+    arguments = _list("average", exprs)
+    if len(arguments) <= MANY:
+        return _nary(OPS["average"], arguments)
+    OPS["average"].shape(tuple(_shape(e) for e in arguments))
+    return _sum("esum", arguments) * (1.0 / len(arguments))
+
+
+# Joining, reshaping, selecting ----------------------------------------------------------------------------------------
+
+
+def concatenate(exprs: Sequence[Expression], d: int = 0) -> Expression:
+    """Return the expressions one after the other along dim d, which may be the next new one."""
+    arguments = _list("concatenate", exprs)
+    return _nary(OPS["concatenate"], arguments, {"d": _integer("concatenate", "d", d)}, (d,))
+
+
+def concatenate_cols(exprs: Sequence[Expression]) -> Expression:
+    """Return the expressions side by side: vectors (n,) become the columns of a matrix."""
+    return _nary(OPS["concatenate"], _list("concatenate_cols", exprs), {"d": 1}, (1,))
+
+
+def concatenate_to_batch(exprs: Sequence[Expression]) -> Expression:
+    """Return the expressions as elements of one minibatch."""
+    return _nary(OPS["concatenate_to_batch"], _list("concatenate_to_batch", exprs))
+
+
+def reshape(x: Expression, d: tuple[int, ...], batch_size: int = 1) -> Expression:
+    """Return the same numbers in other dims (column-major); no copy is made.
+
+    If ``d`` x ``batch_size`` has as many numbers as x in all, these are the new dims; if ``d`` has as many as one element of
+    the minibatch of x, the minibatch is kept.
+    """
+    check_expression("reshape", x)
+    if not isinstance(d, tuple):
+        raise OperandError(f"reshape: dims {ex.describe(d)}\n  expected  a tuple of numbers")
+    old, new = _shape(x), Shape(_dims("reshape", d), _dims("reshape", batch_size)[0])
+    if new.total != old.total:
+        if new.size != old.size:
+            raise ShapeError(
+                f"reshape: {new} has {new.total} numbers\n  got       {old}, {old.total} numbers\n  expected  as many numbers"
+            )
+        new = Shape(new.dims, old.batch)
+    return view("reshape", x, new)
+
+
+def nobackprop(x: Expression) -> Expression:
+    """Return x as a node that passes no gradient back."""
+    check_expression("nobackprop", x)
+    return view("nobackprop", x, _shape(x), stop=True)
+
+
+def _selected(op: Op, x: Expression, start: int, attributes: dict[str, Any], walk: Any, key: Any) -> Expression:
+    """Record a selection: as a view where it takes numbers that lie one after the other."""
+    shape = _shape(x)
+    extents, strides = walk
+    if select.contiguous(shape, extents, strides):
+        out = op.shape((shape,), **attributes)
+        return view(op.name, x, out, start)
+    return record(op, (x,), attributes, (start,))
+
+
+def pick(e: Expression, index: int = 0, dim: int = 0) -> Expression:
+    """Return the elements with this index along a dim, which vanishes; (n,) gives (1,).
+
+    Raises
+    ------
+    ArgumentError : index out of range; NegativeIndexError for a negative one (``e[-1]`` counts from the end).
+    """
+    check_expression("pick", e)
+    op, shape = OPS["pick"], _shape(e)
+    dim = _integer("pick", "the dim", dim)
+    op.shape((shape,), dim=dim)
+    i = _index("pick", "the index", index, shape.dims[dim])
+    start = i * select.strides_of(shape)[dim]
+    return _selected(op, e, start, {"dim": dim}, select.pick_walk(shape, dim), None)
+
+
+def pick_batch(e: Expression, indices: Sequence[int], dim: int = 0) -> Expression:
+    """Return for each element of the minibatch the elements with its own index along a dim; an unbatched e is repeated."""
+    check_expression("pick_batch", e)
+    op, shape = OPS["pick_batch"], _shape(e)
+    dim = _integer("pick_batch", "the dim", dim)
+    attributes = {"dim": dim, "count": len(indices)}
+    op.shape((shape,), **attributes)
+    strides = select.strides_of(shape)
+    starts = [
+        _index("pick_batch", "an index", i, shape.dims[dim]) * strides[dim] + (b * shape.size if shape.batch > 1 else 0)
+        for b, i in enumerate(indices)
+    ]
+    return record(op, (e,), attributes, starts)
+
+
+def _range(op: str, x: Expression, steps: Sequence[int], begins: Sequence[int], ends: Sequence[int]) -> Expression:
+    """Record a range with steps in each dim; the lists may be shorter than the dims, or one longer (the batch)."""
+    shape = _shape(x)
+    full = (*shape.dims, shape.batch)
+    if len(begins) > len(full) or not len(steps) == len(begins) == len(ends):
+        raise ArgumentError(
+            f"{op}: {len(begins)} ranges for {shape}\n  expected  at most one for each of the {len(shape.dims)} dims and the batch"
+        )
+    strides, start, sizes, all_steps = select.strides_of(shape), 0, [], []
+    for k, size in enumerate(full):
+        step, begin, end = (steps[k], begins[k], ends[k]) if k < len(begins) else (1, 0, size)
+        what = f"the range of dim {k}" if k < len(shape.dims) else "the range of the batch"
+        step, begin, end = (_integer(op, what, v) for v in (step, begin, end))
+        if step < 1 or not 0 <= begin < end <= size:
+            raise ArgumentError(
+                f"{op}: {what} is {begin}:{end}:{step}\n  expected  0 <= begin < end <= {size}, a step of at least 1"
+            )
+        start += begin * strides[k]
+        sizes.append(-(-(end - begin) // step))
+        all_steps.append(step)
+    attributes = {"steps": tuple(all_steps), "sizes": tuple(sizes)}
+    record_op = OPS["pick_range" if op in ("pick_range", "pickrange") else "strided_select"]
+    return _selected(record_op, x, start, attributes, select.range_walk(shape, **attributes), None)
+
+
+def pick_range(x: Expression, s: int, e: int, d: int = 0) -> Expression:
+    """Return the elements from s to before e along dim d, which stays."""
+    check_expression("pick_range", x)
+    shape = _shape(x)
+    d = _integer("pick_range", "the dim", d)
+    if not 0 <= d < len(shape.dims):
+        raise ShapeError(f"pick_range: dim {d} of {shape}\n  expected  a dim from 0 to {len(shape.dims) - 1}")
+    ends = [*shape.dims[:d], e]
+    return _range("pick_range", x, [1] * (d + 1), [0] * d + [s], ends)
+
+
+def pickrange(x: Expression, s: int, e: int) -> Expression:
+    """Return the rows from s to before e. (DyNet: deprecated, `pick_range`.)"""
+    return pick_range(x, s, e)
+
+
+def strided_select(e: Expression, strides: Sequence[int], range_from: Sequence[int], range_to: Sequence[int]) -> Expression:
+    """Return ``e[from0:to0:stride0, from1:to1:stride1, ...]``; one more entry than dims addresses the batch."""
+    check_expression("strided_select", e)
+    full = (*_shape(e).dims, _shape(e).batch)
+    count = max(len(strides), len(range_from), len(range_to))
+    if count > len(full):
+        raise ArgumentError(f"strided_select: {count} ranges for {_shape(e)}\n  expected  at most {len(full)}")
+    steps = [*strides, *[1] * (count - len(strides))]
+    begins = [*range_from, *[0] * (count - len(range_from))]
+    ends = [*range_to, *full[len(range_to) : count]]
+    return _range("strided_select", e, steps, begins, ends)
+
+
+def transpose(x: Expression, dims: Sequence[int] = (1, 0)) -> Expression:
+    """Return x with its axes in another order; (n,) becomes (1,n)."""
+    check_expression("transpose", x)
+    order = tuple(_integer("transpose", "a dim", d) for d in dims)
+    op, shape = OPS["transpose"], _shape(x)
+    op.shape((shape,), dims=order)
+    return _selected(op, x, 0, {"dims": order}, select.transpose_walk(shape, order), None)
+
+
+# Softmax and losses ---------------------------------------------------------------------------------------------------
+
+
+def softmax(x: Expression, d: int = 0) -> Expression:
+    """Return eˣ / Σ eˣ along dim d of a vector or matrix."""
+    d = _integer("softmax", "d", d)
+    return _nary(OPS["softmax"], (check_expression("softmax", x),), {"d": d}, (d,))
+
+
+log_softmax = _unary("log_softmax")
+
+
+def pickneglogsoftmax(x: Expression, v: int) -> Expression:
+    """Return -log softmax(x)[v] in nats, (1,), for a vector of scores (n,)."""
+    op = OPS["pickneglogsoftmax"]
+    try:
+        graph = x.graph
+        types = graph.types
+        number, size = op.types[x.type]
+        if v.__class__ is not int or not 0 <= v < size:
+            raise KeyError
+        index = len(types)
+        types.append(number)
+        args = graph.args
+        args.append(x.index)
+        args.append(v)
+    except (AttributeError, KeyError, TypeError):
+        check_expression("pickneglogsoftmax", x)
+        op.shape((_shape(x),))
+        size = _shape(x).size
+        e = record(op, (x,), {}, (_index("pickneglogsoftmax", "the index", v, size),))
+        op.types[x.type] = e.type, size
+        return e
+    e = _new(Expression)
+    e.graph = graph
+    e.index = index
+    e.type = number
+    return e
+
+
+def pickneglogsoftmax_batch(x: Expression, vs: Sequence[int]) -> Expression:
+    """Return -log softmax(x)[v] in nats for each element of a minibatch with its own v, (1,)xB."""
+    check_expression("pickneglogsoftmax_batch", x)
+    op, shape = OPS["pickneglogsoftmax_batch"], _shape(x)
+    op.shape((shape,), count=len(vs))
+    indices = [_index("pickneglogsoftmax_batch", "an index", v, shape.size) for v in vs]
+    return record(op, (x,), {"count": len(indices)}, indices)
+
+
+# Noise ----------------------------------------------------------------------------------------------------------------
+
+
+def dropout(x: Expression, p: float) -> Expression:
+    """Return x with each number zero with probability p, the others scaled by 1 / (1 - p).
+
+    The mask follows from the random seed and the order of recording, whatever batch the node runs in. It is drawn when the
+    node is recorded, so computing the graph again gives the same numbers.
+
+    Raises
+    ------
+    ArgumentError : p outside of [0, 1] (DyNet does not check).
+    """
+    check_expression("dropout", x)
+    if not is_number(p) or not 0 <= p <= 1:
+        raise ArgumentError(f"dropout: p is {ex.describe(p)}\n  expected  a probability from 0 to 1")
+    return record(OPS["dropout"], (x, float(p)), {}, (seeds.draw(),))
+
+
+# Operators ------------------------------------------------------------------------------------------------------------
+
+
+def _operand(symbol: str, x: Any) -> None:
+    if not isinstance(x, Expression) and not is_number(x):
+        cure = "\n  try       inputTensor(array)" if isinstance(x, np.ndarray) else ""
+        raise OperandError(f"an expression {symbol} {ex.describe(x)}\n  expected  an expression or a number{cure}")
+
+
+def _plus(self: Expression, other: Any) -> Expression:
+    if isinstance(other, Expression):
+        return _add(self, other)
+    _operand("+", other)
+    return _with_number(OPS["add"], self, other)
+
+
+def _minus(self: Expression, other: Any) -> Expression:
+    if isinstance(other, Expression):
+        return _subtract(self, other)
+    _operand("-", other)
+    return _with_number(OPS["subtract"], self, other)
+
+
+def _reflected_minus(self: Expression, other: Any) -> Expression:
+    _operand("-", other)
+    return _with_number(OPS["subtract"], self, other, reflected=True)
+
+
+def _times(self: Expression, other: Any) -> Expression:
+    if isinstance(other, Expression):
+        return _matmul(self, other)
+    _operand("*", other)
+    return _with_number(OPS["cmult"], self, other)
+
+
+def _over(self: Expression, other: Any) -> Expression:
+    if isinstance(other, Expression):
+        return cdiv(self, other)
+    _operand("/", other)
+    return _with_number(OPS["cdiv"], self, other)
+
+
+def _reflected_over(self: Expression, other: Any) -> Expression:
+    _operand("/", other)
+    return _with_number(OPS["cdiv"], self, other, reflected=True)
+
+
+def _get(self: Expression, at: Any) -> Expression:
+    shape = _shape(self)
+    if isinstance(at, slice):
+        at = (at,)
+    if isinstance(at, tuple):
+        full = (*shape.dims, shape.batch)
+        if len(at) > len(full):
+            raise IndexRangeError(f"{len(at)} slices of {shape}\n  expected  at most {len(full)}: its dims, then the batch")
+        steps, begins, ends = [], [], []
+        for k, s in enumerate(at):
+            if not isinstance(s, slice):
+                raise OperandError(f"an index {ex.describe(s)} among slices\n  expected  slices only\n  try       pick")
+            steps.append(1 if s.step is None else s.step)
+            begins.append(0 if s.start is None else s.start)
+            ends.append(full[k] if s.stop is None else s.stop)
+        return _range("slice", self, steps, begins, ends)
+    i = _integer("an index", "it", at)
+    size = shape.dims[0]
+    if not -size <= i < size:
+        raise IndexRangeError(f"index {i} of an expression {shape}\n  expected  from {-size} to {size - 1}")
+    return pick(self, i % size)
+
+
+class IndexRangeError(ArgumentError, IndexError):
+    """An index of ``e[i]`` is out of range (an IndexError, as in DyNet).
+
+    Cause::
+
+        x = ab.inputVector([1.0, 2.0])
+        x[2]
+
+    Cure::
+
+        x[1]
+    """
+
+
+def _install() -> None:
+    """Give `Expression` its operators."""
+    operators: dict[str, Any] = {
+        "__add__": _plus,
+        "__radd__": _plus,
+        "__sub__": _minus,
+        "__rsub__": _reflected_minus,
+        "__mul__": _times,
+        "__rmul__": _times,
+        "__truediv__": _over,
+        "__rtruediv__": _reflected_over,
+        "__matmul__": lambda self, other: _matmul(self, check_expression("@", other)),
+        "__neg__": lambda self: _negate(self),
+        "__pos__": lambda self: self,
+        "__getitem__": _get,
+    }
+    for name, function in operators.items():
+        setattr(Expression, name, function)
+
+
+_install()
+
+
+# The graph ------------------------------------------------------------------------------------------------------------
+
+
+def _newest(name: str, exprs: Any) -> list[Expression]:
+    if not isinstance(exprs, list):
+        raise OperandError(f"{name}: {ex.describe(exprs)}\n  expected  a list of expressions")
+    if not exprs:
+        raise IndexRangeError(f"{name}: the list of expressions is empty")
+    for k, e in enumerate(exprs, 1):
+        check_expression(name, e, k)
+    return exprs
+
+
+def forward(exprs: list[Expression], recalculate: bool = False) -> None:
+    """Compute all expressions of a list in one pass."""
+    expressions = _newest("forward", exprs)
+    graph = owner("forward", expressions)
+    newest = max(expressions, key=lambda e: e.index)
+    if newest.index >= 0:
+        newest.forward(recalculate)
+    assert isinstance(graph, Graph)
+
+
+def values(exprs: list[Expression], recalculate: bool = False) -> list[Any]:
+    """Compute all expressions of a list in one pass; return the `value()` of each."""
+    forward(exprs, recalculate)
+    return [e.value() for e in exprs]
+
+
+def npvalues(exprs: list[Expression], recalculate: bool = False) -> list[np.ndarray]:
+    """Compute all expressions of a list in one pass; return the `npvalue()` of each."""
+    forward(exprs, recalculate)
+    return [e.npvalue() for e in exprs]

@@ -1,0 +1,489 @@
+"""What has been recorded: a graph as arrays of integers, and the table of node types.
+
+A graph is two lists of integers, nothing else is stored for a node:
+
+    types   | type of node 0 | type of node 1 | ...
+    args    | arguments and immediates of node 0 | of node 1 | ...
+
+An argument is the index of an earlier node, or a negative number that names a parameter (`parameter_index`): parameters live
+outside every graph and need no node. An *immediate* is an integer that differs from node to node and changes no shape (a
+row of a table, a label): it never splits a batch. How many of each a node has is known to its type.
+
+A *node type* is what makes nodes alike: the op, all attributes that change the result, the shapes, and which parameters are
+used where the op shares them. Nodes of one type can run as one batch, nothing else can. Types are numbered once for the whole
+process; an op remembers the type for each combination of types of arguments, so that recording is a look-up, and the
+look-up is the check of shapes: only a new combination runs the op's shape rule.
+
+Lists, because `list.append` is three times as fast as `array.append`; they become arrays when the graph is run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from autobatch.kernels._errors import ArgumentError, InternalError, StaleExpressionError
+from autobatch.kernels._op import Lowering, Op, Shape
+
+OP, VIEW, STOP, INPUT, ROW, PARAMETER = range(6)
+KINDS = ("op", "view", "view without gradient", "input", "row of a table", "parameter")
+
+# Columns of the table of types; addresses of kernels for float32 and float64 stand side by side, 0 until compiled.
+KIND, ARGUMENTS, IMMEDIATES, SIZE, OPERANDS, NUMBERS, TABLE, JOINS = range(8)
+FORWARD, PREPARE, TYPE_COLUMNS = 8, 10, 12
+# Columns of the table of operands, one row for each argument of each type.
+READS, WRITES, ELEMENTS, COLUMNS, NEEDS, NEED_COUNT, HAS_GRADIENT, BACKWARD = range(8)
+OPERAND_COLUMNS = BACKWARD + 2
+
+DTYPES = ("float32", "float64")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NodeType:
+    """What nodes that can run as one batch have in common."""
+
+    number: int
+    kind: int
+    op: Op | None
+    shapes: tuple[Shape, ...]
+    shape: Shape
+    attributes: tuple[tuple[str, Any], ...] = ()
+    parameters: tuple[int, ...] = ()
+    lowering: Lowering | None = None
+    sizes: Any = None  # int64 array behind the NUMBERS column, kept alive here
+
+    @property
+    def name(self) -> str:
+        """Name of the op, or of the kind of node."""
+        return self.op.name if self.op is not None else KINDS[self.kind]
+
+    def __str__(self) -> str:
+        attributes = "".join(f", {k}={v}" for k, v in self.attributes)
+        return f"{self.name}({', '.join(map(str, self.shapes))}{attributes}) -> {self.shape}"
+
+
+class NodeTypes:
+    """All node types of the process: interned records, and the same facts as arrays for compiled code."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.records: list[NodeType] = []
+        self.info = np.zeros((256, TYPE_COLUMNS), np.int64)
+        self.operands = np.zeros((1024, OPERAND_COLUMNS), np.int64)
+        self.needs = np.zeros(1024, np.int64)
+        self._operand_count = self._need_count = 0
+        self._numbers: dict[Any, int] = {}
+        self._compiled: tuple[set[int], set[int]] = set(), set()  # types whose kernels are there: forward, backward
+
+    def intern(
+        self,
+        kind: int,
+        op: Op | None,
+        shapes: tuple[Shape, ...],
+        parameters: tuple[int, ...],
+        attributes: dict[str, Any],
+        *,
+        shape: Shape | None = None,
+        immediates: int = 0,
+        table: int = 0,
+    ) -> int:
+        """Return the number of a node type, made now if it is new. Runs the op's shape rule, which may raise.
+
+        `parameters[k]` is the index of the parameter whose identity belongs to the type as its argument k, or 0.
+        """
+        items = tuple(attributes.items())
+        key = (kind, op and op.name, shapes, parameters, items, shape, immediates, table)
+        with self.lock:
+            number = self._numbers.get(key)
+            if number is not None:
+                return number
+            lowering = sizes = None
+            if op is not None:
+                out = op.shape(shapes, **attributes)
+                lowering = op.lower(shapes, out, tuple(p != 0 for p in parameters), **attributes)
+                sizes = np.array(lowering.sizes, np.int64)
+            elif shape is not None:
+                out = shape
+            else:
+                raise InternalError("a node type without an op needs a shape")
+            number = len(self.records)
+            record = NodeType(number, kind, op, shapes, out, items, parameters, lowering, sizes)
+            self._store(record, immediates, table)
+            self.records.append(record)
+            self._numbers[key] = number
+        return number
+
+    def _store(self, record: NodeType, immediates: int, table: int) -> None:
+        number, lowering = record.number, record.lowering
+        self.info = _room(self.info, number + 1)
+        row = self.info[number]
+        arguments = len(record.shapes)
+        row[[KIND, ARGUMENTS, IMMEDIATES, SIZE, TABLE]] = record.kind, arguments, immediates, record.shape.total, table
+        row[OPERANDS] = self._operand_count
+        if record.op is None or lowering is None:
+            return
+        row[NUMBERS] = record.sizes.ctypes.data
+        row[JOINS] = record.op.joins and record.shape.total == 1
+        self.operands = _room(self.operands, self._operand_count + arguments)
+        for k, (operand, shape) in enumerate(zip(lowering.operands, record.shapes, strict=True)):
+            needs = tuple(range(arguments)) if operand.needs is None else operand.needs
+            self.needs = _room(self.needs, self._need_count + len(needs))
+            self.needs[self._need_count : self._need_count + len(needs)] = needs
+            columns = self.operands[self._operand_count + k]
+            columns[: HAS_GRADIENT + 1] = (
+                *(operand.reads, operand.writes, shape.total, operand.columns),
+                *(self._need_count, len(needs), operand.backward is not None),
+            )
+            self._need_count += len(needs)
+        self._operand_count += arguments
+
+    def compile(self, numbers: Sequence[int], dtype: int, backward: bool) -> None:
+        """See to it that the kernels of these types are compiled for a dtype, in one direction."""
+        done = self._compiled[dtype]
+        missing = [t for t in numbers if 2 * t + backward not in done]
+        if not missing:
+            return
+        name = DTYPES[dtype]
+        with self.lock:
+            for t in missing:
+                lowering = self.records[t].lowering
+                if lowering is not None and not backward:
+                    self.info[t, FORWARD + dtype] = lowering.forward.address(name)
+                elif lowering is not None:
+                    if lowering.prepare is not None:
+                        self.info[t, PREPARE + dtype] = lowering.prepare.address(name)
+                    for k, operand in enumerate(lowering.operands):
+                        if operand.backward is not None:
+                            self.operands[self.info[t, OPERANDS] + k, BACKWARD + dtype] = operand.backward.address(name)
+                done.add(2 * t + backward)
+
+
+def _room(array: np.ndarray, rows: int) -> np.ndarray:
+    """Return `array` with room for at least `rows` rows; readers of the old one keep it."""
+    if rows <= len(array):
+        return array
+    grown = np.zeros((max(rows, 2 * len(array)), *array.shape[1:]), array.dtype)
+    grown[: len(array)] = array
+    return grown
+
+
+TYPES = NodeTypes()
+
+
+# Parameters -----------------------------------------------------------------------------------------------------------
+
+
+class ParameterTable:
+    """Where the numbers of each parameter lie; an id is never used twice."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.count = 0
+        self.values = np.zeros(256, np.int64)  # addresses
+        self.gradients = np.zeros(256, np.int64)
+        self.touched = np.zeros(256, np.int64)  # of tables: the bytes that mark rows with a gradient
+        self.dtypes: list[str] = []
+
+    def add(self, values: np.ndarray, gradients: np.ndarray, dtype: str, touched: np.ndarray | None) -> int:
+        """Register a parameter; the caller keeps the arrays alive as long as it can be used."""
+        with self.lock:
+            pid = self.count
+            self.values, self.gradients, self.touched = (
+                _room(a, pid + 1) for a in (self.values, self.gradients, self.touched)
+            )
+            self.values[pid], self.gradients[pid] = values.ctypes.data, gradients.ctypes.data
+            self.touched[pid] = 0 if touched is None else touched.ctypes.data
+            self.dtypes.append(dtype)
+            self.count = pid + 1
+        return pid
+
+
+PARAMETERS = ParameterTable()
+
+
+def new_parameter(
+    values: np.ndarray,
+    gradients: np.ndarray,
+    dims: tuple[int, ...],
+    dtype: str,
+    touched: np.ndarray | None = None,
+) -> int:
+    """Register the arrays of a parameter and return its id; `touched` marks it as a table, rows along the last dim."""
+    return PARAMETERS.add(values, gradients, dtype, touched)
+
+
+def parameter_index(pid: int, update: bool) -> int:
+    """Return the argument that names a parameter: even for one that trains, odd (from -2 on) for a constant use."""
+    return -2 * pid - (1 if update else 2)
+
+
+def parameter_type(pid: int, dims: tuple[int, ...], update: bool) -> int:
+    """Return the type of a parameter as an argument: its shape and its identity."""
+    index = parameter_index(pid, update)
+    return TYPES.intern(PARAMETER, None, (), (index,), {}, shape=Shape(dims))
+
+
+def row_type(pid: int, dims: tuple[int, ...], update: bool) -> int:
+    """Return the type of a look-up of one row of a table."""
+    return TYPES.intern(ROW, None, (), (), {}, shape=Shape(dims), immediates=1, table=parameter_index(pid, update))
+
+
+# The graph ------------------------------------------------------------------------------------------------------------
+
+
+class Graph:
+    """Everything recorded between one `renew_cg` and the next, or inside ``with Graph():``.
+
+    Parameters
+    ----------
+    dtype : "float32" or "float64"; None takes the configured one. Parameters used in the graph must have the same.
+    policy : "none", "depth", "agenda" or "ratio"; None takes the configured one.
+
+    Notes
+    -----
+    Made by ``renew_cg()`` for the calling thread, or used explicitly::
+
+        with ab.Graph() as g:
+            loss = network(instance)
+        loss.value()  # the graph lives as long as one of its expressions
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_outer",
+        "_top",
+        "args",
+        "check_nan",
+        "checkpoints",
+        "dtype",
+        "execution",
+        "immediate",
+        "input_addresses",
+        "input_chunk",
+        "input_chunks",
+        "input_room",
+        "numbers",
+        "parameters",
+        "policy",
+        "recorded_args",
+        "recorded_types",
+        "tables",
+        "types",
+        "version",
+        "zeros",
+    )
+
+    def __init__(self, dtype: str | None = None, policy: str | None = None) -> None:
+        settings = SETTINGS
+        self.dtype: str = check_dtype(dtype or settings.dtype)
+        self.policy: str = policy or settings.policy
+        self.check_nan = settings.check_nan
+        self.immediate = False
+        # `types` and `args` are None where recording must go through `record`: a dropped graph, one that computes
+        # immediately. `recorded_types`, `recorded_args` are the lists themselves.
+        self.types: Any = []
+        self.args: Any = []
+        self.recorded_types: list[int] = self.types
+        self.recorded_args: list[int] = self.args
+        self.numbers: dict[Any, int] = {}  # inputs that hold one number
+        self.zeros: dict[Any, int] = {}
+        self.parameters: set[Any] = set()  # used as arguments
+        self.tables: set[Any] = set()  # whose rows were looked up
+        self.input_addresses: list[int] = []
+        self.input_chunks: list[np.ndarray] = []
+        self.input_chunk: np.ndarray = _EMPTY
+        self.input_room = 0
+        self.execution: Any = None
+        self.checkpoints: list[Any] = []
+        self.version = 0
+        self._outer: list[Any] = []
+        self._top: Any = self
+
+    def __enter__(self) -> Graph:
+        if self.recorded_types is None:
+            raise StaleExpressionError("this graph was dropped by renew_cg(); make a new one with Graph()")
+        self._outer.append(_THREAD.graph)
+        _THREAD.graph = self
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        _THREAD.graph = self._outer.pop()
+
+    def __len__(self) -> int:
+        return len(self.recorded_types)
+
+    def __repr__(self) -> str:
+        if self.recorded_types is None:
+            return f"<dropped graph, version {self.version}>"
+        return f"<graph of {len(self)} nodes, {self.dtype}, policy {self.policy}, version {self.version}>"
+
+    @property
+    def batches(self) -> int:
+        """Batches run forward so far."""
+        return 0 if self.execution is None else int(self.execution.batches)
+
+    @property
+    def lower_bound(self) -> int:
+        """Batches that any policy needs at least for what was run so far: Σ over types of the longest chain of the type."""
+        return 0 if self.execution is None else int(self.execution.lower_bound())
+
+    @property
+    def top(self) -> Any:
+        """What new nodes are recorded into: the graph, or its innermost checkpoint."""
+        return self._top
+
+    def drop(self) -> None:
+        """Forget everything: expressions of this graph become stale, its memory is free for the next one."""
+        self.types = self.args = None
+        self.recorded_types = self.recorded_args = None  # type: ignore[assignment]
+        for checkpoint in self.checkpoints:
+            checkpoint.drop()
+        self.checkpoints = []
+        self._top = self
+        if self.execution is not None:
+            self.execution.release()
+            self.execution = None
+        self.input_chunks, self.input_chunk, self.input_room = [], _EMPTY, 0
+        self.numbers, self.zeros, self.parameters, self.tables = {}, {}, set(), set()
+
+    def seal(self) -> None:
+        """Send all recording through `record` from now on (a checkpoint lies above, or nodes are computed at once)."""
+        self.types = self.args = None
+
+    def unseal(self) -> None:
+        """Record directly again."""
+        if not self.immediate:
+            self.types, self.args = self.recorded_types, self.recorded_args
+
+    def add_input(self, values: np.ndarray) -> tuple[int, np.ndarray]:
+        """Copy numbers into the graph; return the immediate that names them, and the place where they lie (flat).
+
+        Chunks of inputs never move, so an address holds as long as the graph.
+        """
+        n = values.size
+        if n > self.input_room:
+            size = max(n, 4096, 2 * self.input_chunk.size if self.input_chunk.size < 1 << 22 else 0)
+            self.input_chunk = np.empty(size, self.dtype)
+            self.input_chunks.append(self.input_chunk)
+            self.input_room = size
+        start = self.input_chunk.size - self.input_room
+        place = self.input_chunk[start : start + n]
+        place[:] = values
+        self.input_room -= n
+        self.input_addresses.append(place.ctypes.data)
+        return len(self.input_addresses) - 1, place
+
+    def enter(self, parameter: Any, rows: bool = False) -> None:
+        """Take note of a parameter used in this graph, or of a table of which `rows` are: keep it alive, check its dtype."""
+        known = self.tables if rows else self.parameters
+        if parameter in known:
+            return
+        dtype = PARAMETERS.dtypes[(-parameter.index - 1) // 2]
+        if dtype != self.dtype:
+            raise ArgumentError(
+                f"a parameter of dtype {dtype} is used in a graph of dtype {self.dtype}\n"
+                f"  try       ParameterCollection(dtype={self.dtype!r}), or configure(dtype={dtype!r}) before both are made"
+            )
+        known.add(parameter)
+
+
+_EMPTY = np.empty(0, np.float32)
+
+
+class Checkpoint:
+    """What is recorded above a mark of a graph: shares the graph's lists, so that `cg_revert` can cut them.
+
+    Its expressions hold the checkpoint in place of the graph, and so turn stale when it is reverted, though their
+    indices are used again.
+    """
+
+    __slots__ = ("args", "graph", "marks", "types")
+
+    def __init__(self, graph: Graph, marks: tuple[Any, ...]) -> None:
+        self.graph: Graph | None = graph
+        self.marks = marks
+        self.types: Any = None
+        self.args: Any = None
+
+    def drop(self) -> None:
+        """Make the expressions of this checkpoint stale."""
+        self.graph = self.types = self.args = None
+
+
+def graph_of(owner: Any, what: str = "this expression") -> Graph:
+    """Return the graph behind the `graph` slot of an expression; raise StaleExpressionError if it was dropped."""
+    graph = owner.graph if isinstance(owner, Checkpoint) else owner
+    if graph is None or graph.recorded_types is None:
+        why = "cg_revert()" if isinstance(owner, Checkpoint) else "renew_cg()"
+        raise StaleExpressionError(
+            f"{what} is stale: it was made before the last {why}, which dropped it\n"
+            "  try       make it again in the current graph"
+        )
+    return graph
+
+
+# Settings and the current graph ---------------------------------------------------------------------------------------
+
+
+def check_dtype(dtype: Any) -> str:
+    """Return "float32" or "float64"; raise ArgumentError for anything else."""
+    try:
+        name = np.dtype(dtype).name
+    except TypeError:
+        name = repr(dtype)
+    if name not in DTYPES:
+        raise ArgumentError(f"dtype {dtype!r} is not supported\n  expected  'float32' or 'float64'")
+    return name
+
+
+@dataclasses.dataclass
+class Settings:
+    """What `configure` sets; new graphs and collections take it from here."""
+
+    policy: str = "ratio"
+    dtype: str = "float32"
+    check_nan: bool = False
+
+
+SETTINGS = Settings()
+
+
+class _Thread(threading.local):
+    """The current graph of each thread, and how many it had."""
+
+    graph: Graph | None = None
+    version: int = 0
+
+
+_THREAD = _Thread()
+
+
+def current_graph() -> Graph:
+    """Return the graph that module functions of this thread record into, made now if there is none."""
+    graph = _THREAD.graph
+    if graph is None:
+        graph = _THREAD.graph = Graph()
+        graph.version = _THREAD.version
+    return graph
+
+
+def new_current_graph(policy: str | None = None) -> Graph:
+    """Drop this thread's current graph and make a new one."""
+    old = _THREAD.graph
+    _THREAD.version += 1
+    graph = Graph(policy=policy)
+    graph.version = _THREAD.version
+    if old is not None:
+        graph._outer = old._outer
+        old.drop()
+    _THREAD.graph = graph
+    return graph
+
+
+def graph_version() -> int:
+    """Return how many times this thread called `renew_cg`."""
+    return _THREAD.version

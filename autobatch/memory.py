@@ -1,0 +1,128 @@
+"""Memory that grows, is handed out from the front, and is kept for the next graph.
+
+An `Arena` is a list of chunks; what it hands out never moves. When a graph goes, its chunks go back to the pool of the thread, and
+the next graph begins with them: in steady state no memory is asked for and no page is touched for the first time. A graph
+that needed several chunks leaves one of their joint size instead.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+
+import numpy as np
+
+ALIGN = 64
+_SMALLEST = 1 << 20  # bytes
+
+
+class _Pool(threading.local):
+    """Free chunks of the calling thread, largest last."""
+
+    def __init__(self) -> None:
+        self.chunks: list[np.ndarray] = []
+
+
+_POOL = _Pool()
+
+
+class Arena:
+    """Contiguous pieces of memory, all given back together."""
+
+    __slots__ = ("_at", "_chunk", "_chunks", "_end", "_start", "_used")
+
+    def __init__(self) -> None:
+        self._chunks: list[np.ndarray] = []
+        self._at = self._end = self._start = self._used = 0
+
+    def take(self, size: int) -> int:
+        """Return the address of `size` bytes, aligned to 64; their content is arbitrary."""
+        size = (size + ALIGN - 1) // ALIGN * ALIGN
+        if self._at + size > self._end:
+            self._grow(size)
+        at = self._at
+        self._at = at + size
+        return at
+
+    def give_back(self, address: int) -> None:
+        """Take back what was handed out last, from `address` to its end."""
+        self._at = max(self._start, (address + ALIGN - 1) // ALIGN * ALIGN)
+
+    def mark(self) -> tuple[int, int]:
+        """Return the present state, for `cut`."""
+        return len(self._chunks), self._at
+
+    def cut(self, mark: tuple[int, int]) -> None:
+        """Go back to a `mark`: everything handed out since is free again."""
+        count, at = mark
+        while len(self._chunks) > max(count, 1):
+            _POOL.chunks.append(self._chunks.pop())
+        if self._chunks:
+            self._open(self._chunks[-1])
+            self._at = at if count else self._start
+
+    def _open(self, chunk: np.ndarray) -> None:
+        self._start = -(-chunk.ctypes.data // ALIGN) * ALIGN
+        self._end = chunk.ctypes.data + chunk.nbytes
+        self._at = self._start
+
+    def _grow(self, size: int) -> None:
+        self._used += self._at - self._start
+        pool = _POOL.chunks
+        pool.sort(key=lambda c: c.nbytes)
+        if pool and pool[-1].nbytes >= size + ALIGN:
+            chunk = pool.pop()
+        else:
+            total = sum(c.nbytes for c in self._chunks)
+            chunk = np.empty(max(_SMALLEST, total, size + ALIGN), np.uint8)
+        self._chunks.append(chunk)
+        self._open(chunk)
+
+    @property
+    def reserved(self) -> int:
+        """Bytes held."""
+        return sum(c.nbytes for c in self._chunks)
+
+    @property
+    def used(self) -> int:
+        """Bytes handed out."""
+        return self._used + self._at - self._start
+
+    def spans(self) -> list[tuple[int, int]]:
+        """Return first and last+1 address of each chunk."""
+        return [(c.ctypes.data, c.ctypes.data + c.nbytes) for c in self._chunks]
+
+    def release(self) -> None:
+        """Give all chunks back to the pool of this thread."""
+        if len(self._chunks) > 1:
+            total = self.reserved
+            self._chunks = [np.empty(total, np.uint8)]
+        _POOL.chunks.extend(self._chunks)
+        self._chunks = []
+        self._at = self._end = self._start = self._used = 0
+
+    def __del__(self) -> None:
+        if self._chunks:
+            self.release()
+
+
+def free_pool() -> None:
+    """Give the memory that this thread keeps for its next graph back to the system."""
+    _POOL.chunks.clear()
+
+
+def pooled() -> int:
+    """Return the bytes that this thread keeps for its next graph."""
+    return sum(c.nbytes for c in _POOL.chunks)
+
+
+def read(address: int, count: int, dtype: str) -> np.ndarray:
+    """Return a copy of `count` numbers at an address."""
+    out = np.empty(count, dtype)
+    ctypes.memmove(out.ctypes.data, address, out.nbytes)
+    return out
+
+
+def write(address: int, values: np.ndarray) -> None:
+    """Copy the numbers of a contiguous array to an address."""
+    ctypes.memmove(address, values.ctypes.data, values.nbytes)

@@ -1,0 +1,622 @@
+"""Parameters, look-up tables and the collections that hold them.
+
+Each parameter owns two flat arrays, values and gradients, that graphs read and write in place. They are column-major (DyNet's
+layout), and a look-up table is one row after the other, each of them column-major:
+
+    W (2, 3)        W00 W10 | W01 W11 | W02 W12
+    E (V, 2)        E00 E01 | E10 E11 | E20 E21 | ...        touched  1 0 1 ...  (one byte a row: has it a gradient?)
+
+As an expression a parameter needs no node: it belongs to no graph (`graph` is None), and its index tells what it is:
+
+    index   -1  -2  -3  -4  -5 ...        -2 pid - 1      parameter pid, to be trained
+    pid      0   0   1   1   2 ...        -2 pid - 2      the same as a constant: `expr(update=False)`
+
+A pid is never given twice, so an expression or a plan kept too long can meet no other parameter than its own.
+
+Weight decay. DyNet keeps one factor w for all parameters of a collection, shows θ w to the graph, divides each step by w and
+multiplies w with 1-λ after each update. Here graphs read the values in place, so the values themselves are multiplied: what is
+stored is θ w, what a graph sees is the same to rounding. Hence `as_array()` gives what the graph sees (DyNet: θ), and
+`set_value` sets it (DyNet: then shows the new value times w).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import math
+import operator
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from autobatch import graph
+from autobatch.expression import Expression
+from autobatch.initializers import PyInitializer, numbers, resolve
+from autobatch.kernels._errors import ArgumentError, ConstructionError, DeviceError, ShapeError, message
+
+_MAX_RANK = 7
+_ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
+
+_default_decay = 0.0
+_revision = 0
+
+
+def configure_weight_decay(lam: float) -> None:
+    """Set the λ that outermost collections made from now on start with (DyNet's ``--dynet-weight-decay``)."""
+    global _default_decay
+    _default_decay = _lambda(lam)
+
+
+def revision() -> int:
+    """Return a number that changes when any collection grows or any `set_updated` changes something."""
+    return _revision
+
+
+def _changed() -> None:
+    global _revision
+    _revision += 1
+
+
+# Checks ---------------------------------------------------------------------------------------------------------------
+
+
+def _lambda(lam: Any) -> float:
+    result = float(np.float32(lam))
+    if not 0 <= result < 1:
+        raise ArgumentError(f"weight decay λ = {lam}: a number in [0, 1) is expected; each update multiplies values by 1 - λ")
+    return result
+
+
+def _dims(what: str, dim: Any) -> tuple[int, ...]:
+    """Return `dim`, an int or a sequence of ints, as a tuple of positive ints."""
+    entries = tuple(dim) if isinstance(dim, (tuple, list)) else (dim,)
+    try:
+        dims = tuple(int(d) if isinstance(d, float) and d.is_integer() and d is not dim else operator.index(d) for d in entries)
+    except TypeError:
+        raise TypeError(f"{what}: dim is a tuple of ints, or one int, not {type(dim).__name__} {dim!r}") from None
+    return _check_dims(what, dims)
+
+
+def _check_dims(what: str, dims: tuple[int, ...]) -> tuple[int, ...]:
+    if not 1 <= len(dims) <= _MAX_RANK or min(dims) < 1:
+        raise ShapeError(message(f"{what}: dim {dims} does not do", expected=f"1 to {_MAX_RANK} sizes, each at least 1"))
+    return dims
+
+
+def _name(what: str, name: Any) -> str:
+    if name is None:
+        return ""
+    if not isinstance(name, str):
+        raise TypeError(f"{what}: name is a str, not {type(name).__name__} {name!r}")
+    if "/" in name or "_" in name:
+        raise ConstructionError(
+            message(
+                f"{what}: the name {name!r} holds '/' or '_', which separate the names of collections and of namesakes",
+                cure=repr(name.replace("/", "-").replace("_", "-")),
+            )
+        )
+    return name
+
+
+def _device(what: str, device: Any) -> None:
+    if device not in ("", "CPU", None):
+        raise DeviceError(f"{what}: there is no device {device!r}; parameters live on 'CPU'")
+
+
+def aligned(n: int, dtype: str) -> NDArray[Any]:
+    """Return n zeros that begin at a multiple of 64 bytes."""
+    size = n * np.dtype(dtype).itemsize
+    memory = np.zeros(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype)
+
+
+@functools.cache
+def _functions() -> Any:
+    """Return the room of the user's functions: it lies above this one, so it is looked for at the first call."""
+    return importlib.import_module("autobatch.functions")
+
+
+# Parameters -----------------------------------------------------------------------------------------------------------
+
+
+class Storage(Expression):
+    """What parameters and look-up tables have in common: two flat arrays, known to graphs under a number."""
+
+    __slots__ = ("__weakref__", "_name", "_updated", "dims", "dtype", "gradients", "pid", "values")
+
+    def __init__(
+        self, name: str, dims: tuple[int, ...], values: NDArray[np.floating], touched: NDArray[np.uint8] | None = None
+    ) -> None:
+        self._name = name
+        self._updated = True
+        self.dims = dims
+        self.dtype = values.dtype.name
+        self.values = values
+        self.gradients: NDArray[np.floating] = aligned(values.size, self.dtype)
+        self.pid: int = graph.new_parameter(self.values, self.gradients, dims, self.dtype, touched)
+        self.graph = None
+        self.index = graph.parameter_index(self.pid, True)
+        self.type = graph.parameter_type(self.pid, dims, True)
+
+    def expr(self, update: bool = True) -> Expression:
+        """Return the parameter as an expression.
+
+        Parameters
+        ----------
+        update : True: the parameter itself, to be trained. False: its values as a constant, no gradient flows into it.
+
+        Notes
+        -----
+        DyNet 2.1 gives a constant unless ``update=True`` is said; its older versions, and most programs, mean what is done
+        here.
+        """
+        return self if update else _Constant(self)
+
+    def shape(self) -> tuple[int, ...]:
+        """Return the dims; those of a look-up table begin with V."""
+        return self.dims
+
+    def name(self) -> str:
+        """Return the full name, for example "/encoder/W"."""
+        return self._name
+
+    def is_updated(self) -> bool:
+        """Return whether trainers change the values."""
+        return self._updated
+
+    def set_updated(self, b: bool) -> None:
+        """Let trainers change the values (True, as at the start), or leave them and the gradient alone (False)."""
+        self._updated = bool(b)
+        _changed()
+
+    def scale(self, s: float) -> None:
+        """Multiply all values by s."""
+        self.values *= self.values.dtype.type(s)
+
+    def scale_gradient(self, s: float) -> None:
+        """Multiply the gradient by s."""
+        self.gradients *= self.gradients.dtype.type(s)
+
+    def _reset_gradient(self) -> None:
+        self.gradients.fill(0)
+
+
+class _Constant(Expression):
+    """The values of a parameter, passing no gradient on. Keeps the parameter, and so the memory, alive."""
+
+    __slots__ = ("of",)
+
+    def __init__(self, of: Storage) -> None:
+        self.of = of
+        self.graph = None
+        self.index = graph.parameter_index(of.pid, False)
+        self.type = graph.parameter_type(of.pid, of.dims, False)
+
+
+class Parameters(Storage):
+    """An array of numbers that is trained; made by `ParameterCollection.add_parameters`.
+
+    It is an expression: use it in any operation, in any graph.
+
+    Attributes
+    ----------
+    values, gradients : (product of dims,), the collection's dtype, column-major: the memory that graphs and trainers work on.
+    """
+
+    __slots__ = ()
+
+    def as_array(self) -> NDArray[np.float64]:
+        """Return a copy of the values: float64, of the dims."""
+        return self._array(self.values)
+
+    def grad_as_array(self) -> NDArray[np.float64]:
+        """Return a copy of the gradient: float64, of the dims. Zero after an update, and before any backward."""
+        return self._array(self.gradients)
+
+    def _array(self, flat: NDArray[np.floating]) -> NDArray[np.float64]:
+        return np.array(flat.reshape(self.dims, order="F"), dtype=np.float64, order="F")
+
+    def set_value(self, arr: ArrayLike) -> None:
+        """Set all values.
+
+        Parameters
+        ----------
+        arr : array, or nested list, of the dims.
+
+        Raises
+        ------
+        ShapeError
+            Other dims.
+        """
+        array = numbers("set_value", arr)
+        if array.shape != self.dims:
+            raise ShapeError(message(f"set_value: the array does not fit {self}", str(array.shape), str(self.dims)))
+        self.values[:] = array.ravel(order="F")
+
+    def zero(self) -> None:
+        """Set the values and the gradient to 0."""
+        self.values.fill(0)
+        self.gradients.fill(0)
+
+    def clip_inplace(self, left: float, right: float) -> None:
+        """Move values below `left` to `left`, then values above `right` to `right`."""
+        np.clip(self.values, left, right, out=self.values)
+
+    def __repr__(self) -> str:
+        return f"Parameter {self._name}"
+
+    __str__ = __repr__
+
+
+class LookupParameters(Storage):
+    """A table of V rows that are trained one by one; made by `ParameterCollection.add_lookup_parameters`.
+
+    ``table[i]`` is row i as an expression, ``table.batch(list)`` many rows as one batched expression. The table itself is an
+    expression of dims (row ..., V): a row is one column of it.
+
+    Attributes
+    ----------
+    values, gradients : (V times the product of the row's dims,): the memory that graphs and trainers work on, row after row.
+    touched : (V,), uint8: backward sets 1 where it adds to the gradient of a row. Who writes to `gradients` sets it too.
+    row_dims : dims of a row.
+    """
+
+    __slots__ = ("row_dims", "touched")
+
+    def __init__(self, name: str, dims: tuple[int, ...], values: NDArray[np.floating]) -> None:
+        self.row_dims = dims[:-1]
+        self.touched: NDArray[np.uint8] = aligned(dims[-1], "uint8")
+        super().__init__(name, dims, values, self.touched)
+
+    def shape(self) -> tuple[int, ...]:
+        """Return (V, dims of a row ...)."""
+        return (self.dims[-1], *self.row_dims)
+
+    def __len__(self) -> int:
+        return self.dims[-1]
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __getitem__(self, i: Any) -> Expression:
+        """Return row i as an expression.
+
+        Raises
+        ------
+        IndexError
+            i is V or more (so that iteration ends; DyNet's never does).
+        OverflowError
+            i is negative.
+        TypeError
+            i is no integer.
+        """
+        if type(i) is not int or not 0 <= i < self.dims[-1]:
+            i = self._row(i)
+        return _functions().lookup(self, i)
+
+    def __iter__(self) -> Iterator[Expression]:
+        return (self[i] for i in range(len(self)))
+
+    def batch(self, i: Sequence[int]) -> Expression:
+        """Return the rows of a list of numbers as one expression with a batch of that size."""
+        return _functions().lookup_batch(self, i)
+
+    def _row(self, i: Any) -> int:
+        try:
+            number = operator.index(i)
+        except TypeError:
+            raise TypeError(f"{self}: the number of a row is an int, not {type(i).__name__} {i!r}") from None
+        if number < 0:
+            raise OverflowError(f"{self}: row {number}: rows are counted from 0, and not from the end")
+        if number >= len(self):
+            raise IndexError(f"{self}: row {number} of a table of {len(self)} rows")
+        return number
+
+    def _table(self, flat: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Return flat values or gradients as a view (V, row ...)."""
+        return np.moveaxis(flat.reshape(self.dims, order="F"), -1, 0)
+
+    def as_array(self) -> NDArray[np.float64]:
+        """Return a copy of the table: float64, (V, row ...)."""
+        return self._table(self.values).astype(np.float64)
+
+    def grad_as_array(self) -> NDArray[np.float64]:
+        """Return a copy of the gradient: float64, (V, row ...)."""
+        return self._table(self.gradients).astype(np.float64)
+
+    def row_as_array(self, i: int) -> NDArray[np.float64]:
+        """Return a copy of row i: float64, of its dims (IndexError, OverflowError as for ``table[i]``)."""
+        return self._table(self.values)[self._row(i)].astype(np.float64)
+
+    def row_grad_as_array(self, i: int) -> NDArray[np.float64]:
+        """Return a copy of the gradient of row i: float64, of its dims."""
+        return self._table(self.gradients)[self._row(i)].astype(np.float64)
+
+    def rows_as_array(self, rows: Sequence[int]) -> NDArray[np.float64]:
+        """Return copies of rows: float64, (number of rows, row ...)."""
+        return self._table(self.values)[[self._row(i) for i in rows]].astype(np.float64)
+
+    def rows_grad_as_array(self, rows: Sequence[int]) -> NDArray[np.float64]:
+        """Return copies of the gradients of rows: float64, (number of rows, row ...)."""
+        return self._table(self.gradients)[[self._row(i) for i in rows]].astype(np.float64)
+
+    def init_row(self, i: int, row: ArrayLike) -> None:
+        """Set row i.
+
+        Parameters
+        ----------
+        i : number of the row.
+        row : its values, of the row's dims, or flat and column-major.
+
+        Raises
+        ------
+        ShapeError
+            Too many or too few numbers, or other dims (DyNet dies).
+        """
+        number, array = self._row(i), numbers("init_row", row)
+        if array.shape not in (self.row_dims, (math.prod(self.row_dims),)):
+            raise ShapeError(message(f"init_row: the row does not fit {self}", str(array.shape), str(self.row_dims)))
+        size = array.size
+        self.values[number * size : (number + 1) * size] = array.ravel(order="F")
+
+    def init_from_array(self, arr: ArrayLike) -> None:
+        """Set the first rows of the table.
+
+        Parameters
+        ----------
+        arr : (n, row ...), n at most V.
+
+        Raises
+        ------
+        ShapeError
+            More than V rows, or other dims.
+        """
+        array = numbers("init_from_array", arr)
+        if array.ndim == 0 or array.shape[1:] != self.row_dims or len(array) > len(self):
+            expected = f"(n, {', '.join(map(str, self.row_dims))}), n at most {len(self)}"
+            raise ShapeError(message(f"init_from_array: the array does not fit {self}", str(array.shape), expected))
+        self._table(self.values)[: len(array)] = array
+
+    def zero(self) -> None:
+        """Set all values to 0; the gradient stays (as in DyNet; `Parameters.zero` clears both)."""
+        self.values.fill(0)
+
+    def _reset_gradient(self) -> None:
+        self.gradients.fill(0)
+        self.touched.fill(0)
+
+    def __repr__(self) -> str:
+        return f"LookupParameter {self._name}"
+
+    __str__ = __repr__
+
+
+# Collections ----------------------------------------------------------------------------------------------------------
+
+
+class ParameterCollection:
+    """A set of parameters and look-up tables, and of collections inside it; what a trainer trains.
+
+    Parameters
+    ----------
+    parent : ignored (as in DyNet): `add_subcollection` makes a collection inside another.
+    dtype : "float32" or "float64", of all its parameters; None: the configured one, float32 at first.
+
+    Examples
+    --------
+    >>> model = ParameterCollection()
+    >>> W, b = model.add_parameters((2, 3), name="W"), model.add_parameters(2, init=0)
+    >>> encoder = model.add_subcollection("encoder")
+    >>> table = encoder.add_lookup_parameters((1000, 50))
+    >>> [p.name() for p in model.parameters_list() + model.lookup_parameters_list()]
+    ['/W', '/_0', '/encoder/_0']
+    >>> model.parameter_count()
+    50008
+    """
+
+    def __init__(self, parent: object = None, dtype: str | None = None) -> None:
+        self.dtype: str = graph.check_dtype(graph.SETTINGS.dtype if dtype is None else dtype)
+        self._decay = _default_decay
+        self._prefix = "/"
+        self._outer: ParameterCollection | None = None
+        self._members: list[Parameters] = []
+        self._tables: list[LookupParameters] = []
+        self._namesakes: dict[str, int] = {}
+        self._inner_namesakes: dict[str, int] = {}
+
+    # Making
+
+    def add_parameters(
+        self,
+        dim: int | Sequence[int],
+        init: PyInitializer | ArrayLike | str | None = None,
+        name: str = "",
+        device: str = "",
+        scale: float = 1.0,
+        mean: float = 0.0,
+        std: float = 1.0,
+    ) -> Parameters:
+        """Make a parameter.
+
+        Parameters
+        ----------
+        dim : 1 to 7 sizes; an int n is (n,). Not looked at if `init` is an array: the parameter gets the array's.
+        init : initial values, see `autobatch.initializers.resolve`; None is Glorot's.
+        name : without "/" and "_"; a second parameter W is called W_1, and one without a name _0, _1, ...
+        device : "" or "CPU".
+        scale, mean, std : for ``init="uniform"`` (±scale) and ``init="normal"``.
+
+        Raises
+        ------
+        TypeError
+            `dim` or `name` is of another type.
+        ShapeError
+            A size below 1, more than 7 sizes, an initializer of other dims.
+        ArgumentError
+            An unknown initializer.
+        ConstructionError
+            "/" or "_" in `name`; a matrix that is not square and must be. (RuntimeError and ValueError)
+        DeviceError
+            An unknown device.
+        """
+        what = "add_parameters"
+        dims = _check_dims(what, init.shape) if isinstance(init, np.ndarray) else _dims(what, dim)
+        initializer = resolve(init, dims, scale=scale, mean=mean, std=std)
+        _device(what, device)
+        return self._add_parameters(what, dims, initializer, name)
+
+    def add_lookup_parameters(
+        self,
+        dim: int | Sequence[int],
+        init: PyInitializer | ArrayLike | str | None = None,
+        name: str = "",
+        device: str = "",
+        scale: float = 1.0,
+        mean: float = 0.0,
+        std: float = 1.0,
+    ) -> LookupParameters:
+        """Make a look-up table.
+
+        Parameters
+        ----------
+        dim : (V, row ...): number of rows, dims of a row. V or (V,) alone: rows of (1,).
+        init, name, device, scale, mean, std : as in `add_parameters`. An array is (V, row ...).
+
+        Raises
+        ------
+        TypeError, ShapeError, ArgumentError, ConstructionError, DeviceError
+            As `add_parameters`.
+        """
+        what = "add_lookup_parameters"
+        if isinstance(init, np.ndarray):
+            init = init.reshape(-1, 1) if init.ndim == 1 else init
+            dims = _check_dims(what, init.shape)
+        else:
+            dims = _dims(what, dim)
+        if len(dims) == 1:
+            dims = (*dims, 1)
+        initializer = resolve(init, dims, lookup=True, scale=scale, mean=mean, std=std)
+        _device(what, device)
+        return self._add_table(what, (*dims[1:], dims[0]), initializer, name)
+
+    def parameters_from_numpy(self, array: ArrayLike, name: str = "", device: str = "") -> Parameters:
+        """Make a parameter of the dims and the values of an array."""
+        return self.add_parameters(1, numbers("parameters_from_numpy", array), name, device)
+
+    def lookup_parameters_from_numpy(self, array: ArrayLike, name: str = "", device: str = "") -> LookupParameters:
+        """Make a look-up table of the dims and the values of an array (V, row ...)."""
+        return self.add_lookup_parameters(1, numbers("lookup_parameters_from_numpy", array), name, device)
+
+    def add_subcollection(self, name: str | None = None) -> ParameterCollection:
+        """Make a collection inside this one: its members are also this one's, and a trainer on it trains only them.
+
+        Parameters
+        ----------
+        name : without "/" and "_" (ConstructionError). The second one called foo is "/foo_1/", one without a name "/_0/".
+        """
+        name = _name("add_subcollection", name)
+        inner = ParameterCollection(dtype=self.dtype)
+        inner._prefix = f"{self._prefix}{_numbered(name, self._inner_namesakes)}/"
+        inner._outer = self
+        inner._decay = self._decay
+        return inner
+
+    def _add_parameters(self, what: str, dims: tuple[int, ...], initializer: PyInitializer, name: Any) -> Parameters:
+        name = _name(what, name)
+        values = _initial(initializer, dims, self.dtype)  # may raise: before the name is given away
+        result = Parameters(self._prefix + _numbered(name, self._namesakes), dims, values)
+        for collection in self._and_outer():
+            collection._members.append(result)
+        _changed()
+        return result
+
+    def _add_table(self, what: str, dims: tuple[int, ...], initializer: PyInitializer, name: Any) -> LookupParameters:
+        name = _name(what, name)
+        values = _initial(initializer, dims, self.dtype)
+        result = LookupParameters(self._prefix + _numbered(name, self._namesakes), dims, values)
+        for collection in self._and_outer():
+            collection._tables.append(result)
+        _changed()
+        return result
+
+    def _and_outer(self) -> Iterator[ParameterCollection]:
+        collection: ParameterCollection | None = self
+        while collection is not None:
+            yield collection
+            collection = collection._outer
+
+    # Asking
+
+    def parameters_list(self) -> list[Parameters]:
+        """Return the parameters, those of inner collections too, in the order in which they were made."""
+        return list(self._members)
+
+    def lookup_parameters_list(self) -> list[LookupParameters]:
+        """Return the look-up tables, those of inner collections too, in the order in which they were made."""
+        return list(self._tables)
+
+    def parameter_count(self) -> int:
+        """Return how many numbers all parameters and tables have together."""
+        return sum(p.values.size for p in [*self._members, *self._tables])
+
+    def name(self) -> str:
+        """Return the full name: "/" for an outermost collection, else for example "/encoder/"."""
+        return self._prefix
+
+    def __repr__(self) -> str:
+        return f"<ParameterCollection {self._prefix}: {len(self._members)} parameters, {len(self._tables)} look-up tables>"
+
+    # Training
+
+    def reset_gradient(self) -> None:
+        """Set the gradients of all parameters and tables to 0 (DyNet has it in C++ only)."""
+        for p in [*self._members, *self._tables]:
+            p._reset_gradient()
+
+    def get_weight_decay(self) -> float:
+        """Return λ of the weight decay; 0: none."""
+        return self._decay
+
+    def set_weight_decay(self, lam: float) -> None:
+        """Let each update by a trainer of this collection multiply the values it trains by 1 - λ, after its step.
+
+        Parameters
+        ----------
+        lam : λ, in [0, 1); kept as float32. An inner collection starts with the λ of its outer one and keeps its own.
+
+        Raises
+        ------
+        ArgumentError
+            Any other number (DyNet dies).
+
+        Notes
+        -----
+        All values of a look-up table decay, as in DyNet, so an update costs time for every row, not only for the touched
+        ones. Parameters with ``set_updated(False)`` keep their values; in DyNet they shrink with the others, as seen by the
+        graph, and jump back from time to time. A trainer of an inner collection applies that collection's λ (DyNet: shows
+        nothing of it for a while, then multiplies at once).
+        """
+        self._decay = _lambda(lam)
+
+    def set_weight_decay_lambda(self, lam: float) -> None:
+        """Do as `set_weight_decay` (DyNet's older name for it)."""
+        self.set_weight_decay(lam)
+
+
+Model = ParameterCollection
+
+
+def _numbered(name: str, namesakes: dict[str, int]) -> str:
+    """Return `name`, with a number if it is taken or empty, and count it."""
+    count = namesakes.get(name, 0)
+    namesakes[name] = count + 1
+    return f"{name}_{count}" if count or not name else name
+
+
+def _initial(initializer: PyInitializer, dims: tuple[int, ...], dtype: str) -> NDArray[np.floating]:
+    values = aligned(math.prod(dims), dtype)
+    initializer.fill(values, dims)
+    return values

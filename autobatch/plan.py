@@ -1,0 +1,652 @@
+"""Where everything lies, and the tables of instructions: pure functions from integers to integers.
+
+Forward. The values of all nodes of one type are one block, type by type, in the order in which they run, so the output of a
+batch is contiguous and so are all outputs of a type:
+
+    block of type 0                     | block of type 1      | ...
+    | batch 3      | batch 7    | ...   | batch 4  | ...       |
+
+An argument whose items already lie at even distances is read in place; otherwise kernels read through a list of addresses.
+Arguments that a matrix product reads (DENSE) are copied together first where they do not lie together, into a block of their
+own, also type by type: what was gathered for one batch stands beside what was gathered for the next.
+
+Backward. The gradients have the same blocks. Batches run in reverse. Whether a batch may store a gradient or has to add to it
+is known here: the first one to write to a node stores; where firsts and others mix in one batch, the firsts are zeroed and the
+batch adds. Gradients of parameters that a whole type shares are formed last, once, from the blocks of the type.
+
+    kind of node   value                                gradient
+    op             in the block of its type             likewise
+    view           inside its argument                  inside that of its argument
+    input          where it was copied when recorded    a slot of its own, only if asked for
+    row            in the table                         a slot of its own, added to the table at the end
+    stop           inside its argument                  a slot of its own
+    parameter      (negative argument)                  in the parameter
+
+Nothing here touches a number of a value. Addresses are absolute; who calls answers for the memory behind them.
+
+The functions see pointers where they are handed arrays (`compiled_over_pointers`), so sizes are arguments. Rows of the tables
+of types and operands are addressed flat: `t` and `o` are the places where a row begins.
+"""
+
+from autobatch.graph import (
+    ARGUMENTS,
+    BACKWARD,
+    COLUMNS,
+    ELEMENTS,
+    FORWARD,
+    HAS_GRADIENT,
+    IMMEDIATES,
+    INPUT,
+    JOINS,
+    KIND,
+    NEED_COUNT,
+    NEEDS,
+    NUMBERS,
+    OP,
+    OPERAND_COLUMNS,
+    OPERANDS,
+    PREPARE,
+    READS,
+    ROW,
+    SIZE,
+    STOP,
+    TABLE,
+    TYPE_COLUMNS,
+    VIEW,
+    WRITES,
+)
+from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, KERNEL, LENGTH, SIZES, SLOTS, address_of, compiled_over_pointers, inline
+from autobatch.kernels._op import DENSE, SHARED
+
+ALIGN = 64
+THIN = 256  # columns: weight gradients formed from thinner runs than this are worth a copy of their operands
+_ROWS_WORDS = SLOTS + 4 + 1  # a copy of rows: two slots and the literal that SIZES points to
+_ZERO_WORDS = SLOTS + 2 + 1
+_TABLE_WORDS = SLOTS + 8 + 1  # rows added to a table
+
+
+# Survey ---------------------------------------------------------------------------------------------------------------
+
+
+@compiled_over_pointers
+def survey(n0, n1, a0, types, args, info, positions, root, local, nodes, kinds, first, edges, joins, present, dense):  # type: ignore[no-untyped-def]
+    """Reduce the nodes n0 to n1 - 1 to the graph that is scheduled: ops only, views looked through.
+
+    Fills positions (where the arguments of each node begin), root (the node in whose memory it lies, or a parameter), and the
+    reduced graph: nodes, kinds (local types, numbered by first appearance), first, edges, joins, present (local type -> type).
+    `local` is all -1 and is left so. Returns how many nodes, edges, local types, and arguments of these types there are.
+    """
+    at, count, m, T, operands = a0, 0, 0, 0, 0
+    for n in range(n0, n1):
+        type_ = types[n]
+        t = type_ * TYPE_COLUMNS
+        positions[n] = at
+        kind, arguments = info[t + KIND], info[t + ARGUMENTS]
+        dense[n - n0] = -1
+        if kind == OP:
+            l = local[type_]
+            if l < 0:
+                l = T
+                local[type_] = T
+                present[T] = type_
+                joins[T] = info[t + JOINS]
+                operands += arguments
+                T += 1
+            first[count] = m
+            for k in range(arguments):
+                a = args[at + k]
+                if a >= 0 and root[a] >= n0:
+                    d = dense[root[a] - n0]
+                    if d >= 0:
+                        edges[m] = d
+                        m += 1
+            nodes[count], kinds[count], dense[n - n0], root[n] = n, l, count, n
+            count += 1
+        elif kind == VIEW or kind == STOP:
+            a = args[at]
+            root[n] = a if a < 0 else root[a]
+        else:
+            root[n] = n
+        at += arguments + info[t + IMMEDIATES]
+    first[count] = m
+    positions[n1] = at
+    for l in range(T):
+        local[present[l]] = -1
+    return count, m, T, operands
+
+
+# Forward --------------------------------------------------------------------------------------------------------------
+
+
+@inline
+def _aligned(n):  # type: ignore[no-untyped-def]
+    return (n + (ALIGN - 1)) // ALIGN * ALIGN
+
+
+@compiled_over_pointers
+def layout(n_types, n_batches, present, type_start, batch_type, info, operands, itemsize, value_at, gather_first, gather_at):  # type: ignore[no-untyped-def]
+    """Give each type its block of values, and each DENSE argument of a type its block for copies.
+
+    Fills value_at[l], gather_first[l] and gather_at (offsets in bytes); returns the bytes of all blocks, and upper bounds for
+    the words of the table and of the lists of addresses.
+    """
+    at, lists, words, g = 0, 0, 0, 0
+    for l in range(n_types):
+        t, count = present[l] * TYPE_COLUMNS, type_start[l + 1] - type_start[l]
+        value_at[l] = at
+        at += _aligned(count * info[t + SIZE] * itemsize)
+        lists += count * (info[t + ARGUMENTS] + info[t + IMMEDIATES])
+    for l in range(n_types):
+        t, count = present[l] * TYPE_COLUMNS, type_start[l + 1] - type_start[l]
+        gather_first[l] = g
+        for k in range(info[t + ARGUMENTS]):
+            o = (info[t + OPERANDS] + k) * OPERAND_COLUMNS
+            if operands[o + READS] == DENSE:
+                gather_at[g] = at
+                at += _aligned(count * operands[o + ELEMENTS] * itemsize)
+            g += 1
+    for b in range(n_batches):
+        t = present[batch_type[b]] * TYPE_COLUMNS
+        words += SLOTS + 2 * (1 + info[t + ARGUMENTS] + info[t + IMMEDIATES]) + _ROWS_WORDS * info[t + ARGUMENTS]
+    return at, words, lists
+
+
+@inline
+def _head(table, w, kernel, words, items, sizes, flags):  # type: ignore[no-untyped-def]
+    """Write the first words of an instruction."""
+    table[w + KERNEL], table[w + LENGTH], table[w + ITEMS], table[w + SIZES], table[w + FLAGS] = (
+        kernel,
+        words,
+        items,
+        sizes,
+        flags,
+    )
+
+
+@inline
+def _copy(table, w, kernel, items, size, flags, to, to_stride, source, source_stride):  # type: ignore[no-untyped-def]
+    """Write an instruction of two slots of rows of `size` numbers; returns where the next one goes."""
+    _head(table, w, kernel, _ROWS_WORDS, items, address_of(table) + 8 * (w + SLOTS + 4), flags)
+    table[w + SLOTS], table[w + SLOTS + 1], table[w + SLOTS + 2], table[w + SLOTS + 3] = to, to_stride, source, source_stride
+    table[w + SLOTS + 4] = size
+    return w + _ROWS_WORDS
+
+
+@inline
+def _value(a, address, parameter_values):  # type: ignore[no-untyped-def]
+    """Address of the value of an argument."""
+    return address[a] if a >= 0 else parameter_values[(-a - 1) >> 1]
+
+
+@compiled_over_pointers
+def place(n0, n1, n_types, types, args, positions, info, nodes, order, type_start, present, value_at, base, itemsize,
+          parameter_values, input_addresses, address):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Fill in the address of each node from n0 to n1 - 1; `base` is that of the blocks."""
+    for l in range(n_types):
+        size = info[present[l] * TYPE_COLUMNS + SIZE] * itemsize
+        at = base + value_at[l]
+        for p in range(type_start[l], type_start[l + 1]):
+            address[nodes[order[p]]] = at
+            at += size
+    for n in range(n0, n1):
+        t = types[n] * TYPE_COLUMNS
+        kind = info[t + KIND]
+        if kind == VIEW or kind == STOP:
+            at = positions[n]
+            address[n] = _value(args[at], address, parameter_values) + args[at + 1] * itemsize
+        elif kind == INPUT:
+            address[n] = input_addresses[args[positions[n]]]
+        elif kind == ROW:
+            table = parameter_values[(-info[t + TABLE] - 1) >> 1]
+            address[n] = table + args[positions[n]] * info[t + SIZE] * itemsize
+
+
+@compiled_over_pointers
+def forward_table(n_batches, args, positions, info, operands, nodes, order, type_start, present, batch_type, batch_begin, batch_end,
+                  value_at, gather_first, gather_at, base, itemsize, dtype, parameter_values, address, copy_rows,
+                  table, lists, at):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Write the table of a segment; at[b] is where the instruction of batch b begins. Returns words of table and of lists."""
+    w, r = 0, 0
+    for b in range(n_batches):
+        l, lo, hi = batch_type[b], batch_begin[b], batch_end[b]
+        t, n = present[l] * TYPE_COLUMNS, hi - lo
+        arguments, immediates = info[t + ARGUMENTS], info[t + IMMEDIATES]
+        words = SLOTS + 2 * (1 + arguments + immediates)
+        size = info[t + SIZE] * itemsize
+        # The gathers of DENSE arguments come first, and then the instruction: its slots are kept here until it can be written.
+        main = w + _ROWS_WORDS * arguments
+        slots = main + SLOTS
+        table[slots], table[slots + 1] = base + value_at[l] + (lo - type_start[l]) * size, size
+        for k in range(arguments):
+            o = (info[t + OPERANDS] + k) * OPERAND_COLUMNS
+            where = slots + 2 + 2 * k
+            item = operands[o + ELEMENTS] * itemsize
+            start = _value(args[positions[nodes[order[lo]]] + k], address, parameter_values)
+            if operands[o + READS] == SHARED:
+                table[where], table[where + 1] = start, 0
+                continue
+            stride = item
+            if n > 1:
+                stride = _value(args[positions[nodes[order[lo + 1]]] + k], address, parameter_values) - start
+            even, expected = stride >= 0, start
+            for i in range(n):
+                a = _value(args[positions[nodes[order[lo + i]]] + k], address, parameter_values)
+                lists[r + i] = a
+                even &= a == expected
+                expected += stride
+            if even:
+                table[where], table[where + 1] = start, stride
+            else:
+                table[where], table[where + 1] = address_of(lists) + 8 * r, -1
+                r += n
+            if operands[o + READS] == DENSE and not (
+                even and (stride == item or (operands[o + COLUMNS] == 1 and stride > item))
+            ):
+                to = base + gather_at[gather_first[l] + k] + (lo - type_start[l]) * item
+                w = _copy(table, w, copy_rows, n, operands[o + ELEMENTS], 0, to, item, table[where], table[where + 1])
+                table[where], table[where + 1] = to, item
+        for k in range(immediates):
+            where = slots + 2 * (1 + arguments + k)
+            table[where], table[where + 1] = address_of(lists) + 8 * r, 8
+            for i in range(n):
+                lists[r] = args[positions[nodes[order[lo + i]]] + arguments + k]
+                r += 1
+        if main != w:
+            for j in range(SLOTS, words):
+                table[w + j] = table[main + j]
+        _head(table, w, info[t + FORWARD + dtype], words, n, info[t + NUMBERS], 0)
+        at[b] = w
+        w += words
+    return w, r
+
+
+# Backward -------------------------------------------------------------------------------------------------------------
+
+
+@compiled_over_pointers
+def mark(loss, full, types, args, positions, info, operands, active):  # type: ignore[no-untyped-def]
+    """Set active[n] to 3 for the nodes that get a gradient: bit 1, it is wanted there; bit 2, the loss depends on it.
+
+    Wanted: the node depends on a parameter that trains; with `full`, everywhere.
+    """
+    for n in range(loss + 1):
+        t, at = types[n] * TYPE_COLUMNS, positions[n]
+        kind = info[t + KIND]
+        wanted = full
+        if kind == ROW:
+            wanted = full or info[t + TABLE] % 2 != 0
+        elif kind != INPUT and not full:
+            for k in range(info[t + ARGUMENTS]):
+                a = args[at + k]
+                if kind != OP or operands[(info[t + OPERANDS] + k) * OPERAND_COLUMNS + HAS_GRADIENT]:
+                    wanted |= a % 2 != 0 if a < 0 else active[a] != 0
+        active[n] = wanted
+    active[loss] |= 2
+    for n in range(loss, -1, -1):
+        t, at = types[n] * TYPE_COLUMNS, positions[n]
+        kind = info[t + KIND]
+        if active[n] == 3 and (kind == OP or kind == VIEW):
+            for k in range(info[t + ARGUMENTS]):
+                a = args[at + k]
+                if a >= 0 and (kind == VIEW or operands[(info[t + OPERANDS] + k) * OPERAND_COLUMNS + HAS_GRADIENT]):
+                    active[a] |= 2
+
+
+@compiled_over_pointers
+def gradient_layout(n0, n1, n_types, n_batches, types, info, operands, itemsize, nodes, order, type_start, present, batch_type, batch_begin,
+                    batch_end, active, local, start, block_at, slot):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Give each type with an active node its block of gradients, and each active leaf a slot, from offset `start` on.
+
+    Fills block_at[l] (offset, -1 without), slot[n - n0] (offset of a leaf's slot). Returns the end of the last block, the bytes
+    of scratch and of the widest argument, and upper bounds for the words of the table and of the lists.
+    """
+    at, scratch, widest, words, lists = start, 0, 0, 0, 0
+    for l in range(n_types):
+        block_at[l] = -1
+        t = present[l] * TYPE_COLUMNS
+        for p in range(type_start[l], type_start[l + 1]):
+            if active[nodes[order[p]]] == 3:
+                block_at[l] = at
+                at += _aligned((type_start[l + 1] - type_start[l]) * info[t + SIZE] * itemsize)
+                break
+    for b in range(n_batches):
+        l = batch_type[b]
+        if block_at[l] < 0:
+            continue
+        t, n, runs, before = present[l] * TYPE_COLUMNS, 0, 0, False
+        for p in range(batch_begin[b], batch_end[b]):
+            now = active[nodes[order[p]]] == 3
+            runs += now and not before
+            n += now
+            before = now
+        arguments = info[t + ARGUMENTS]
+        words += runs * (SLOTS + 2 * (3 + arguments + info[t + IMMEDIATES]))
+        for k in range(arguments):
+            o = (info[t + OPERANDS] + k) * OPERAND_COLUMNS
+            item = operands[o + ELEMENTS] * itemsize
+            widest = max(widest, item)
+            scratch = max(scratch, n * item)
+            fields = 3 + operands[o + NEED_COUNT] + info[t + IMMEDIATES]
+            words += runs * (SLOTS + 2 * fields + _ROWS_WORDS) + n * _ZERO_WORDS + (runs + 1) * _ROWS_WORDS * operands[o + NEED_COUNT]
+            lists += 2 * n
+    # Leaves, type by type, so that those of one type lie one after the other: count, then place.
+    for n in range(n0, n1):
+        kind = info[types[n] * TYPE_COLUMNS + KIND]
+        if active[n] == 3 and (kind == ROW or kind == INPUT or kind == STOP):
+            local[types[n]] = 1 if local[types[n]] < 0 else local[types[n]] + 1
+            lists += 1
+    for n in range(n0, n1):
+        type_ = types[n]
+        count = local[type_]
+        if count > 0:
+            size = info[type_ * TYPE_COLUMNS + SIZE] * itemsize
+            for m in range(n, n1):
+                if types[m] == type_ and active[m] == 3:
+                    slot[m - n0] = at
+                    at += size
+                    count -= 1
+                    if count == 0:
+                        break
+            at = _aligned(at)
+            words += _TABLE_WORDS
+            local[type_] = -1
+    return at, scratch, widest, words, lists
+
+
+@compiled_over_pointers
+def gradient_places(n0, n1, n_types, types, args, positions, info, itemsize, nodes, order, type_start, present, active, block_at, slot,
+                    base, parameter_gradients, gradient, source):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Fill in the address of the gradient of each active node of a segment, and the node in whose slot it lies (source)."""
+    for l in range(n_types):
+        if block_at[l] < 0:
+            continue
+        size = info[present[l] * TYPE_COLUMNS + SIZE] * itemsize
+        at = base + block_at[l]
+        for p in range(type_start[l], type_start[l + 1]):
+            n = nodes[order[p]]
+            gradient[n], source[n] = at, n
+            at += size
+    for n in range(n0, n1):
+        if active[n] != 3:
+            continue
+        kind = info[types[n] * TYPE_COLUMNS + KIND]
+        if kind == VIEW:
+            a, offset = args[positions[n]], args[positions[n] + 1] * itemsize
+            if a >= 0:
+                gradient[n], source[n] = gradient[a] + offset, source[a]
+            else:
+                gradient[n], source[n] = parameter_gradients[(-a - 1) >> 1] + offset, a
+        elif kind != OP:
+            gradient[n], source[n] = base + slot[n - n0], n
+
+
+@compiled_over_pointers
+def backward_table(n_batches, types, args, positions, info, operands, needs, nodes, order, type_start, present, batch_type,
+                   batch_begin, batch_end, at, forward, active, block_at, gradient_base, gradient, source, touched, itemsize,
+                   dtype, parameter_gradients, scratch, sink, zero_rows, add_rows, table, lists):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Write the backward table of one segment, but for shared parameters and rows. Returns words of the table and of the lists.
+
+    `forward` is the segment's forward table, `at` where its batches begin. `touched[n]` tells whether the gradient in the slot of n
+    was written to.
+    """
+    w, r = 0, 0
+    for b in range(n_batches - 1, -1, -1):
+        l, lo, hi = batch_type[b], batch_begin[b], batch_end[b]
+        if block_at[l] < 0:
+            continue
+        t = present[l] * TYPE_COLUMNS
+        size, slots = info[t + SIZE] * itemsize, at[b] + SLOTS
+        arguments, immediates = info[t + ARGUMENTS], info[t + IMMEDIATES]
+        i = 0
+        while i < hi - lo:
+            if active[nodes[order[lo + i]]] != 3:
+                i += 1
+                continue
+            j = i + 1
+            while j < hi - lo and active[nodes[order[lo + j]]] == 3:
+                j += 1
+            n = j - i
+            dy = gradient_base + block_at[l] + (lo + i - type_start[l]) * size
+            if info[t + PREPARE + dtype]:
+                words = SLOTS + 2 * (3 + arguments + immediates)
+                _head(table, w, info[t + PREPARE + dtype], words, n, info[t + NUMBERS], 0)
+                s = w + SLOTS
+                table[s], table[s + 1], table[s + 2], table[s + 3] = 0, 0, dy, size
+                for k in range(1 + arguments + immediates):
+                    _from(table, s + 4 + 2 * k, forward, slots + 2 * k, i)
+                w += words
+            for k in range(arguments):
+                o = (info[t + OPERANDS] + k) * OPERAND_COLUMNS
+                if not operands[o + HAS_GRADIENT] or operands[o + WRITES] == SHARED:
+                    continue
+                # Where the gradients go, and which of these places are written to for the first time.
+                item = operands[o + ELEMENTS] * itemsize
+                firsts, sinks, even, to, stride = 0, 0, True, 0, 0
+                zeros, zero_size = 0, 0
+                flags_at = r + n  # lists[r:r+n] places, lists[r+n:r+2n] sources of those written to for the first time
+                for q in range(n):
+                    a = args[positions[nodes[order[lo + i + q]]] + k]
+                    place_, fresh = sink, -1
+                    if a < 0:
+                        if a % 2 != 0:
+                            place_ = parameter_gradients[(-a - 1) >> 1]
+                        else:
+                            sinks += 1
+                    elif active[a] != 3:
+                        sinks += 1
+                    else:
+                        place_ = gradient[a]
+                        root = source[a]
+                        if root >= 0 and not touched[root]:
+                            touched[root] = 1
+                            if info[types[root] * TYPE_COLUMNS + SIZE] == operands[o + ELEMENTS]:
+                                fresh = root
+                                firsts += 1
+                            else:
+                                # The first to write writes a part: all of it must be zero.
+                                _head(table, w, zero_rows, _ZERO_WORDS, 1, address_of(table) + 8 * (w + SLOTS + 2), 0)
+                                table[w + SLOTS], table[w + SLOTS + 1] = gradient[root], 0
+                                table[w + SLOTS + 2] = info[types[root] * TYPE_COLUMNS + SIZE]
+                                w += _ZERO_WORDS
+                    lists[r + q], lists[flags_at + q] = place_, fresh
+                    if q == 1:
+                        stride = place_ - to
+                    elif q == 0:
+                        to = place_
+                    even &= place_ == to + q * stride
+                if sinks == n:
+                    continue
+                flags = k << 8
+                if firsts < n - sinks:
+                    flags |= ACCUMULATE
+                    if firsts:
+                        for q in range(n):
+                            fresh = lists[flags_at + q]
+                            if fresh >= 0:
+                                lists[flags_at + zeros] = gradient[fresh]
+                                zeros += 1
+                        _head(table, w, zero_rows, _ZERO_WORDS, zeros, address_of(table) + 8 * (w + SLOTS + 2), 0)
+                        table[w + SLOTS], table[w + SLOTS + 1] = address_of(lists) + 8 * flags_at, -1
+                        table[w + SLOTS + 2] = operands[o + ELEMENTS]
+                        w += _ZERO_WORDS
+                if n == 1:
+                    stride = item
+                even &= stride >= 0
+                count = operands[o + NEED_COUNT]
+                words = SLOTS + 2 * (3 + count + immediates)
+                direct = operands[o + WRITES] != DENSE or (
+                    even and (stride == item or (operands[o + COLUMNS] == 1 and stride > item))
+                )
+                s = w + SLOTS
+                _head(table, w, operands[o + BACKWARD + dtype], words, n, info[t + NUMBERS], flags)
+                if not direct:
+                    table[w + FLAGS] = k << 8
+                    table[s], table[s + 1] = scratch, item
+                elif even:
+                    table[s], table[s + 1] = to, stride
+                else:
+                    table[s], table[s + 1] = address_of(lists) + 8 * r, -1
+                table[s + 2], table[s + 3] = dy, size
+                _from(table, s + 4, forward, slots, i)
+                for q in range(count):
+                    _from(table, s + 6 + 2 * q, forward, slots + 2 + 2 * needs[operands[o + NEEDS] + q], i)
+                for q in range(immediates):
+                    _from(table, s + 6 + 2 * (count + q), forward, slots + 2 + 2 * (arguments + q), i)
+                w += words
+                if not direct:
+                    if even:
+                        w = _copy(table, w, add_rows, n, operands[o + ELEMENTS], flags & ACCUMULATE, to, stride, scratch, item)
+                    else:
+                        places = address_of(lists) + 8 * r
+                        w = _copy(table, w, add_rows, n, operands[o + ELEMENTS], flags & ACCUMULATE, places, -1, scratch, item)
+                r += 2 * n
+            i = j
+    return w, r
+
+
+@inline
+def _from(table, to, forward, source, i):  # type: ignore[no-untyped-def]
+    """Copy a slot of a forward instruction, moved on by i items."""
+    address, stride = forward[source], forward[source + 1]
+    table[to], table[to + 1] = address + i * (stride if stride >= 0 else 8), stride
+
+
+@inline
+def _runs(l, k, t, o, batches, ends, batch_begin, batch_end, type_start, nodes, order, active, info, operands, needs, at,
+          forward, itemsize, block, parameter, dtype, table, w, emit):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Go through the active items of a type in maximal runs in which all operands of a weight gradient lie at even distances.
+
+    With `emit`, writes an instruction for each. Returns how many runs and items there are, and where the next instruction goes.
+    """
+    size, count = info[t + SIZE] * itemsize, operands[o + NEED_COUNT]
+    words = SLOTS + 2 * (3 + count + info[t + IMMEDIATES])
+    runs, items, length, end = 0, 0, 0, -1
+    for bb in range(ends[l], ends[l + 1]):
+        b = batches[bb]
+        lo, hi, slots = batch_begin[b], batch_end[b], at[b] + SLOTS
+        i = 0
+        while i < hi - lo:
+            if active[nodes[order[lo + i]]] != 3:
+                i += 1
+                continue
+            j = i + 1
+            while j < hi - lo and active[nodes[order[lo + j]]] == 3:
+                j += 1
+            joined = length > 0 and end == lo + i and info[t + IMMEDIATES] == 0
+            s = w + SLOTS
+            for c in range(count):
+                where = slots + 2 + 2 * needs[operands[o + NEEDS] + c]
+                address, stride = forward[where], forward[where + 1]
+                old, old_stride = table[s + 6 + 2 * c], table[s + 7 + 2 * c]
+                joined &= stride >= 0 and stride == old_stride and address + i * stride == old + length * stride
+            if not joined:
+                if length > 0 and emit:
+                    table[w + ITEMS] = length
+                    w += words
+                    s = w + SLOTS
+                runs += 1
+                length = 0
+                _head(table, w, operands[o + BACKWARD + dtype], words, 0, info[t + NUMBERS], (k << 8) | ACCUMULATE)
+                table[s], table[s + 1] = parameter, 0
+                table[s + 2], table[s + 3] = block + (lo + i - type_start[l]) * size, size
+                _from(table, s + 4, forward, slots, i)
+                for c in range(count):
+                    _from(table, s + 6 + 2 * c, forward, slots + 2 + 2 * needs[operands[o + NEEDS] + c], i)
+                for c in range(info[t + IMMEDIATES]):
+                    _from(table, s + 6 + 2 * (count + c), forward, slots + 2 + 2 * (info[t + ARGUMENTS] + c), i)
+            length += j - i
+            items += j - i
+            end = lo + j
+            i = j
+    if length > 0 and emit:
+        table[w + ITEMS] = length
+        w += words
+    return runs, items, w
+
+
+@compiled_over_pointers
+def weight_table(n_types, n_batches, args, positions, info, operands, needs, nodes, order, type_start, present, batch_type,
+                 batch_begin, batch_end, gather_first, gather_at, value_base, at, forward, active, block_at, gradient_base,
+                 itemsize, dtype, parameter_gradients, copy_rows, batches, ends, table, w):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Write, from word w on, the gradients of parameters that all items of a type share: once for each type, from its blocks.
+
+    Where the operands lie in many short runs they are copied together first, and the slots of the forward table changed to the
+    copies. `batches` (one a batch) and `ends` (one a type, and one more) are work space. Returns the words of the table, and how
+    many products there are.
+    """
+    products = 0
+    for l in range(n_types + 1):
+        ends[l] = 0
+    for b in range(n_batches):
+        ends[batch_type[b]] += 1
+    for l in range(n_types):
+        ends[l + 1] += ends[l]
+    for b in range(n_batches - 1, -1, -1):
+        ends[batch_type[b]] -= 1
+        batches[ends[batch_type[b]]] = b
+    for l in range(n_types):
+        if block_at[l] < 0:
+            continue
+        t = present[l] * TYPE_COLUMNS
+        block = gradient_base + block_at[l]
+        for k in range(info[t + ARGUMENTS]):
+            o = (info[t + OPERANDS] + k) * OPERAND_COLUMNS
+            parameter = args[positions[nodes[order[type_start[l]]]] + k]
+            if operands[o + WRITES] != SHARED or not operands[o + HAS_GRADIENT] or parameter % 2 == 0:
+                continue
+            to = parameter_gradients[(-parameter - 1) >> 1]
+            # First count the runs; if they are many and thin, copy the operands together, and there is one.
+            runs, items, _ = _runs(l, k, t, o, batches, ends, batch_begin, batch_end, type_start, nodes, order, active, info,
+                                   operands, needs, at, forward, itemsize, block, to, dtype, table, w, 0)  # fmt: skip
+            if runs > 1 and items < runs * THIN:
+                for c in range(operands[o + NEED_COUNT]):
+                    q = needs[operands[o + NEEDS] + c]
+                    p = (info[t + OPERANDS] + q) * OPERAND_COLUMNS
+                    if operands[p + READS] != DENSE:
+                        continue
+                    item = operands[p + ELEMENTS] * itemsize
+                    for bb in range(ends[l], ends[l + 1]):
+                        b = batches[bb]
+                        s = at[b] + SLOTS + 2 + 2 * q
+                        copy = value_base + gather_at[gather_first[l] + q] + (batch_begin[b] - type_start[l]) * item
+                        if forward[s] != copy or forward[s + 1] != item:
+                            n = batch_end[b] - batch_begin[b]
+                            w = _copy(table, w, copy_rows, n, operands[p + ELEMENTS], 0, copy, item, forward[s], forward[s + 1])
+                            forward[s], forward[s + 1] = copy, item
+            runs, items, w = _runs(l, k, t, o, batches, ends, batch_begin, batch_end, type_start, nodes, order, active, info,
+                                   operands, needs, at, forward, itemsize, block, to, dtype, table, w, 1)  # fmt: skip
+            products += runs
+    return w, products
+
+
+@compiled_over_pointers
+def rows_table(n0, n1, types, args, positions, info, active, itemsize, gradient, touched, parameter_gradients,
+               parameter_touched, add_to_table, table, lists, w, r):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Write, from word w on, the additions of the gradients of looked-up rows to their tables, type by type.
+
+    Returns the words of the table and of the lists.
+    """
+    for n in range(n0, n1):
+        type_ = types[n]
+        t = type_ * TYPE_COLUMNS
+        if info[t + KIND] != ROW or active[n] != 3 or touched[n] == 2:
+            continue
+        trained, count, first = info[t + TABLE], 0, r
+        for m in range(n, n1):
+            if types[m] == type_ and active[m] == 3:
+                lists[r] = args[positions[m]]
+                touched[m] = 2
+                count += 1
+                r += 1
+        if trained % 2 == 0:
+            continue
+        pid, size = (-trained - 1) >> 1, info[t + SIZE]
+        _head(table, w, add_to_table, _TABLE_WORDS, count, address_of(table) + 8 * (w + SLOTS + 8), 0)
+        s = w + SLOTS
+        table[s], table[s + 1] = parameter_gradients[pid], 0
+        table[s + 2], table[s + 3] = gradient[n], size * itemsize
+        table[s + 4], table[s + 5] = address_of(lists) + 8 * first, 8
+        table[s + 6], table[s + 7] = parameter_touched[pid], 0
+        table[s + 8] = size
+        w += _TABLE_WORDS
+    return w, r

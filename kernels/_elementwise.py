@@ -1,0 +1,278 @@
+"""The family of elementwise ops: y[j] = value(x0[j], x1[j], ...), written by an op as formulas on scalars.
+
+    TANH = elementwise("tanh", __doc__, value, [slope], ...)      value(x) -> y      slope(dy, y, x) -> dx
+
+The loops around the formulas are text, filled in for each op. One op has several forms of its loops, and a node type takes
+the plainest that fits its shapes, named by one letter an argument:
+
+    f   the argument has the shape of the result
+    n   it is one single number
+    b   anything else that broadcasts: the argument is walked with strides
+
+Where all items of a batch lie one after the other the loop runs over the whole batch as over one vector.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from autobatch.kernels import _jit
+from autobatch.kernels._jit import Kernel, inline, kernel_from_source
+from autobatch.kernels._op import Lowering, Op, Operand, Shape, common_batch, wrong
+
+_SCOPE = {name: getattr(_jit, name) for name in ("ITEMS", "SIZES", "FLAGS", "ACCUMULATE", "integers", "item", "whole")}
+
+
+# Shapes ---------------------------------------------------------------------------------------------------------------
+
+
+def same_shape(shapes: Sequence[Shape]) -> Shape:
+    """Shape rule of a function of one argument."""
+    return shapes[0]
+
+
+def broadcast_shape(name: str) -> Callable[..., Shape]:
+    """Shape rule of `+` and `cmult`: missing dims are ones at the end; each dim, and the batch, matches or is 1."""
+
+    def rule(shapes: Sequence[Shape]) -> Shape:
+        rank = max(len(s.dims) for s in shapes)
+        padded = [s.dims + (1,) * (rank - len(s.dims)) for s in shapes]
+        dims = []
+        for d, sizes in enumerate(zip(*padded, strict=True)):
+            others = set(sizes) - {1}
+            if len(others) > 1:
+                raise wrong(
+                    name,
+                    f"dim {d} is {' and '.join(str(p[d]) for p in padded)}",
+                    shapes,
+                    "in each dim equal sizes, or 1 (missing dims count as 1, at the end)",
+                    "reshape or transpose one side" if rank > 1 else "",
+                )
+            dims.append(others.pop() if others else 1)
+        return Shape(tuple(dims), common_batch(name, shapes))
+
+    return rule
+
+
+def _strides(shape: Shape, out: Shape) -> list[tuple[int, int]]:
+    """Return (extent, stride of `shape`) for each dim of `out` and its batch; the stride of a stretched dim is 0."""
+    dims = shape.dims + (1,) * (len(out.dims) - len(shape.dims))
+    result, step = [], 1
+    for extent, size in zip((*out.dims, out.batch), (*dims, shape.batch), strict=True):
+        result.append((extent, step if size > 1 else 0))
+        step *= size
+    return result
+
+
+def _walk(shapes: Sequence[Shape], out: Shape) -> tuple[int, ...]:
+    """Return the numbers the loops of form `b` read: total, dims, extents, then the strides of each argument.
+
+    Dims of extent 1 are dropped and neighbours that all arguments walk alike are joined, so that few are left.
+    """
+    per_argument = [_strides(s, out) for s in shapes]
+    dims: list[tuple[int, list[int]]] = []
+    for d, extent in enumerate((*out.dims, out.batch)):
+        if extent == 1:
+            continue
+        steps = [a[d][1] for a in per_argument]
+        if dims and all(s == dims[-1][0] * p for s, p in zip(steps, dims[-1][1], strict=True)):
+            dims[-1] = (dims[-1][0] * extent, dims[-1][1])
+        else:
+            dims.append((extent, steps))
+    dims = dims or [(1, [0] * len(shapes))]
+    strides = [d[1][a] for a in range(len(shapes)) for d in dims]
+    sizes = [s.total for s in shapes]
+    return (out.total, len(dims), *(d[0] for d in dims), *strides, *sizes)
+
+
+def _form(shapes: Sequence[Shape], out: Shape) -> str:
+    letters = ["f" if s.total == out.total else "n" if s.total == 1 else "b" for s in shapes]
+    return "b" * len(letters) if "b" in letters else "".join(letters)
+
+
+# Loops ----------------------------------------------------------------------------------------------------------------
+
+
+def _indent(text: str, by: int) -> str:
+    return "\n".join(" " * by + line for line in text.split("\n"))
+
+
+def _forward_source(name: str, form: str) -> str:
+    """Text of the forward loops of form f/n."""
+    slots = range(len(form))
+    full = [k for k in slots if form[k] == "f"]
+    args = ", ".join(f"x{k}[j]" if form[k] == "f" else f"x{k}" for k in slots)
+    fetch = "\n".join(f"x{k} = item(ins, {k + 1}, i, T)" + ("" if form[k] == "f" else "[0]") for k in slots)
+    loops = f"""
+def {name}(ins, T):
+    n, size = ins[ITEMS], integers(ins[SIZES])[0]
+"""
+    if len(full) == len(form):
+        flat = " and ".join(f"whole(ins, {k}, size, T)" for k in [0, *(k + 1 for k in full)])
+        loops += f"""
+    if {flat}:
+        n, size = 1, n * size
+"""
+    return (
+        loops
+        + f"""
+    for i in range(n):
+        y = item(ins, 0, i, T)
+{_indent(fetch, 8)}
+        for j in range(size):
+            y[j] = value({args})
+"""
+    )
+
+
+def _backward_source(name: str, form: str, k: int) -> str:
+    """Text of the loops that write the gradient of argument k, of form f/n."""
+    slots = range(len(form))
+    args = ", ".join(f"x{m}[j]" if form[m] == "f" else f"x{m}" for m in slots)
+    fetch = "\n".join(f"x{m} = item(ins, {m + 3}, i, T)" + ("" if form[m] == "f" else "[0]") for m in slots)
+    head = f"""
+def {name}(ins, T):
+    n, size = ins[ITEMS], integers(ins[SIZES])[0]
+    add = ins[FLAGS] & ACCUMULATE
+"""
+    if "n" not in form:
+        flat = " and ".join(f"whole(ins, {m}, size, T)" for m in range(len(form) + 3))
+        head += f"""
+    if {flat}:
+        n, size = 1, n * size
+"""
+    head += f"""
+    for i in range(n):
+        dx, dy, y = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T)
+{_indent(fetch, 8)}
+"""
+    if form[k] == "f":
+        return (
+            head
+            + f"""
+        if add:
+            for j in range(size):
+                dx[j] += slope(dy[j], y[j], {args})
+        else:
+            for j in range(size):
+                dx[j] = slope(dy[j], y[j], {args})
+"""
+        )
+    return (
+        head
+        + f"""
+        total = dy[0] * 0
+        for j in range(size):
+            total += slope(dy[j], y[j], {args})
+        dx[0] = dx[0] + total if add else total
+"""
+    )
+
+
+def _walk_source(name: str, count: int, k: int | None) -> str:
+    """Text of the loops of form `b`: forward (k None) or the gradient of argument k."""
+    first = 1 if k is None else 3
+    slots = range(count)
+    fetch = "\n".join(f"x{m} = item(ins, {first + m}, i, T)" for m in slots)
+    starts = "\n".join(f"o{m} = 0" for m in slots)
+    steps = "\n".join(f"s{m} = sizes[2 + (1 + {m}) * dims]" for m in slots)
+    moves = "\n".join(f"o{m} += at * sizes[2 + (1 + {m}) * dims + d]" for m in slots)
+    args = ", ".join(f"x{m}[o{m} + j * s{m}]" for m in slots)
+    if k is None:
+        names = "y = item(ins, 0, i, T)"
+        inner = f"for j in range(inner):\n    y[o * inner + j] = value({args})"
+    else:
+        names = f"""dx, dy, y = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T)
+if not ins[FLAGS] & ACCUMULATE:
+    for j in range(sizes[2 + (1 + {count}) * dims + {k}]):
+        dx[j] = 0"""
+        slope = f"slope(dy[o * inner + j], y[o * inner + j], {args})"
+        inner = f"""if s{k} == 0:
+    total = dy[0] * 0
+    for j in range(inner):
+        total += {slope}
+    dx[o{k}] += total
+else:
+    for j in range(inner):
+        dx[o{k} + j * s{k}] += {slope}"""
+    return f"""
+def {name}(ins, T):
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    dims = sizes[1]
+    inner = sizes[2]
+    outer = sizes[0] // inner
+{_indent(steps, 4)}
+    for i in range(n):
+{_indent(names, 8)}
+{_indent(fetch, 8)}
+        for o in range(outer):
+            rest = o
+{_indent(starts, 12)}
+            for d in range(1, dims):
+                at = rest % sizes[2 + d]
+                rest //= sizes[2 + d]
+{_indent(moves, 16)}
+{_indent(inner, 12)}
+"""
+
+
+# The record -----------------------------------------------------------------------------------------------------------
+
+
+def elementwise(
+    name: str,
+    doc: str,
+    value: Callable[..., Any],
+    slopes: Sequence[Callable[..., Any]],
+    *,
+    reference: Callable[..., Any],
+    samples: Callable[..., Any],
+    path: str,
+    shape: Callable[..., Shape] | None = None,
+    joins: bool = False,
+) -> Op:
+    """Return the record of an elementwise op with one formula for the value and one slope per argument.
+
+    `value(x0, x1, ...)` and `slopes[k](dy, y, x0, x1, ...)` are formulas on scalars of either dtype. `path` is the
+    op's file (`__file__`): its text stamps the compiled loops.
+    """
+    count = len(slopes)
+    compiled_value, compiled_slopes = inline(value), [inline(s) for s in slopes]
+    kernels: dict[tuple[str, int | None], Kernel] = {}
+
+    def kernel(form: str, k: int | None) -> Kernel:
+        if (form, k) not in kernels:
+            kernel_name = f"{name}_{form}" + ("" if k is None else f"_gradient{k}")
+            if form[0] == "b":
+                source = _walk_source(kernel_name, count, k)
+            elif k is None:
+                source = _forward_source(kernel_name, form)
+            else:
+                source = _backward_source(kernel_name, form, k)
+            scope = {**_SCOPE, "value": compiled_value, "slope": None if k is None else compiled_slopes[k]}
+            reduces = k is not None and form[k] != "f"
+            kernels[form, k] = kernel_from_source(kernel_name, source, path, scope, reductions=reduces)
+        return kernels[form, k]
+
+    def lower(shapes: Sequence[Shape], out: Shape, shared: Sequence[bool]) -> Lowering:
+        form = _form(shapes, out)
+        sizes = _walk(shapes, out) if form[0] == "b" else (out.total,)
+        return Lowering(kernel(form, None), sizes, tuple(Operand(backward=kernel(form, k)) for k in range(count)))
+
+    return Op(
+        name=name,
+        doc=doc,
+        shape=shape or same_shape,
+        lower=lower,
+        reference=reference,
+        samples=samples,
+        joins=joins,
+    )
+
+
+def forms(count: int) -> list[str]:
+    """Return all forms of loops an op of `count` arguments can take."""
+    plain = ["".join(p) for p in itertools.product("fn", repeat=count)]
+    return [*plain, "b" * count]

@@ -1,0 +1,120 @@
+"""The exceptions of all rooms, and the form of their messages.
+
+Three kinds: the caller's argument (`ShapeError`, `ArgumentError`, `ConstructionError`: ValueErrors, `OperandError`: a
+TypeError), the state of the world (`StaleExpressionError`, `DeviceError`, `NumericalError`: RuntimeErrors), and our own bug
+(`InternalError`). Where DyNet raises another built-in type than the kind asks for, the class is of both types.
+"""
+
+
+def message(problem: str, got: str = "", expected: str = "", cure: str = "") -> str:
+    """Return the text of an error in the form of the house: what is wrong, what was given, what fits, what to try."""
+    lines = [problem]
+    lines += [f"  {label:<8}  {text}" for label, text in (("got", got), ("expected", expected), ("try", cure)) if text]
+    return "\n".join(lines)
+
+
+class ShapeError(ValueError):
+    """Shapes do not fit each other, or not the operation.
+
+    Cause::
+
+        W = model.add_parameters((10, 20))
+        y = W * ab.inputVector([1.0] * 30)  # 20 columns times 30 rows
+
+    Cure::
+
+        y = W * ab.inputVector([1.0] * 20)
+    """
+
+
+class ArgumentError(ValueError):
+    """An argument that is no shape has a value that makes no sense there.
+
+    Cause::
+
+        model.add_parameters((10, 20), init="xavier")
+
+    Cure::
+
+        model.add_parameters((10, 20), init="glorot")
+    """
+
+
+class ConstructionError(ArgumentError, RuntimeError):
+    """A parameter or a collection cannot be made as asked (DyNet raises RuntimeError).
+
+    Cause::
+
+        model.add_parameters((10, 20), name="W_out")  # "_" separates a name from its number
+
+    Cure::
+
+        model.add_parameters((10, 20), name="Wout")
+    """
+
+
+class OperandError(TypeError, NotImplementedError):
+    """An operand is not an expression, and cannot be made one.
+
+    Cause::
+
+        y = x + np.ones(3)
+
+    Cure::
+
+        y = x + ab.inputTensor(np.ones(3))
+    """
+
+
+class StaleExpressionError(RuntimeError, ValueError):
+    """An expression is used after the graph it belongs to was dropped.
+
+    Cause::
+
+        x = ab.inputVector([1.0])
+        ab.renew_cg()
+        y = ab.tanh(x)
+
+    Cure::
+
+        ab.renew_cg()
+        x = ab.inputVector([1.0])
+        y = ab.tanh(x)
+    """
+
+
+class DeviceError(RuntimeError):
+    """The device that was asked for is unknown, or absent from this machine.
+
+    Cause::
+
+        model.add_parameters((10,), device="GPU:0")  # on a machine without a card
+
+    Cure::
+
+        model.add_parameters((10,))
+    """
+
+
+class NumericalError(RuntimeError):
+    """A NaN or an infinity was found where it would spread.
+
+    Cause::
+
+        loss = ab.log(ab.scalarInput(0.0) * w)
+        loss.backward()
+        trainer.update()  # the norm of the gradients is not finite; nothing was changed
+
+    Cure::
+
+        model.reset_gradient()  # drop the gradients of this example and go on
+    """
+
+
+class InternalError(RuntimeError):
+    """A promise between two rooms of this library was broken: our bug, not yours.
+
+    Cure::
+
+        report it, with the text of the error and the program that led to it
+    """

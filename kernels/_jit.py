@@ -1,0 +1,318 @@
+"""How kernels are compiled: one ABI, one set of options, one disk cache.
+
+A *kernel* is a module-level function ``kernel(ins, scratch)`` compiled with ``@kernel`` to machine code that is
+called by address, ``void (const int64 *ins, T *scratch)``:
+
+    ins       one instruction of a table, see the layout below; every address in it is absolute
+    scratch   work space of the run, of the dtype T; also what makes one source serve float32 and float64
+
+    word        0        1         2        3         4        5   6    7   8    9  10   ...
+             +--------+---------+--------+---------+--------+----------+----------+--------
+             | kernel | length  | items  | sizes   | flags  | slot 0   | slot 1   | slot 2
+             |address | (words) |  n     |(address)|        | address, | address, | ...
+             |        |         |        |         |        |  stride  |  stride  |
+             +--------+---------+--------+---------+--------+----------+----------+--------
+
+A slot says where the n items of one operand lie. With stride >= 0, item i begins at ``address + i * stride`` bytes (0: all
+items are one and the same). With stride -1, ``address`` is that of a list of n int64 addresses. ``row`` reads both.
+``sizes`` points to int64 numbers that all nodes of a type share (shapes, strides); what they mean is the op's own affair.
+
+Nothing is compiled at import: a kernel is compiled, or fetched from the disk, when its address is first asked for.
+
+The disk cache is Numba's, with another stamp. Numba looks only at the file that holds the function, so an edit in a helper that
+was inlined from another file goes unnoticed; here the stamp covers the helpers (``_*.py`` of this folder) as well.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import inspect
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core.caching import CompileResultCacheImpl, FunctionCache
+from numba.core.ccallback import CFunc
+from numba.extending import intrinsic
+
+KERNEL, LENGTH, ITEMS, SIZES, FLAGS, SLOTS = range(6)
+ACCUMULATE = 1  # flag of a backward instruction: add to what the slot holds; without it, overwrite
+
+# NaN and infinities keep their meaning; sums are reordered only where a kernel asks for it (`reductions=True`).
+_FASTMATH = {"contract", "nsz", "arcp"}
+_OPTIONS: dict[str, Any] = {"nopython": True, "error_model": "numpy", "boundscheck": False}
+DTYPES: dict[str, Any] = {"float32": types.float32, "float64": types.float64}
+
+
+# Cache ----------------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _digest(path: str) -> str:
+    """Hash of one source file together with every helper that a kernel may inline."""
+    helpers = sorted(pathlib.Path(__file__).parent.glob("_*.py"))
+    digest = hashlib.sha256()
+    for file in [pathlib.Path(path), *helpers]:
+        digest.update(file.read_bytes() if file.exists() else b"")
+    return digest.hexdigest()
+
+
+class _Cache(FunctionCache):
+    """Numba's cache of one function, stamped by `_digest` and by the function's own source."""
+
+    def __init__(self, py_func: Callable[..., Any]) -> None:
+        super().__init__(py_func)
+        stamp = _digest(inspect.getfile(py_func)), getattr(py_func, "__source__", "")
+        self._cache_file._source_stamp = hashlib.sha256(repr(stamp).encode()).hexdigest()
+
+
+class _CacheImpl(CompileResultCacheImpl):
+    pass
+
+
+_Cache._impl_class = _CacheImpl
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compile an ordinary function over arrays (a scheduler, a planner) on first call, without the GIL, disk-cached."""
+    dispatcher = numba.njit(nogil=True, error_model="numpy", boundscheck=False)(function)
+    dispatcher._cache = _Cache(function)
+    dispatcher._can_cache = True
+    return dispatcher
+
+
+class compiled_over_pointers:
+    """`compiled`, for a function that takes pointers where its callers hand in (contiguous) arrays.
+
+    An index into an array compiles several times as slowly as one into a pointer, and compilation is what a user waits for first.
+    The function sees no sizes; whoever calls passes what it needs. At the first call each parameter is bound anew, to the pointer,
+    in front of the body (a jitted function around a jitted function would be optimised twice).
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        functools.update_wrapper(self, function)
+
+    def __call__(self, *args: Any) -> Any:
+        return self._dispatcher(*args)
+
+    @functools.cached_property
+    def _dispatcher(self) -> Any:
+        lines, first = inspect.getsourcelines(self.function)
+        tree = ast.parse("".join(lines))
+        definition = tree.body[0]
+        assert isinstance(definition, ast.FunctionDef)
+        definition.decorator_list = []
+        names = [a.arg for a in definition.args.args]
+        binding = ast.parse("; ".join(f"{n} = _pointer_to({n})" for n in names)).body
+        definition.body[0:0] = [ast.copy_location(b, definition) for b in binding]
+        ast.increment_lineno(ast.fix_missing_locations(tree), first - 1)
+        scope = {**self.function.__globals__, "_pointer_to": _pointer_to}
+        exec(compile(tree, inspect.getfile(self.function), "exec"), scope)
+        return compiled(scope[self.function.__name__])
+
+
+def inline(function: Callable[..., Any]) -> Any:
+    """Compile a small helper that kernels call; LLVM inlines it into them."""
+    return numba.njit(error_model="numpy", boundscheck=False, fastmath=_FASTMATH)(function)
+
+
+# Kernels --------------------------------------------------------------------------------------------------------------
+
+
+class Kernel:
+    """One kernel of the ABI above, compiled for a dtype when `address` first asks for it."""
+
+    def __init__(
+        self, function: Callable[..., None], reductions: bool = False, before: Callable[[], None] | None = None
+    ) -> None:
+        self.function = function
+        self._before = before
+        self.name = function.__qualname__
+        self._fastmath = _FASTMATH | {"reassoc"} if reductions else _FASTMATH
+        self._compiled: dict[str, Any] = {}
+
+    def address(self, dtype: str) -> int:
+        """Return the address of the machine code for `dtype` ("float32" or "float64")."""
+        entry = self._compiled.get(dtype)
+        if entry is None:
+            if self._before is not None:
+                self._before()
+            signature = types.void(types.CPointer(types.int64), types.CPointer(DTYPES[dtype]))
+            entry = CFunc(self.function, (signature.args, signature.return_type), {}, {**_OPTIONS, "fastmath": self._fastmath})
+            entry._cache = _Cache(self.function)
+            entry.compile()
+            self._compiled[dtype] = entry
+        return int(entry.address)
+
+    def __repr__(self) -> str:
+        return f"<kernel {self.name}>"
+
+
+def kernel(
+    function: Callable[..., None] | None = None, *, reductions: bool = False, before: Callable[[], None] | None = None
+) -> Any:
+    """Make a `Kernel` of a module-level function.
+
+    `reductions=True` lets its sums be reordered (and so vectorised); `before` is called once before it is first compiled or
+    loaded (libraries it links to).
+    """
+    if function is None:
+        return lambda f: Kernel(f, reductions, before)
+    return Kernel(function, reductions, before)
+
+
+def kernel_from_source(name: str, source: str, path: str, scope: dict[str, Any], reductions: bool = False) -> Kernel:
+    """Make a kernel from the text of a function `name`; `path` is the file the text belongs to (for cache and traceback)."""
+    namespace = {"__name__": __name__, **scope}
+    exec(compile(source, path, "exec"), namespace)
+    function = namespace[name]
+    function.__source__ = source
+    return Kernel(function, reductions)
+
+
+# Pointers -------------------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def pointer(typingctx, address, like):  # type: ignore[no-untyped-def]
+    """pointer(address, like): `address` as a pointer of the type of the pointer `like`."""
+    if not isinstance(like, types.CPointer):
+        return None
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+    return like(types.int64, like), codegen
+
+
+@intrinsic
+def integers(typingctx, address):  # type: ignore[no-untyped-def]
+    """integers(address): `address` as a pointer to int64 numbers."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(types.int64)(types.int64), codegen
+
+
+@intrinsic
+def bytes_at(typingctx, address):  # type: ignore[no-untyped-def]
+    """bytes_at(address): `address` as a pointer to bytes."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(types.uint8)(types.int64), codegen
+
+
+@intrinsic
+def _pointer_to(typingctx, x):  # type: ignore[no-untyped-def]
+    """An array as a pointer to its numbers; anything else as it is."""
+    if not isinstance(x, types.Array):
+        return x(x), lambda context, builder, signature, args: args[0]
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return context.make_array(signature.args[0])(context, builder, args[0]).data
+
+    return types.CPointer(x.dtype)(x), codegen
+
+
+@intrinsic
+def address_of(typingctx, ptr):  # type: ignore[no-untyped-def]
+    """address_of(ptr): the int64 address a pointer holds."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.ptrtoint(args[0], ir.IntType(64))
+
+    return types.int64(ptr), codegen
+
+
+@intrinsic
+def itemsize(typingctx, ptr):  # type: ignore[no-untyped-def]
+    """itemsize(ptr): bytes of one number behind a pointer, a compile-time constant."""
+    size = np.dtype(str(ptr.dtype)).itemsize
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return ir.Constant(ir.IntType(64), size)
+
+    return types.int64(ptr), codegen
+
+
+@intrinsic
+def zero_like(typingctx, x):  # type: ignore[no-untyped-def]
+    """zero_like(x): 0 of the type of x, so that a formula stays in its dtype."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return context.get_constant(signature.return_type, 0)
+
+    return x(x), codegen
+
+
+@intrinsic
+def cast(typingctx, value, like):  # type: ignore[no-untyped-def]
+    """cast(value, like): `value` as a number of the type of `like`."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return context.cast(builder, args[0], signature.args[0], signature.return_type)
+
+    return like(value, like), codegen
+
+
+@intrinsic
+def call(typingctx, address, ins, scratch):  # type: ignore[no-untyped-def]
+    """call(address, ins, scratch): call the kernel at `address`."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        kinds = [context.get_value_type(t) for t in signature.args[1:]]
+        kind = ir.FunctionType(ir.VoidType(), kinds)
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), list(args[1:]))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, ins, scratch), codegen
+
+
+@inline
+def slot(k):  # type: ignore[no-untyped-def]
+    """Word of an instruction at which slot k begins."""
+    return SLOTS + 2 * k
+
+
+@inline
+def row(ins, k, i):  # type: ignore[no-untyped-def]
+    """Address of item i of slot k."""
+    where = SLOTS + 2 * k
+    stride = ins[where + 1]
+    if stride >= 0:
+        return ins[where] + i * stride
+    return integers(ins[where])[i]
+
+
+@inline
+def argument(ins):  # type: ignore[no-untyped-def]
+    """Position of the argument whose gradient a backward instruction forms."""
+    return ins[FLAGS] >> 8
+
+
+@inline
+def item(ins, k, i, like):  # type: ignore[no-untyped-def]
+    """Item i of slot k as a pointer to numbers of the dtype of `like`."""
+    return pointer(row(ins, k, i), like)
+
+
+@inline
+def whole(ins, k, size, like):  # type: ignore[no-untyped-def]
+    """Whether the items of slot k, of `size` numbers each, lie one after the other."""
+    return ins[SLOTS + 2 * k + 1] == size * itemsize(like)
+
+
+@inline
+def immediate(ins, k, i):  # type: ignore[no-untyped-def]
+    """Immediate integer of item i in slot k (a slot of immediates is a list of int64, one an item)."""
+    return integers(ins[SLOTS + 2 * k])[i]

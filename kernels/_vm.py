@@ -1,0 +1,31 @@
+"""The interpreter: walks a table of instructions and calls one kernel after the other, without Python in between.
+
+    table  | kernel length ... | kernel length ... | ...      layout of one instruction: `_jit.py`
+           0                   length              words
+
+Nothing is checked here; whoever builds a table answers for every address in it.
+"""
+
+from autobatch.kernels._jit import KERNEL, LENGTH, call, compiled, integers
+
+
+@compiled
+def run(table, words, scratch):  # type: ignore[no-untyped-def]
+    """Run the instructions in the first `words` words of `table`.
+
+    Parameters
+    ----------
+    table : int64 array, instructions one after the other.
+    words : int, where to stop; the end of an instruction.
+    scratch : int, address of the work space that kernels get as their second argument; 0 where none of them uses it.
+
+    Notes
+    -----
+    A kernel may write into instructions after its own (`update_rows` does: it fills in how many rows there are).
+    """
+    start = table.ctypes.data
+    at = 0
+    while at < words:
+        ins = integers(start + 8 * at)
+        call(ins[KERNEL], ins, scratch)
+        at += ins[LENGTH]

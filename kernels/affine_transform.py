@@ -1,0 +1,241 @@
+"""Affine transform: y = b + Σ Wᵢ xᵢ.    db += Σ dy    dWᵢ += dy xᵢᵀ    dxᵢ += Wᵢᵀ dy
+
+If every Wᵢ is a parameter the columns of all items stand side by side, one product a pair, and the gradients of
+Wᵢ and of a parameter b are formed once for all items of the type. Otherwise item by item.
+A bias (r,) is repeated over the columns.
+"""
+
+import numpy as np
+
+from autobatch.kernels import _blas
+from autobatch.kernels._blas import gemm, gemm_at, gemv
+from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, argument, inline, integers, item, itemsize, kernel, slot
+from autobatch.kernels._op import (
+    DENSE,
+    ROWS,
+    SHARED,
+    Lowering,
+    Op,
+    Operand,
+    Sample,
+    Shape,
+    Tensor,
+    columns,
+    common_batch,
+    wrong,
+)
+
+# sizes: rows r, columns c, batch B, columns of b, batch of b, pairs, then for each pair k, batch of W, batch of x
+_PAIRS = 6
+
+
+@inline
+def _fill(y, bias, r, c, batch, bias_columns, bias_batch):
+    """y = b for every column."""
+    if bias_columns == 1 and bias_batch == 1:
+        for j in range(c * batch):
+            for h in range(r):
+                y[j * r + h] = bias[h]
+        return
+    for j in range(c * batch):
+        at = _column(j, c, bias_columns, bias_batch) * r
+        for h in range(r):
+            y[j * r + h] = bias[at + h]
+
+
+@inline
+def _column(j, c, bias_columns, bias_batch):
+    """Column of b that goes with column j of y (of c columns a batch element)."""
+    at = j % c if bias_columns > 1 else 0
+    return at + bias_columns * (j // c) if bias_batch > 1 else at
+
+
+@kernel(before=_blas.ready)
+def affine_parameters(ins, T):
+    """y = b + Σ W x, every W the same for all items."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    r, c, batch, bias_columns, bias_batch = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]
+    for i in range(n):
+        y, bias = item(ins, 0, i, T), item(ins, 1, i, T)
+        _fill(y, bias, r, c, batch, bias_columns, bias_batch)
+    y, count = item(ins, 0, 0, T), n * c * batch
+    for p in range(sizes[5]):
+        k = sizes[_PAIRS + 3 * p]
+        w, x = item(ins, 2 + 2 * p, 0, T), item(ins, 3 + 2 * p, 0, T)
+        if count == 1:
+            gemv(False, r, k, w, r, x, True, y, T)
+        else:
+            ld = k if c * batch > 1 else ins[slot(3 + 2 * p) + 1] // itemsize(T)
+            gemm(False, False, r, count, k, w, r, x, ld, True, y, r, T)
+
+
+@kernel(before=_blas.ready)
+def affine_parameters_gradient_x(ins, T):
+    """dx = or += Wᵀ dy."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    r, count, k = sizes[0], n * sizes[1] * sizes[2], sizes[_PAIRS + 3 * (argument(ins) // 2 - 1)]
+    dx, dy, w = item(ins, 0, 0, T), item(ins, 1, 0, T), item(ins, 3, 0, T)
+    add = ins[FLAGS] & ACCUMULATE
+    if count == 1:
+        gemv(True, r, k, w, r, dy, add, dx, T)
+    else:
+        ld = k if sizes[1] * sizes[2] > 1 else ins[slot(0) + 1] // itemsize(T)
+        gemm(True, False, k, count, r, w, r, dy, r, add, dx, ld, T)
+
+
+@kernel(before=_blas.ready)
+def affine_parameters_gradient_w(ins, T):
+    """dW += dy xᵀ, over all items of the type at once."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    r, count, k = sizes[0], n * sizes[1] * sizes[2], sizes[_PAIRS + 3 * ((argument(ins) - 1) // 2)]
+    dw, dy, x = item(ins, 0, 0, T), item(ins, 1, 0, T), item(ins, 3, 0, T)
+    ld = k if sizes[1] * sizes[2] > 1 else ins[slot(3) + 1] // itemsize(T)
+    gemm(False, True, r, k, count, dy, r, x, ld, True, dw, r, T)
+
+
+@kernel
+def affine_gradient_b(ins, T):
+    """db = or += the columns of dy, summed where b was repeated."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    r, c, batch, bias_columns, bias_batch = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]
+    for i in range(n):
+        db, dy = item(ins, 0, i, T), item(ins, 1, i, T)
+        if not ins[FLAGS] & ACCUMULATE:
+            for h in range(r * bias_columns * bias_batch):
+                db[h] = 0
+        for j in range(c * batch):
+            at = _column(j, c, bias_columns, bias_batch) * r
+            for h in range(r):
+                db[at + h] += dy[j * r + h]
+
+
+@kernel(before=_blas.ready)
+def affine_items(ins, T):
+    """y = b + Σ W x, item by item."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    r, c, batch, bias_columns, bias_batch = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]
+    for i in range(n):
+        y, bias = item(ins, 0, i, T), item(ins, 1, i, T)
+        _fill(y, bias, r, c, batch, bias_columns, bias_batch)
+        for p in range(sizes[5]):
+            k, batch_w, batch_x = sizes[_PAIRS + 3 * p], sizes[_PAIRS + 3 * p + 1], sizes[_PAIRS + 3 * p + 2]
+            w, x = item(ins, 2 + 2 * p, i, T), item(ins, 3 + 2 * p, i, T)
+            if batch_w == 1 and batch_x == batch:
+                gemm(False, False, r, c * batch, k, w, r, x, k, True, y, r, T)
+            else:
+                for b in range(batch):
+                    at_w, at_x = b * r * k if batch_w > 1 else 0, b * k * c if batch_x > 1 else 0
+                    gemm_at(False, False, r, c, k, w, at_w, r, x, at_x, k, True, y, b * r * c, r, T)
+
+
+@kernel(before=_blas.ready)
+def affine_items_gradient_x(ins, T):
+    """dx = or += Wᵀ dy, item by item."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    r, c, batch, p = sizes[0], sizes[1], sizes[2], argument(ins) // 2 - 1
+    k, batch_w, batch_x = sizes[_PAIRS + 3 * p], sizes[_PAIRS + 3 * p + 1], sizes[_PAIRS + 3 * p + 2]
+    add = ins[FLAGS] & ACCUMULATE
+    for i in range(n):
+        dx, dy, w = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 3, i, T)
+        for b in range(batch):
+            at_w, at_x = b * r * k if batch_w > 1 else 0, b * k * c if batch_x > 1 else 0
+            gemm_at(True, False, k, c, r, w, at_w, r, dy, b * r * c, r, add or (b > 0 and batch_x == 1), dx, at_x, k, T)
+
+
+@kernel(before=_blas.ready)
+def affine_items_gradient_w(ins, T):
+    """dW = or += dy xᵀ, item by item."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    r, c, batch, p = sizes[0], sizes[1], sizes[2], (argument(ins) - 1) // 2
+    k, batch_w, batch_x = sizes[_PAIRS + 3 * p], sizes[_PAIRS + 3 * p + 1], sizes[_PAIRS + 3 * p + 2]
+    add = ins[FLAGS] & ACCUMULATE
+    for i in range(n):
+        dw, dy, x = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 3, i, T)
+        for b in range(batch):
+            at_w, at_x = b * r * k if batch_w > 1 else 0, b * k * c if batch_x > 1 else 0
+            gemm_at(False, True, r, k, c, dy, b * r * c, r, x, at_x, k, add or (b > 0 and batch_w == 1), dw, at_w, r, T)
+
+
+def _shape(shapes):
+    bias, pairs = shapes[0], list(zip(shapes[1::2], shapes[2::2], strict=True))
+    expected = "b (r,) or (r,c), then pairs W (r,k), x (k,) or (k,c)"
+    if any(len(s.dims) > 2 for s in shapes):
+        raise wrong("affine_transform", "an argument has more than 2 dims", shapes, expected)
+    rows, width = bias.dims[0], max([columns(x) for _, x in pairs], default=columns(bias))
+    for i, (w, x) in enumerate(pairs, 1):
+        if w.dims[0] != rows:
+            raise wrong("affine_transform", f"W{i} has {w.dims[0]} rows but b has {rows}", shapes, expected)
+        if columns(w) != x.dims[0]:
+            cure = f"W{i} of shape ({rows},{x.dims[0]})" if w.dims[0] != x.dims[0] else f"transpose(W{i})"
+            problem = f"W{i} has {columns(w)} columns but x{i} has {x.dims[0]} rows"
+            raise wrong("affine_transform", problem, shapes, expected, cure)
+        if columns(x) != width:
+            raise wrong("affine_transform", "the x differ in their number of columns", shapes, expected)
+    if columns(bias) not in (1, width):
+        raise wrong("affine_transform", f"b has {columns(bias)} columns but the products have {width}", shapes, expected)
+    flat = all(len(x.dims) == 1 for _, x in pairs) if pairs else len(bias.dims) == 1
+    return Shape((rows,) if flat and width == 1 else (rows, width), common_batch("affine_transform", shapes))
+
+
+def _lower(shapes, out, shared):
+    bias, pairs = shapes[0], list(zip(shapes[1::2], shapes[2::2], strict=True))
+    r, c = out.dims[0], columns(out)
+    sizes = [r, c, out.batch, columns(bias), bias.batch, len(pairs)]
+    for w, x in pairs:
+        sizes += [columns(w), w.batch, x.batch]
+    once = all(shared[1::2]) and all(x.batch == out.batch for _, x in pairs)
+    if shared[0]:
+        operands = [Operand(reads=SHARED, backward=affine_gradient_b, writes=SHARED, needs=())]
+    else:
+        operands = [Operand(reads=ROWS, backward=affine_gradient_b, needs=())]
+    for i in range(len(pairs)):
+        w, x = 1 + 2 * i, 2 + 2 * i
+        if once:
+            operands += [
+                Operand(reads=SHARED, backward=affine_parameters_gradient_w, writes=SHARED, needs=(x,)),
+                Operand(
+                    reads=DENSE, backward=affine_parameters_gradient_x, writes=DENSE, needs=(w,), columns=c * out.batch
+                ),
+            ]
+        else:
+            operands += [
+                Operand(backward=affine_items_gradient_w, needs=(x,)),
+                Operand(backward=affine_items_gradient_x, needs=(w,)),
+            ]
+    return Lowering(affine_parameters if once else affine_items, tuple(sizes), tuple(operands))
+
+
+def _reference(arguments):
+    def matrix(v):
+        return v if v.ndim == 3 else v[:, None, :]
+
+    batch = max(a.shape[-1] for a in arguments)
+    b, *rest = (np.broadcast_to(matrix(a), (*matrix(a).shape[:-1], batch)) for a in arguments)
+    total = b + sum(np.einsum("rkb,kcb->rcb", w, x) for w, x in zip(rest[::2], rest[1::2], strict=True))
+    return total[:, 0] if all(x.ndim == 2 for x in arguments[2::2]) else total
+
+
+def _samples(choose):
+    r, c, batch, pairs = choose.integer(1, 4), choose.integer(1, 3), choose.batch(), choose.integer(1, 3)
+    flat = choose.integer(0, 1)
+    c = 1 if flat else c
+
+    def size():
+        return batch if choose.integer(0, 2) == 0 else 1
+
+    tensors = [Tensor(Shape(choose.one_of([(r,), (r, c)]) if not flat else (r,), size()))]
+    for _ in range(pairs):
+        k = choose.integer(1, 4)
+        tensors += [Tensor(Shape((r, k), size())), Tensor(Shape((k,) if flat else (k, c), batch if choose.integer(0, 3) else 1))]
+    return Sample((tensors,))
+
+
+AFFINE_TRANSFORM = Op(
+    name="affine_transform",
+    doc=__doc__,
+    shape=_shape,
+    lower=_lower,
+    reference=_reference,
+    samples=_samples,
+    shared=lambda position: position == 0 or position % 2 == 1,
+)

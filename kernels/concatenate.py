@@ -1,0 +1,134 @@
+"""Joining: along a dim (`concatenate`) or along the minibatch (`concatenate_to_batch`).    dxₖ += its part of dy"""
+
+import math
+
+import numpy as np
+
+from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, argument, integers, item, kernel
+from autobatch.kernels._op import Lowering, Op, Operand, Sample, Shape, Tensor, common_batch, wrong
+
+# sizes: arguments, batch B, outer, numbers of y per outer step, then for each argument: its numbers per outer step, where they
+# begin in y, whether it has a batch of its own
+_ARGUMENTS = 4
+
+
+@kernel
+def concatenate(ins, T):
+    """y = the arguments, part by part."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    count, batch, outer, step = sizes[0], sizes[1], sizes[2], sizes[3]
+    for k in range(count):
+        part, start, own = sizes[_ARGUMENTS + 3 * k], sizes[_ARGUMENTS + 3 * k + 1], sizes[_ARGUMENTS + 3 * k + 2]
+        for i in range(n):
+            y, x = item(ins, 0, i, T), item(ins, 1 + k, i, T)
+            for o in range(batch * outer):
+                at = (o if own else o % outer) * part
+                for j in range(part):
+                    y[o * step + start + j] = x[at + j]
+
+
+@kernel
+def concatenate_gradient(ins, T):
+    """dx = or += its part of dy."""
+    n, sizes, k = ins[ITEMS], integers(ins[SIZES]), argument(ins)
+    batch, outer, step = sizes[1], sizes[2], sizes[3]
+    part, start, own = sizes[_ARGUMENTS + 3 * k], sizes[_ARGUMENTS + 3 * k + 1], sizes[_ARGUMENTS + 3 * k + 2]
+    add = ins[FLAGS] & ACCUMULATE
+    for i in range(n):
+        dx, dy = item(ins, 0, i, T), item(ins, 1, i, T)
+        for o in range(batch * outer):
+            at = (o if own else o % outer) * part
+            if add or (o >= outer and not own):
+                for j in range(part):
+                    dx[at + j] += dy[o * step + start + j]
+            else:
+                for j in range(part):
+                    dx[at + j] = dy[o * step + start + j]
+
+
+def _padded(shapes, d):
+    rank = max([d + 1, *(len(s.dims) for s in shapes)])
+    return [s.dims + (1,) * (rank - len(s.dims)) for s in shapes]
+
+
+def _shape(shapes, d):
+    limit = max(len(s.dims) for s in shapes)
+    if not isinstance(d, int) or not 0 <= d <= limit:
+        raise wrong("concatenate", f"dim {d} does not exist", shapes, f"d from 0 to {limit}")
+    padded = _padded(shapes, d)
+    for other in padded[1:]:
+        for axis, (a, b) in enumerate(zip(padded[0], other, strict=True)):
+            if axis != d and a != b:
+                raise wrong("concatenate", f"dim {axis} is {a} and {b}", shapes, f"equal sizes in every dim but dim {d}")
+    dims = list(padded[0])
+    dims[d] = sum(p[d] for p in padded)
+    return Shape(tuple(dims), common_batch("concatenate", shapes))
+
+
+def _lower(shapes, out, shared, d):
+    padded = _padded(shapes, d)
+    inner, outer = math.prod(out.dims[:d]), math.prod(out.dims[d + 1 :])
+    sizes, start = [len(shapes), out.batch, outer, inner * out.dims[d]], 0
+    for shape, dims in zip(shapes, padded, strict=True):
+        sizes += [inner * dims[d], start, int(shape.batch > 1)]
+        start += inner * dims[d]
+    return Lowering(concatenate, tuple(sizes), (Operand(backward=concatenate_gradient, needs=()),) * len(shapes))
+
+
+def _reference(arguments, d):
+    shapes = [Shape(a.shape[:-1], a.shape[-1]) for a in arguments]
+    batch = max(s.batch for s in shapes)
+    full = [
+        np.broadcast_to(a.reshape(*p, a.shape[-1]), (*p, batch))
+        for a, p in zip(arguments, _padded(shapes, d), strict=True)
+    ]
+    return np.concatenate(full, axis=d)
+
+
+def _samples(choose):
+    dims, batch = list(choose.dims(1, 3)), choose.batch()
+    d = choose.integer(0, len(dims) - 1)
+    tensors = []
+    for _ in range(choose.integer(1, 3)):
+        size = choose.integer(1, 3)
+        tensors.append(Tensor(Shape((*dims[:d], size, *dims[d + 1 :]), batch if choose.integer(0, 2) else 1)))
+    return Sample((tensors, d))
+
+
+CONCATENATE = Op(
+    name="concatenate",
+    doc="The arguments one after the other along dim d, which may be the next new one; a missing batch is repeated.",
+    shape=_shape,
+    lower=_lower,
+    reference=_reference,
+    samples=_samples,
+)
+
+
+def _batch_shape(shapes):
+    if any(s.dims != shapes[0].dims for s in shapes):
+        raise wrong("concatenate_to_batch", "the dims differ", shapes, "equal dims; batch sizes add up")
+    return Shape(shapes[0].dims, sum(s.batch for s in shapes))
+
+
+def _batch_lower(shapes, out, shared):
+    sizes, start = [len(shapes), 1, 1, out.total], 0
+    for shape in shapes:
+        sizes += [shape.total, start, 0]
+        start += shape.total
+    return Lowering(concatenate, tuple(sizes), (Operand(backward=concatenate_gradient, needs=()),) * len(shapes))
+
+
+def _batch_samples(choose):
+    dims = choose.dims(1, 3)
+    return Sample(([Tensor(Shape(dims, choose.batch())) for _ in range(choose.integer(1, 3))],))
+
+
+CONCATENATE_TO_BATCH = Op(
+    name="concatenate_to_batch",
+    doc="The arguments one after the other as elements of one minibatch.",
+    shape=_batch_shape,
+    lower=_batch_lower,
+    reference=lambda arguments: np.concatenate(arguments, axis=-1),
+    samples=_batch_samples,
+)

@@ -1,0 +1,182 @@
+"""Matrix product: (m,k)(k,n), with vectors and minibatches.    y = A X    dA += dy Xᵀ    dX += Aᵀ dy
+
+Two forms. If the left side is a parameter, the columns of all items of a batch stand side by side in one product
+
+    Y (m, C) = A (m, k) X (k, C)        C = items x columns x minibatch
+
+and the gradient of A is one product for all items of the type. Otherwise each item has its own left side, and runs of items
+that share it are multiplied together.
+"""
+
+import numpy as np
+
+from autobatch.kernels import _blas
+from autobatch.kernels._blas import gemm, gemm_at, gemv
+from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, integers, item, itemsize, kernel, row, slot
+from autobatch.kernels._op import DENSE, SHARED, Lowering, Op, Operand, Sample, Shape, Tensor, common_batch, wrong
+
+
+@kernel(before=_blas.ready)
+def matmul_parameter(ins, T):
+    """y = A x, A the same for all."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    m, k, count = sizes[0], sizes[1], n * sizes[2]
+    y, a, x = item(ins, 0, 0, T), item(ins, 1, 0, T), item(ins, 2, 0, T)
+    if count == 1:
+        gemv(False, m, k, a, m, x, False, y, T)
+    else:
+        ld = k if sizes[2] > 1 else ins[slot(2) + 1] // itemsize(T)
+        gemm(False, False, m, count, k, a, m, x, ld, False, y, m, T)
+
+
+@kernel(before=_blas.ready)
+def matmul_parameter_gradient_x(ins, T):
+    """dx = or += Aᵀ dy."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    m, k, count = sizes[0], sizes[1], n * sizes[2]
+    dx, dy, a = item(ins, 0, 0, T), item(ins, 1, 0, T), item(ins, 3, 0, T)
+    add = ins[FLAGS] & ACCUMULATE
+    if count == 1:
+        gemv(True, m, k, a, m, dy, add, dx, T)
+    else:
+        ld = k if sizes[2] > 1 else ins[slot(0) + 1] // itemsize(T)
+        gemm(True, False, k, count, m, a, m, dy, m, add, dx, ld, T)
+
+
+@kernel(before=_blas.ready)
+def matmul_parameter_gradient_a(ins, T):
+    """dA += dy xᵀ, over all items of the type at once."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    m, k, count = sizes[0], sizes[1], n * sizes[2]
+    da, dy, x = item(ins, 0, 0, T), item(ins, 1, 0, T), item(ins, 3, 0, T)
+    ld = k if sizes[2] > 1 else ins[slot(3) + 1] // itemsize(T)
+    gemm(False, True, m, k, count, dy, m, x, ld, True, da, m, T)
+
+
+@kernel(before=_blas.ready)
+def matmul_items(ins, T):
+    """y = A x, each item with its own A; sizes: m, k, n, batch of A, batch of x."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    m, k, count, batch_a, batch_x = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]
+    i = 0
+    while i < n:
+        y, a, x = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T)
+        run = 1
+        if batch_a == 1:
+            step = k * count * batch_x * itemsize(T)
+            while i + run < n and row(ins, 1, i + run) == row(ins, 1, i) and row(ins, 2, i + run) == row(ins, 2, i) + run * step:
+                run += 1
+            if count * batch_x * run == 1:
+                gemv(False, m, k, a, m, x, False, y, T)
+            else:
+                gemm(False, False, m, count * batch_x * run, k, a, m, x, k, False, y, m, T)
+        else:
+            for b in range(batch_a):
+                gemm_at(False, False, m, count, k, a, b * m * k, m, x, b * k * count if batch_x > 1 else 0, k, False, y, b * m * count, m, T)
+        i += run
+
+
+@kernel(before=_blas.ready)
+def matmul_items_gradient_a(ins, T):
+    """dA = or += dy xᵀ, item by item."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    m, k, count, batch_a, batch_x = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]
+    add = ins[FLAGS] & ACCUMULATE
+    for i in range(n):
+        da, dy, x = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 4, i, T)
+        if batch_a == 1:
+            gemm(False, True, m, k, count * batch_x, dy, m, x, k, add, da, m, T)
+        else:
+            for b in range(batch_a):
+                gemm_at(False, True, m, k, count, dy, b * m * count, m, x, b * k * count if batch_x > 1 else 0, k, add, da, b * m * k, m, T)
+
+
+@kernel(before=_blas.ready)
+def matmul_items_gradient_x(ins, T):
+    """dx = or += Aᵀ dy, item by item."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    m, k, count, batch_a, batch_x = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]
+    add = ins[FLAGS] & ACCUMULATE
+    for i in range(n):
+        dx, dy, a = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 3, i, T)
+        if batch_a == 1:
+            if count * batch_x == 1:
+                gemv(True, m, k, a, m, dy, add, dx, T)
+            else:
+                gemm(True, False, k, count * batch_x, m, a, m, dy, m, add, dx, k, T)
+        else:
+            for b in range(batch_a):
+                if batch_x > 1:
+                    gemm_at(True, False, k, count, m, a, b * m * k, m, dy, b * m * count, m, add, dx, b * k * count, k, T)
+                else:
+                    gemm_at(True, False, k, count, m, a, b * m * k, m, dy, b * m * count, m, add or b > 0, dx, 0, k, T)
+
+
+def _sides(shapes):
+    """Return (m, k, n) and the dims of the result; a vector on the left is a column, one on the right too."""
+    a, b = (s.dims for s in shapes)
+    if len(a) > 2 or len(b) > 2:
+        raise wrong("matmul", "a product takes matrices and vectors only", shapes, "(m,k) * (k,n), (m,k) * (k,)")
+    m, k = a if len(a) == 2 else (a[0], 1)
+    rows, n = b if len(b) == 2 else (b[0], 1)
+    if k != rows:
+        raise wrong(
+            "matmul",
+            f"the left side has {k} column{'s' if k != 1 else ''} but the right side has {rows} row{'s' if rows != 1 else ''}",
+            shapes,
+            "(m,k) * (k,n) -> (m,n)   (m,k) * (k,) -> (m,)",
+            "cmult for a product number by number, dot_product for Σ x∘y" if a == b else "transpose on one side",
+        )
+    return (m, k, n), ((m,) if len(b) == 1 else (m, n))
+
+
+def _shape(shapes):
+    _, dims = _sides(shapes)
+    return Shape(dims, common_batch("matmul", shapes))
+
+
+def _lower(shapes, out, shared):
+    (m, k, n), _ = _sides(shapes)
+    a, x = shapes
+    if shared[0]:
+        count = n * x.batch
+        return Lowering(
+            matmul_parameter,
+            (m, k, count),
+            (
+                Operand(reads=SHARED, backward=matmul_parameter_gradient_a, writes=SHARED, needs=(1,)),
+                Operand(reads=DENSE, backward=matmul_parameter_gradient_x, writes=DENSE, needs=(0,), columns=count),
+            ),
+        )
+    return Lowering(
+        matmul_items,
+        (m, k, n, a.batch, x.batch),
+        (Operand(backward=matmul_items_gradient_a), Operand(backward=matmul_items_gradient_x)),
+    )
+
+
+def _reference(a, b):
+    a, x = (v if v.ndim == 3 else v[:, None, :] for v in (a, b))
+    batch = max(a.shape[-1], x.shape[-1])
+    a, x = (np.broadcast_to(v, (*v.shape[:-1], batch)) for v in (a, x))
+    y = np.einsum("mkb,knb->mnb", a, x)
+    return y[:, 0] if b.ndim == 2 else y
+
+
+def _samples(choose):
+    m, k, n = (choose.integer(1, 5) for _ in range(3))
+    batch = choose.batch()
+    left, right = choose.one_of([((m, k), (k, n)), ((m, k), (k,)), ((m,), (1, n)), ((1, k), (k,))])
+    batches = [batch if choose.integer(0, 2) else 1 for _ in range(2)]
+    return Sample((Tensor(Shape(left, batches[0])), Tensor(Shape(right, batches[1]))))
+
+
+MATMUL = Op(
+    name="matmul",
+    doc=__doc__,
+    shape=_shape,
+    lower=_lower,
+    reference=_reference,
+    samples=_samples,
+    shared=lambda position: position == 0,
+)

@@ -1,0 +1,256 @@
+"""Softmax, log-softmax and the loss -log softmax(x)[v].
+
+    softmax            y = eˣ / Σ eˣ          dx += y (dy - Σ dy y)
+    log_softmax        y = x - log Σ eˣ       dx += dy - eʸ Σ dy
+    pickneglogsoftmax  y = log Σ eˣ - x[v]    dx += dy (softmax(x) - [j = v])
+
+The maximum is subtracted first, so nothing overflows.
+"""
+
+import math
+
+import numpy as np
+
+from autobatch.kernels import _math
+from autobatch.kernels._errors import ArgumentError
+from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, immediate, inline, integers, item, kernel, zero_like
+from autobatch.kernels._op import Lowering, Op, Operand, Sample, Shape, Tensor, wrong
+
+# sizes: length of the dim, stride of the dim, number of groups (one softmax each), groups side by side (= the stride)
+
+
+@inline
+def _maximum(x, at, n, step):
+    largest = x[at]
+    for j in range(1, n):
+        v = x[at + j * step]
+        largest = v if v > largest or v != v else largest
+    return largest
+
+
+@kernel(reductions=True)
+def softmax(ins, T):
+    """y = eˣ / Σ eˣ along one dim."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    length, step, groups = sizes[0], sizes[1], sizes[2]
+    for i in range(n):
+        y, x = item(ins, 0, i, T), item(ins, 1, i, T)
+        for g in range(groups):
+            at = g // step * step * length + g % step
+            largest = _maximum(x, at, length, step)
+            total = zero_like(largest)
+            if step == 1:
+                for j in range(length):
+                    y[at + j] = _math.exp(x[at + j] - largest)
+                    total += y[at + j]
+                for j in range(length):
+                    y[at + j] /= total
+            else:
+                for j in range(length):
+                    y[at + j * step] = _math.exp(x[at + j * step] - largest)
+                    total += y[at + j * step]
+                for j in range(length):
+                    y[at + j * step] /= total
+
+
+@kernel(reductions=True)
+def softmax_gradient(ins, T):
+    """dx = or += y (dy - Σ dy y)."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    length, step, groups = sizes[0], sizes[1], sizes[2]
+    for i in range(n):
+        dx, dy, y = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T)
+        for g in range(groups):
+            at = g // step * step * length + g % step
+            total = zero_like(dy[0])
+            for j in range(length):
+                total += dy[at + j * step] * y[at + j * step]
+            if ins[FLAGS] & ACCUMULATE:
+                for j in range(length):
+                    dx[at + j * step] += y[at + j * step] * (dy[at + j * step] - total)
+            else:
+                for j in range(length):
+                    dx[at + j * step] = y[at + j * step] * (dy[at + j * step] - total)
+
+
+@kernel(reductions=True)
+def log_softmax(ins, T):
+    """y = x - log Σ eˣ along one dim."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    length, step, groups = sizes[0], sizes[1], sizes[2]
+    for i in range(n):
+        y, x = item(ins, 0, i, T), item(ins, 1, i, T)
+        for g in range(groups):
+            at = g // step * step * length + g % step
+            largest = _maximum(x, at, length, step)
+            total = zero_like(largest)
+            for j in range(length):
+                total += _math.exp(x[at + j * step] - largest)
+            total = _math.log(total)
+            for j in range(length):
+                y[at + j * step] = (x[at + j * step] - largest) - total
+
+
+@kernel(reductions=True)
+def log_softmax_gradient(ins, T):
+    """dx = or += dy - eʸ Σ dy."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    length, step, groups = sizes[0], sizes[1], sizes[2]
+    for i in range(n):
+        dx, dy, y = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T)
+        for g in range(groups):
+            at = g // step * step * length + g % step
+            total = zero_like(dy[0])
+            for j in range(length):
+                total += dy[at + j * step]
+            if ins[FLAGS] & ACCUMULATE:
+                for j in range(length):
+                    dx[at + j * step] += dy[at + j * step] - _math.exp(y[at + j * step]) * total
+            else:
+                for j in range(length):
+                    dx[at + j * step] = dy[at + j * step] - _math.exp(y[at + j * step]) * total
+
+
+def _softmax_shape(name):
+    def rule(shapes, d=0):
+        x = shapes[0]
+        if len(x.dims) > 2:
+            raise wrong(name, f"{len(x.dims)} dims", [x], "a vector or a matrix")
+        if not isinstance(d, int) or not 0 <= d < len(x.dims):
+            raise wrong(name, f"dim {d} does not exist", [x], f"d from 0 to {len(x.dims) - 1}")
+        return x
+
+    return rule
+
+
+def _softmax_lower(forward, backward, needs):
+    def lower(shapes, out, shared, d=0):
+        length, step = out.dims[d], math.prod(out.dims[:d])
+        return Lowering(forward, (length, step, out.total // length), (Operand(backward=backward, needs=needs),))
+
+    return lower
+
+
+def _softmax_samples(choose):
+    dims = choose.dims(1, 2)
+    return Sample((Tensor(Shape(dims, choose.batch())), choose.integer(0, len(dims) - 1)))
+
+
+def _softmax_reference(x, d=0):
+    e = np.exp(x - x.max(axis=d, keepdims=True))
+    return e / e.sum(axis=d, keepdims=True)
+
+
+SOFTMAX = Op(
+    name="softmax",
+    doc="eˣ / Σ eˣ along dim d of a vector or matrix.    dx += y (dy - Σ dy y)",
+    shape=_softmax_shape("softmax"),
+    lower=_softmax_lower(softmax, softmax_gradient, ()),
+    reference=_softmax_reference,
+    samples=_softmax_samples,
+)
+LOG_SOFTMAX = Op(
+    name="log_softmax",
+    doc="x - log Σ eˣ of each column of a vector or matrix.    dx += dy - eʸ Σ dy",
+    shape=_softmax_shape("log_softmax"),
+    lower=_softmax_lower(log_softmax, log_softmax_gradient, ()),
+    reference=lambda x: np.log(_softmax_reference(x)),
+    samples=lambda choose: Sample((Tensor(Shape(choose.dims(1, 2), choose.batch())),)),
+)
+
+
+# pickneglogsoftmax ----------------------------------------------------------------------------------------------------
+# sizes: length, batch; one immediate for each element of the batch
+
+
+@kernel(reductions=True)
+def pickneglogsoftmax(ins, T):
+    """y = log Σ eˣ - x[v]."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    length, batch = sizes[0], sizes[1]
+    for i in range(n):
+        y, x = item(ins, 0, i, T), item(ins, 1, i, T)
+        for b in range(batch):
+            at = b * length
+            largest = _maximum(x, at, length, 1)
+            total = zero_like(largest)
+            for j in range(length):
+                total += _math.exp(x[at + j] - largest)
+            y[b] = _math.log(total) + (largest - x[at + immediate(ins, 2 + b, i)])
+
+
+@kernel(reductions=True)
+def pickneglogsoftmax_gradient(ins, T):
+    """dx = or += dy (softmax(x) - [j = v])."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    length, batch = sizes[0], sizes[1]
+    for i in range(n):
+        dx, dy, y, x = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T), item(ins, 3, i, T)
+        for b in range(batch):
+            at, g = b * length, dy[b]
+            v = at + immediate(ins, 4 + b, i)
+            normalizer = y[b] + x[v]  # log Σ eˣ
+            if ins[FLAGS] & ACCUMULATE:
+                for j in range(length):
+                    dx[at + j] += g * _math.exp(x[at + j] - normalizer)
+            else:
+                for j in range(length):
+                    dx[at + j] = g * _math.exp(x[at + j] - normalizer)
+            dx[v] -= g
+
+
+def _loss_shape(shapes, count=1):
+    x = shapes[0]
+    if len(x.dims) > 1 and x.size != x.dims[0]:
+        raise wrong("pickneglogsoftmax", f"{len(x.dims)} dims", [x], "a vector of scores, (n,)")
+    if count == 0:
+        raise ArgumentError("pickneglogsoftmax_batch: the list of indices is empty")
+    if x.batch != count:
+        raise wrong(
+            "pickneglogsoftmax",
+            f"{count} ind{'ex' if count == 1 else 'ices'} for a minibatch of {x.batch}",
+            [x],
+            "one index for each element of the minibatch",
+            "pickneglogsoftmax_batch with a list of indices" if x.batch > 1 and count == 1 else "",
+        )
+    return Shape((1,), x.batch)
+
+
+def _loss_lower(shapes, out, shared, count=1):
+    return Lowering(
+        pickneglogsoftmax, (shapes[0].size, shapes[0].batch), (Operand(backward=pickneglogsoftmax_gradient),)
+    )
+
+
+def _loss_reference(x, v):
+    v = np.atleast_1d(v)
+    logs = np.log(_softmax_reference(x))
+    return -np.stack([logs[i, ..., b].reshape(1) for b, i in enumerate(v)], axis=-1)
+
+
+def _loss_samples(choose):
+    n = choose.integer(1, 6)
+    return Sample((Tensor(Shape((n,))), choose.integer(0, n - 1)))
+
+
+def _loss_batch_samples(choose):
+    n, batch = choose.integer(1, 6), choose.batch()
+    return Sample((Tensor(Shape((n,), batch)), [choose.integer(0, n - 1) for _ in range(batch)]))
+
+
+PICKNEGLOGSOFTMAX = Op(
+    name="pickneglogsoftmax",
+    doc="-log softmax(x)[v], in nats.    dx += dy (softmax(x) - [j = v])",
+    shape=_loss_shape,
+    lower=_loss_lower,
+    reference=_loss_reference,
+    samples=_loss_samples,
+)
+PICKNEGLOGSOFTMAX_BATCH = Op(
+    name="pickneglogsoftmax_batch",
+    doc="-log softmax(x)[v] for each element of the minibatch with its own v, in nats.",
+    shape=_loss_shape,
+    lower=_loss_lower,
+    reference=_loss_reference,
+    samples=_loss_batch_samples,
+)
