@@ -17,9 +17,16 @@ from numpy.typing import ArrayLike
 from autobatch import expression as ex
 from autobatch import seeds
 from autobatch.expression import Expression, append, check_expression, is_number, owner, record, view
-from autobatch.graph import PARAMETERS, TYPES, Graph, current_graph, row_type
+from autobatch.graph import TYPES, Graph, current_graph
 from autobatch.kernels import select
-from autobatch.kernels._errors import ArgumentError, OperandError, ShapeError
+from autobatch.kernels._errors import (
+    ArgumentError,
+    EmptyListError,
+    IndexRangeError,
+    NegativeIndexError,
+    OperandError,
+    ShapeError,
+)
 from autobatch.kernels._op import OPS, Op, Shape
 from autobatch.params import LookupParameters
 
@@ -86,30 +93,74 @@ def _binary(name: str, op_name: str | None = None) -> Callable[[Any, Any], Expre
     return _named(function, name, op)
 
 
-def _with_number(op: Op, x: Expression, c: Any, reflected: bool = False) -> Expression:
-    """Record `op` of an expression and a number, which becomes an input that nodes of the graph share."""
-    table = op.types
-    try:
-        graph = x.graph
-        types = graph.types
-        number = table[-1 if reflected else -2][x.type]
-        place = graph.numbers[c]
-        index = len(types)
-        types.append(number)
-        args = graph.args
-        if reflected:
-            args.append(place)
-            args.append(x.index)
-        else:
-            args.append(x.index)
-            args.append(place)
-    except (AttributeError, KeyError, TypeError):
-        return record(op, (c, x) if reflected else (x, c), key=(-1 if reflected else -2, x.type))
-    e = _new(Expression)
-    e.graph = graph
-    e.index = index
-    e.type = number
-    return e
+def _operator(symbol: str, name: str, number_name: str | None = None) -> Callable[[Expression, Any], Expression]:
+    """Make an operator of an expression with an expression or a number, which becomes an input that nodes of a graph share."""
+    op, with_number = OPS[name], OPS[number_name or name]
+    table, number_table = op.types, with_number.types.setdefault("number on the right", {})
+
+    def function(self: Expression, other: Any) -> Expression:
+        kind = other.__class__
+        try:
+            graph = self.graph
+            if kind is float or kind is int:
+                number = number_table[self.type]
+                right = graph.numbers[other]
+            else:
+                number = table[self.type][other.type]
+                right = other.index
+                if other.graph is not graph:
+                    if graph is None:
+                        graph = other.graph
+                        if self not in graph.parameters:
+                            raise KeyError
+                    elif other.graph is not None or other not in graph.parameters:
+                        raise KeyError
+            types = graph.types
+            index = len(types)
+            types.append(number)
+            args = graph.args
+            args.append(self.index)
+            args.append(right)
+        except (AttributeError, KeyError, TypeError):
+            if isinstance(other, Expression):
+                return record(op, (self, other), key=(self.type, other.type))
+            _operand(symbol, other)
+            return record(with_number, (self, other), key=("number on the right", self.type))
+        e = _new(Expression)
+        e.graph = graph
+        e.index = index
+        e.type = number
+        return e
+
+    return function
+
+
+def _reflected(symbol: str, name: str) -> Callable[[Expression, Any], Expression]:
+    """Make an operator of a number with an expression on its right."""
+    op = OPS[name]
+    table = op.types.setdefault("number on the left", {})
+
+    def function(self: Expression, other: Any) -> Expression:
+        try:
+            graph = self.graph
+            number = table[self.type]
+            left = graph.numbers[other]
+            types = graph.types
+            index = len(types)
+            types.append(number)
+            args = graph.args
+            args.append(left)
+            args.append(self.index)
+        except (AttributeError, KeyError, TypeError):
+            _operand(symbol, other)
+            return record(op, (other, self), key=("number on the left", self.type))
+        e = _new(Expression)
+        e.graph = graph
+        e.index = index
+        e.type = number
+        return e
+
+    return function
 
 
 def _named(function: Any, name: str, op: Op) -> Any:
@@ -132,43 +183,48 @@ def _list(name: str, arguments: Any) -> list[Expression]:
     return list(arguments)
 
 
-class EmptyListError(ArgumentError, AssertionError):
-    """A list of expressions is empty or has a hole (DyNet raises AssertionError).
+def _nary(op: Op, arguments: Any, table: dict[Any, Any], attributes: dict[str, Any] | None = None) -> Expression:
+    """Record an op of a list of arguments, the short way if their types were seen together before.
 
-    Cause::
-
-        ab.esum([])
-
-    Cure::
-
-        ab.esum(losses) if losses else ab.zeros((1,))
+    `table` remembers, for the types of the arguments, the node type and which arguments are parameters and which are not.
     """
-
-
-def _nary(op: Op, arguments: Sequence[Expression], attributes: dict[str, Any] | None = None, key: Any = ()) -> Expression:
-    """Record an op of many arguments, the short way if their types were seen together before."""
-    key = (*key, *[e.type for e in arguments])
     try:
-        number = op.types[key]
-        graph = None
-        for e in arguments:
-            if e.graph is not graph:
-                if e.graph is None:
-                    continue
-                if graph is not None:
-                    raise KeyError
-                graph = e.graph
-        if graph is None:
-            raise KeyError
-        for e in arguments:
-            if e.graph is None and e not in graph.parameters:
+        number, parameters, others = table[tuple([e.type for e in arguments])]
+        graph = arguments[others[0]].graph
+        for k in others:
+            if arguments[k].graph is not graph:
+                raise KeyError
+        for k in parameters:
+            if arguments[k] not in graph.parameters:
                 raise KeyError
         types = graph.types
         index = len(types)
         types.append(number)
-        graph.args.extend([e.index for e in arguments])
-    except (AttributeError, KeyError, TypeError):
-        return record(op, arguments, attributes, key=(key,))
+        graph.args += [e.index for e in arguments]
+    except (AttributeError, KeyError, TypeError, IndexError):
+        checked = _list(op.name, arguments)
+        e = record(op, checked, attributes)
+        others = tuple(k for k, a in enumerate(checked) if a.graph is not None)
+        if others:
+            parameters = tuple(k for k, a in enumerate(checked) if a.graph is None)
+            table[tuple([a.type for a in checked])] = e.type, parameters, others
+        return e
+    e = _new(Expression)
+    e.graph = graph
+    e.index = index
+    e.type = number
+    return e
+
+
+def _part(x: Any, number: int, start: int) -> Expression:
+    """Append a node of one argument and one immediate whose type is known; x must not be a parameter."""
+    graph = x.graph
+    types = graph.types
+    index = len(types)
+    types.append(number)
+    args = graph.args
+    args.append(x.index)
+    args.append(start)
     e = _new(Expression)
     e.graph = graph
     e.index = index
@@ -177,19 +233,6 @@ def _nary(op: Op, arguments: Sequence[Expression], attributes: dict[str, Any] | 
 
 
 # Integers that users hand in ------------------------------------------------------------------------------------------
-
-
-class NegativeIndexError(ArgumentError, OverflowError):
-    """A negative number where an index counts from the front (DyNet raises OverflowError).
-
-    Cause::
-
-        ab.pick(x, -1)
-
-    Cure::
-
-        x[-1]
-    """
 
 
 def _integer(op: str, what: str, value: Any) -> int:
@@ -207,7 +250,7 @@ def _index(op: str, what: str, value: Any, size: int) -> int:
     if i < 0:
         raise NegativeIndexError(f"{op}: {what} is {i}\n  expected  an index from 0 to {size - 1}")
     if i >= size:
-        raise ArgumentError(f"{op}: {what} is {i}, out of range\n  expected  an index from 0 to {size - 1}")
+        raise IndexRangeError(f"{op}: {what} is {i}, out of range\n  expected  an index from 0 to {size - 1}")
     return i
 
 
@@ -239,19 +282,6 @@ class InputExpression(Expression):
         if numbers.size != self._place.size:
             raise ArgumentError(f"set() with {numbers.size} numbers\n  expected  {self._place.size}, as the input has")
         self._place[:] = numbers
-        if graph.execution is not None:
-            graph.execution.invalidate()
-
-
-class LookupExpression(Expression):
-    """A looked-up row whose index can be changed with `set`."""
-
-    __slots__ = ("_at", "_size")
-
-    def set(self, index: int) -> None:
-        """Look another row up and forget all values of the graph."""
-        graph = ex.graph_of(self.graph)
-        graph.recorded_args[self._at] = _index("set", "the index", index, self._size)
         if graph.execution is not None:
             graph.execution.invalidate()
 
@@ -400,35 +430,16 @@ def lookup(p: LookupParameters, index: int = 0, update: bool = True) -> Expressi
     ------
     ArgumentError : out of range; NegativeIndexError for a negative index.
     """
-    table = _table("lookup", p)
-    graph = current_graph()
-    i = _index("lookup", "the index", index, table.dims[-1])
-    if table not in graph.tables:
-        graph.enter(table, rows=True)
-    number = _ROWS.get((table.pid, update))
-    if number is None:
-        number = _ROWS[table.pid, update] = row_type(table.pid, table.dims[:-1] or (1,), bool(update))
-    e: LookupExpression = append(graph, number, (i,), LookupExpression)
-    e._at, e._size = len(graph.recorded_args) - 1, table.dims[-1]
-    return e
-
-
-_ROWS: dict[tuple[int, bool], int] = {}  # node types of look-ups
+    return _table("lookup", p).row(index, bool(update))
 
 
 def lookup_batch(p: LookupParameters, indices: Sequence[int], update: bool = True) -> Expression:
     """Return several rows of a table as one minibatch."""
-    table = _table("lookup_batch", p)
-    rows = [_index("lookup_batch", "an index", i, table.dims[-1]) for i in indices]
-    if not rows:
-        raise ArgumentError("lookup_batch: the list of indices is empty")
-    attributes = {"count": len(rows), "touched": int(PARAMETERS.touched[table.pid])}
-    return record(OPS["lookup_batch"], (table if update else table.expr(update=False),), attributes, rows)
+    return _table("lookup_batch", p).batch(indices, bool(update))
 
 
 # Arithmetic -----------------------------------------------------------------------------------------------------------
 
-_add, _subtract = _binary("add"), _binary("subtract")
 _matmul = _binary("matmul")
 _negate = _unary("negate")
 cmult = _binary("cmult")
@@ -451,35 +462,65 @@ def affine_transform(exprs: Sequence[Expression]) -> Expression:
 
     b is (r,) or (r,c), Wᵢ (r,kᵢ), xᵢ (kᵢ,) or (kᵢ,c); the result is (r,) or (r,c).
     """
+    try:
+        b, W, x = exprs
+        number = _AFFINE_OF_THREE[b.type][W.type][x.type]
+        graph = x.graph
+        parameters = graph.parameters
+        if b not in parameters or W not in parameters:
+            raise KeyError
+        types = graph.types
+        index = len(types)
+        types.append(number)
+        args = graph.args
+        args.append(b.index)
+        args.append(W.index)
+        args.append(x.index)
+        e = _new(Expression)
+        e.graph = graph
+        e.index = index
+        e.type = number
+        return e
+    except (AttributeError, KeyError, TypeError, ValueError):
+        pass
+    if exprs.__class__ is list and len(exprs) == 3:
+        e = _nary(_AFFINE, exprs, _AFFINE.types)
+        if isinstance(e.graph, Graph) and [a.graph for a in exprs] == [None, None, e.graph]:
+            ex.remember(_AFFINE_OF_THREE, [a.type for a in exprs], e.type)
+        return e
+    if exprs.__class__ is list and len(exprs) % 2 == 1:
+        return _nary(_AFFINE, exprs, _AFFINE.types)
     arguments = _list("affine_transform", exprs)
     if len(arguments) % 2 == 0:
         raise ShapeError(
             f"affine_transform: {len(arguments)} arguments\n  expected  an odd number of them: b, then pairs of W and x"
         )
-    return _nary(OPS["affine_transform"], arguments)
+    return _nary(_AFFINE, arguments, _AFFINE.types)
 
 
+_AFFINE_OF_THREE: dict[Any, Any] = {}  # b and W parameters, x not: types of b, W, x -> node type
+_AFFINE, _ESUM, _AVERAGE = OPS["affine_transform"], OPS["esum"], OPS["average"]
+_CONCATENATE, _TO_BATCH = OPS["concatenate"], OPS["concatenate_to_batch"]
 MANY = 16  # longer sums are sums of sums: so that the number of node types does not grow with the lengths of lists
-
-
-def _sum(name: str, arguments: list[Expression]) -> Expression:
-    while len(arguments) > MANY:
-        arguments = [_nary(OPS[name], arguments[i : i + MANY]) for i in range(0, len(arguments), MANY)]
-    return _nary(OPS[name], arguments)
 
 
 def esum(exprs: Sequence[Expression]) -> Expression:
     """Return the sum of a list of expressions of the same dims; batch sizes may be 1 and B."""
-    return _sum("esum", _list("esum", exprs))
+    if exprs.__class__ is not list or len(exprs) > MANY:
+        arguments = _list("esum", exprs)
+        while len(arguments) > MANY:
+            arguments = [_nary(_ESUM, arguments[i : i + MANY], _ESUM.types) for i in range(0, len(arguments), MANY)]
+        exprs = arguments
+    return _nary(_ESUM, exprs, _ESUM.types)
 
 
 def average(exprs: Sequence[Expression]) -> Expression:
     """Return the mean of a list of expressions of the same dims; batch sizes may be 1 and B."""
     arguments = _list("average", exprs)
     if len(arguments) <= MANY:
-        return _nary(OPS["average"], arguments)
-    OPS["average"].shape(tuple(_shape(e) for e in arguments))
-    return _sum("esum", arguments) * (1.0 / len(arguments))
+        return _nary(_AVERAGE, arguments, _AVERAGE.types)
+    _AVERAGE.shape(tuple(_shape(e) for e in arguments))
+    return esum(arguments) * (1.0 / len(arguments))
 
 
 # Joining, reshaping, selecting ----------------------------------------------------------------------------------------
@@ -487,18 +528,29 @@ def average(exprs: Sequence[Expression]) -> Expression:
 
 def concatenate(exprs: Sequence[Expression], d: int = 0) -> Expression:
     """Return the expressions one after the other along dim d, which may be the next new one."""
-    arguments = _list("concatenate", exprs)
-    return _nary(OPS["concatenate"], arguments, {"d": _integer("concatenate", "d", d)}, (d,))
+    try:
+        table = _CONCATENATE.types[d]
+    except (KeyError, TypeError):
+        d = _integer("concatenate", "d", d)
+        table = _CONCATENATE.types.setdefault(d, {})
+    return _nary(_CONCATENATE, exprs, table, {"d": d})
 
 
 def concatenate_cols(exprs: Sequence[Expression]) -> Expression:
     """Return the expressions side by side: vectors (n,) become the columns of a matrix."""
-    return _nary(OPS["concatenate"], _list("concatenate_cols", exprs), {"d": 1}, (1,))
+    return concatenate(exprs, 1)
 
 
 def concatenate_to_batch(exprs: Sequence[Expression]) -> Expression:
     """Return the expressions as elements of one minibatch."""
-    return _nary(OPS["concatenate_to_batch"], _list("concatenate_to_batch", exprs))
+    return _nary(_TO_BATCH, exprs, _TO_BATCH.types)
+
+
+# What a selection of an expression of some type becomes: node type and start, once it was asked for. (Parameters and dropped
+# graphs have no lists of their own, so `_part` fails on them and the long way is taken.)
+_RESHAPES: dict[Any, int] = {}
+_PICKS: dict[Any, tuple[int, int, int]] = {}
+_SLICES: dict[Any, tuple[int, int]] = {}
 
 
 def reshape(x: Expression, d: tuple[int, ...], batch_size: int = 1) -> Expression:
@@ -507,7 +559,10 @@ def reshape(x: Expression, d: tuple[int, ...], batch_size: int = 1) -> Expressio
     If ``d`` x ``batch_size`` has as many numbers as x in all, these are the new dims; if ``d`` has as many as one element of
     the minibatch of x, the minibatch is kept.
     """
-    check_expression("reshape", x)
+    try:
+        return _part(x, _RESHAPES[x.type, d, batch_size], 0)
+    except (AttributeError, KeyError, TypeError):
+        check_expression("reshape", x)
     if not isinstance(d, tuple):
         raise OperandError(f"reshape: dims {ex.describe(d)}\n  expected  a tuple of numbers")
     old, new = _shape(x), Shape(_dims("reshape", d), _dims("reshape", batch_size)[0])
@@ -517,7 +572,9 @@ def reshape(x: Expression, d: tuple[int, ...], batch_size: int = 1) -> Expressio
                 f"reshape: {new} has {new.total} numbers\n  got       {old}, {old.total} numbers\n  expected  as many numbers"
             )
         new = Shape(new.dims, old.batch)
-    return view("reshape", x, new)
+    e = view("reshape", x, new)
+    _RESHAPES[x.type, d, batch_size] = e.type
+    return e
 
 
 def nobackprop(x: Expression) -> Expression:
@@ -526,13 +583,11 @@ def nobackprop(x: Expression) -> Expression:
     return view("nobackprop", x, _shape(x), stop=True)
 
 
-def _selected(op: Op, x: Expression, start: int, attributes: dict[str, Any], walk: Any, key: Any) -> Expression:
+def _selected(op: Op, x: Expression, start: int, attributes: dict[str, Any], walk: Any) -> Expression:
     """Record a selection: as a view where it takes numbers that lie one after the other."""
     shape = _shape(x)
-    extents, strides = walk
-    if select.contiguous(shape, extents, strides):
-        out = op.shape((shape,), **attributes)
-        return view(op.name, x, out, start)
+    if select.contiguous(*walk):
+        return view(op.name, x, op.shape((shape,), **attributes), start)
     return record(op, (x,), attributes, (start,))
 
 
@@ -543,13 +598,19 @@ def pick(e: Expression, index: int = 0, dim: int = 0) -> Expression:
     ------
     ArgumentError : index out of range; NegativeIndexError for a negative one (``e[-1]`` counts from the end).
     """
-    check_expression("pick", e)
+    try:
+        number, size, stride = _PICKS[e.type, dim]
+        if index.__class__ is int and 0 <= index < size:
+            return _part(e, number, index * stride)
+    except (AttributeError, KeyError, TypeError):
+        check_expression("pick", e)
     op, shape = OPS["pick"], _shape(e)
     dim = _integer("pick", "the dim", dim)
     op.shape((shape,), dim=dim)
-    i = _index("pick", "the index", index, shape.dims[dim])
-    start = i * select.strides_of(shape)[dim]
-    return _selected(op, e, start, {"dim": dim}, select.pick_walk(shape, dim), None)
+    size, stride = shape.dims[dim], select.strides_of(shape)[dim]
+    picked = _selected(op, e, _index("pick", "the index", index, size) * stride, {"dim": dim}, select.pick_walk(shape, dim))
+    _PICKS[e.type, dim] = picked.type, size, stride
+    return picked
 
 
 def pick_batch(e: Expression, indices: Sequence[int], dim: int = 0) -> Expression:
@@ -589,7 +650,7 @@ def _range(op: str, x: Expression, steps: Sequence[int], begins: Sequence[int], 
         all_steps.append(step)
     attributes = {"steps": tuple(all_steps), "sizes": tuple(sizes)}
     record_op = OPS["pick_range" if op in ("pick_range", "pickrange") else "strided_select"]
-    return _selected(record_op, x, start, attributes, select.range_walk(shape, **attributes), None)
+    return _selected(record_op, x, start, attributes, select.range_walk(shape, **attributes))
 
 
 def pick_range(x: Expression, s: int, e: int, d: int = 0) -> Expression:
@@ -623,11 +684,20 @@ def strided_select(e: Expression, strides: Sequence[int], range_from: Sequence[i
 
 def transpose(x: Expression, dims: Sequence[int] = (1, 0)) -> Expression:
     """Return x with its axes in another order; (n,) becomes (1,n)."""
-    check_expression("transpose", x)
-    order = tuple(_integer("transpose", "a dim", d) for d in dims)
+    order = tuple(dims)
+    try:
+        return _part(x, _TRANSPOSES[x.type, order], 0)
+    except (AttributeError, KeyError, TypeError):
+        check_expression("transpose", x)
     op, shape = OPS["transpose"], _shape(x)
-    op.shape((shape,), dims=order)
-    return _selected(op, x, 0, {"dims": order}, select.transpose_walk(shape, order), None)
+    axes = tuple(_integer("transpose", "a dim", d) for d in order)
+    op.shape((shape,), dims=axes)
+    e = _selected(op, x, 0, {"dims": axes}, select.transpose_walk(shape, axes))
+    _TRANSPOSES[x.type, order] = e.type
+    return e
+
+
+_TRANSPOSES: dict[Any, int] = {}
 
 
 # Softmax and losses ---------------------------------------------------------------------------------------------------
@@ -636,7 +706,8 @@ def transpose(x: Expression, dims: Sequence[int] = (1, 0)) -> Expression:
 def softmax(x: Expression, d: int = 0) -> Expression:
     """Return eˣ / Σ eˣ along dim d of a vector or matrix."""
     d = _integer("softmax", "d", d)
-    return _nary(OPS["softmax"], (check_expression("softmax", x),), {"d": d}, (d,))
+    table = OPS["softmax"].types.setdefault(d, {})
+    return _nary(OPS["softmax"], [check_expression("softmax", x)], table, {"d": d})
 
 
 log_softmax = _unary("log_softmax")
@@ -692,10 +763,26 @@ def dropout(x: Expression, p: float) -> Expression:
     ------
     ArgumentError : p outside of [0, 1] (DyNet does not check).
     """
-    check_expression("dropout", x)
+    try:
+        graph = x.graph
+        types = graph.types
+        number, place = _DROPOUT.types[x.type], graph.numbers[p]
+        if not 0 <= p <= 1:
+            raise KeyError
+        index = len(types)
+        types.append(number)
+        graph.args += (x.index, place, seeds.draw())
+        e = _new(Expression)
+        e.graph, e.index, e.type = graph, index, number
+        return e
+    except (AttributeError, KeyError, TypeError):
+        check_expression("dropout", x)
     if not is_number(p) or not 0 <= p <= 1:
         raise ArgumentError(f"dropout: p is {ex.describe(p)}\n  expected  a probability from 0 to 1")
-    return record(OPS["dropout"], (x, float(p)), {}, (seeds.draw(),))
+    return record(_DROPOUT, (x, float(p)), {}, (seeds.draw(),), key=(x.type,))
+
+
+_DROPOUT = OPS["dropout"]
 
 
 # Operators ------------------------------------------------------------------------------------------------------------
@@ -707,48 +794,25 @@ def _operand(symbol: str, x: Any) -> None:
         raise OperandError(f"an expression {symbol} {ex.describe(x)}\n  expected  an expression or a number{cure}")
 
 
-def _plus(self: Expression, other: Any) -> Expression:
-    if isinstance(other, Expression):
-        return _add(self, other)
-    _operand("+", other)
-    return _with_number(OPS["add"], self, other)
-
-
-def _minus(self: Expression, other: Any) -> Expression:
-    if isinstance(other, Expression):
-        return _subtract(self, other)
-    _operand("-", other)
-    return _with_number(OPS["subtract"], self, other)
-
-
-def _reflected_minus(self: Expression, other: Any) -> Expression:
-    _operand("-", other)
-    return _with_number(OPS["subtract"], self, other, reflected=True)
-
-
-def _times(self: Expression, other: Any) -> Expression:
-    if isinstance(other, Expression):
-        return _matmul(self, other)
-    _operand("*", other)
-    return _with_number(OPS["cmult"], self, other)
-
-
-def _over(self: Expression, other: Any) -> Expression:
-    if isinstance(other, Expression):
-        return cdiv(self, other)
-    _operand("/", other)
-    return _with_number(OPS["cdiv"], self, other)
-
-
-def _reflected_over(self: Expression, other: Any) -> Expression:
-    _operand("/", other)
-    return _with_number(OPS["cdiv"], self, other, reflected=True)
-
-
 def _get(self: Expression, at: Any) -> Expression:
+    if at.__class__ is int and at >= 0:
+        try:
+            number, size, stride = _PICKS[self.type, 0]
+            if at < size:
+                return _part(self, number, at * stride)
+        except (AttributeError, KeyError, TypeError):
+            pass
+    elif at.__class__ is slice:
+        key = self.type, at.start, at.stop, at.step
+        try:
+            number, start = _SLICES[key]
+            return _part(self, number, start)
+        except (AttributeError, KeyError, TypeError):
+            e = _get(self, (at,))
+            if e.graph is not None and e.graph.types is not None:
+                _SLICES[key] = e.type, e.graph.args[-1]
+            return e
     shape = _shape(self)
-    if isinstance(at, slice):
-        at = (at,)
     if isinstance(at, tuple):
         full = (*shape.dims, shape.batch)
         if len(at) > len(full):
@@ -768,31 +832,17 @@ def _get(self: Expression, at: Any) -> Expression:
     return pick(self, i % size)
 
 
-class IndexRangeError(ArgumentError, IndexError):
-    """An index of ``e[i]`` is out of range (an IndexError, as in DyNet).
-
-    Cause::
-
-        x = ab.inputVector([1.0, 2.0])
-        x[2]
-
-    Cure::
-
-        x[1]
-    """
-
-
 def _install() -> None:
     """Give `Expression` its operators."""
     operators: dict[str, Any] = {
-        "__add__": _plus,
-        "__radd__": _plus,
-        "__sub__": _minus,
-        "__rsub__": _reflected_minus,
-        "__mul__": _times,
-        "__rmul__": _times,
-        "__truediv__": _over,
-        "__rtruediv__": _reflected_over,
+        "__add__": _operator("+", "add"),
+        "__radd__": _reflected("+", "add"),
+        "__sub__": _operator("-", "subtract"),
+        "__rsub__": _reflected("-", "subtract"),
+        "__mul__": _operator("*", "matmul", "cmult"),
+        "__rmul__": _reflected("*", "cmult"),
+        "__truediv__": _operator("/", "cdiv"),
+        "__rtruediv__": _reflected("/", "cdiv"),
         "__matmul__": lambda self, other: _matmul(self, check_expression("@", other)),
         "__neg__": lambda self: _negate(self),
         "__pos__": lambda self: self,

@@ -21,8 +21,6 @@ stored is θ w, what a graph sees is the same to rounding. Hence `as_array()` gi
 
 from __future__ import annotations
 
-import functools
-import importlib
 import math
 import operator
 from collections.abc import Iterator, Sequence
@@ -32,13 +30,25 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from autobatch import graph
-from autobatch.expression import Expression
+from autobatch.expression import Expression, append, record
 from autobatch.initializers import PyInitializer, numbers, resolve
-from autobatch.kernels._errors import ArgumentError, ConstructionError, DeviceError, ShapeError, message
+from autobatch.kernels._errors import (
+    ArgumentError,
+    ConstructionError,
+    DeviceError,
+    EmptyListError,
+    IndexRangeError,
+    NegativeIndexError,
+    OperandError,
+    ShapeError,
+    message,
+)
+from autobatch.kernels._op import OPS
 
 _MAX_RANK = 7
 _ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 
+_new = object.__new__
 _default_decay = 0.0
 _revision = 0
 
@@ -111,12 +121,6 @@ def aligned(n: int, dtype: str) -> NDArray[Any]:
     memory = np.zeros(size + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
     return memory[start : start + size].view(dtype)
-
-
-@functools.cache
-def _functions() -> Any:
-    """Return the room of the user's functions: it lies above this one, so it is looked for at the first call."""
-    return importlib.import_module("autobatch.functions")
 
 
 # Parameters -----------------------------------------------------------------------------------------------------------
@@ -251,6 +255,22 @@ class Parameters(Storage):
     __str__ = __repr__
 
 
+class LookupExpression(Expression):
+    """A looked-up row whose index can be changed with `set`."""
+
+    __slots__ = ("_at", "_table")
+
+    _at: int  # where the index stands among the arguments of the graph
+    _table: LookupParameters
+
+    def set(self, index: int) -> None:
+        """Look another row up and forget all values of the graph."""
+        owner = graph.graph_of(self.graph)
+        owner.recorded_args[self._at] = self._table._row(index)
+        if owner.execution is not None:
+            owner.execution.invalidate()
+
+
 class LookupParameters(Storage):
     """A table of V rows that are trained one by one; made by `ParameterCollection.add_lookup_parameters`.
 
@@ -264,12 +284,13 @@ class LookupParameters(Storage):
     row_dims : dims of a row.
     """
 
-    __slots__ = ("row_dims", "touched")
+    __slots__ = ("_row_type", "row_dims", "touched")
 
     def __init__(self, name: str, dims: tuple[int, ...], values: NDArray[np.floating]) -> None:
         self.row_dims = dims[:-1]
         self.touched: NDArray[np.uint8] = aligned(dims[-1], "uint8")
         super().__init__(name, dims, values, self.touched)
+        self._row_type = graph.row_type(self.pid, self.row_dims, True)
 
     def shape(self) -> tuple[int, ...]:
         """Return (V, dims of a row ...)."""
@@ -286,33 +307,58 @@ class LookupParameters(Storage):
 
         Raises
         ------
-        IndexError
-            i is V or more (so that iteration ends; DyNet's never does).
-        OverflowError
+        IndexRangeError
+            i is V or more; an IndexError, so iteration ends (DyNet's never does).
+        NegativeIndexError
             i is negative.
-        TypeError
+        OperandError
             i is no integer.
         """
-        if type(i) is not int or not 0 <= i < self.dims[-1]:
-            i = self._row(i)
-        return _functions().lookup(self, i)
+        return self.row(i)
+
+    def row(self, i: Any, update: bool = True) -> LookupExpression:
+        """Return row i as an expression in the current graph: a view of the table, no copy. With `update`, it trains."""
+        current = graph.current_graph()
+        try:
+            types = current.types
+            if type(i) is not int or not 0 <= i < self.dims[-1] or self not in current.tables or not update:
+                raise KeyError
+            index = len(types)
+            types.append(self._row_type)
+            args = current.args
+            at = len(args)
+            args.append(i)
+        except (KeyError, TypeError):
+            current.enter(self, rows=True)
+            number = graph.row_type(self.pid, self.row_dims, update)
+            e: LookupExpression = append(current, number, (self._row(i),), LookupExpression)
+            e._table, e._at = self, len(current.recorded_args) - 1
+            return e
+        e = _new(LookupExpression)
+        e.graph, e.index, e.type = current, index, self._row_type
+        e._table, e._at = self, at
+        return e
 
     def __iter__(self) -> Iterator[Expression]:
         return (self[i] for i in range(len(self)))
 
-    def batch(self, i: Sequence[int]) -> Expression:
-        """Return the rows of a list of numbers as one expression with a batch of that size."""
-        return _functions().lookup_batch(self, i)
+    def batch(self, i: Sequence[int], update: bool = True) -> Expression:
+        """Return the rows of a list of numbers as one expression with a batch of that size. With `update`, they train."""
+        rows = [self._row(k) for k in i]
+        if not rows:
+            raise EmptyListError(f"{self}: the list of rows to look up is empty")
+        table = self if update else self.expr(update=False)
+        return record(OPS["lookup_batch"], (table,), {"count": len(rows), "touched": self.touched.ctypes.data}, rows)
 
     def _row(self, i: Any) -> int:
         try:
             number = operator.index(i)
         except TypeError:
-            raise TypeError(f"{self}: the number of a row is an int, not {type(i).__name__} {i!r}") from None
+            raise OperandError(f"{self}: the number of a row is an int, not {type(i).__name__} {i!r}") from None
         if number < 0:
-            raise OverflowError(f"{self}: row {number}: rows are counted from 0, and not from the end")
+            raise NegativeIndexError(f"{self}: row {number}: rows are counted from 0, and not from the end")
         if number >= len(self):
-            raise IndexError(f"{self}: row {number} of a table of {len(self)} rows")
+            raise IndexRangeError(f"{self}: row {number} of a table of {len(self)} rows")
         return number
 
     def _table(self, flat: NDArray[np.floating]) -> NDArray[np.floating]:

@@ -165,7 +165,7 @@ class VanillaLSTMBuilder:
                 mask_x, mask_h = self._masks[layer]
                 x = x if mask_x is None else cmult(x, mask_x)
                 h = h if mask_h is None else cmult(h, mask_h)
-            node = _nary(_LSTM_STEP, (x, h, c, wx, wh, b, forget))
+            node = _nary(_LSTM_STEP, [x, h, c, wx, wh, b, forget], _LSTM_STEP.types)
             x, c = self._parts(node)
             new_c.append(c)
             new_h.append(x)

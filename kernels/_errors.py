@@ -53,6 +53,46 @@ class ConstructionError(ArgumentError, RuntimeError):
     """
 
 
+class EmptyListError(ArgumentError, AssertionError):
+    """A list of expressions is empty or has a hole (DyNet raises AssertionError).
+
+    Cause::
+
+        ab.esum([])
+
+    Cure::
+
+        ab.esum(losses) if losses else ab.zeros((1,))
+    """
+
+
+class NegativeIndexError(ArgumentError, OverflowError):
+    """A negative number where an index counts from the front (DyNet raises OverflowError).
+
+    Cause::
+
+        ab.pick(x, -1)
+
+    Cure::
+
+        x[-1]
+    """
+
+
+class IndexRangeError(ArgumentError, IndexError):
+    """An index is out of range (in DyNet an IndexError for ``e[i]``, a ValueError for the functions: this is both).
+
+    Cause::
+
+        x = ab.inputVector([1.0, 2.0])
+        x[2]
+
+    Cure::
+
+        x[1]
+    """
+
+
 class OperandError(TypeError, NotImplementedError):
     """An operand is not an expression, and cannot be made one.
 

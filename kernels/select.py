@@ -77,7 +77,7 @@ def _lowering(x, extents, strides, starts=1):
     return Lowering(select, sizes, (Operand(backward=select_gradient, needs=()),))
 
 
-def contiguous(shape, extents, strides):
+def contiguous(extents, strides):
     """Whether a walk over x takes numbers that lie one after the other."""
     expected = 1
     for extent, stride in zip(extents, strides, strict=True):
