@@ -70,9 +70,11 @@ def _binary(name: str, op_name: str | None = None) -> Callable[[Any, Any], Expre
                 if graph is None:
                     graph = y.graph
                     if x not in graph.parameters:
-                        raise KeyError
-                elif y.graph is not None or y not in graph.parameters:
+                        graph.enter(x)
+                elif y.graph is not None:
                     raise KeyError
+                elif y not in graph.parameters:
+                    graph.enter(y)
             types = graph.types
             number = table[x.type][y.type]
             index = len(types)
@@ -112,9 +114,11 @@ def _operator(symbol: str, name: str, number_name: str | None = None) -> Callabl
                     if graph is None:
                         graph = other.graph
                         if self not in graph.parameters:
-                            raise KeyError
-                    elif other.graph is not None or other not in graph.parameters:
+                            graph.enter(self)
+                    elif other.graph is not None:
                         raise KeyError
+                    elif other not in graph.parameters:
+                        graph.enter(other)
             types = graph.types
             index = len(types)
             types.append(number)
@@ -196,7 +200,7 @@ def _nary(op: Op, arguments: Any, table: dict[Any, Any], attributes: dict[str, A
                 raise KeyError
         for k in parameters:
             if arguments[k] not in graph.parameters:
-                raise KeyError
+                graph.enter(arguments[k])
         types = graph.types
         index = len(types)
         types.append(number)
@@ -463,12 +467,16 @@ def affine_transform(exprs: Sequence[Expression]) -> Expression:
     b is (r,) or (r,c), Wᵢ (r,kᵢ), xᵢ (kᵢ,) or (kᵢ,c); the result is (r,) or (r,c).
     """
     try:
+        if len(exprs) != 3:
+            raise KeyError
         b, W, x = exprs
         number = _AFFINE_OF_THREE[b.type][W.type][x.type]
         graph = x.graph
         parameters = graph.parameters
-        if b not in parameters or W not in parameters:
-            raise KeyError
+        if b not in parameters:
+            graph.enter(b)
+        if W not in parameters:
+            graph.enter(W)
         types = graph.types
         index = len(types)
         types.append(number)
@@ -481,7 +489,7 @@ def affine_transform(exprs: Sequence[Expression]) -> Expression:
         e.index = index
         e.type = number
         return e
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError):
         pass
     if exprs.__class__ is list and len(exprs) == 3:
         e = _nary(_AFFINE, exprs, _AFFINE.types)

@@ -55,7 +55,7 @@ from autobatch.graph import (
     VIEW,
     WRITES,
 )
-from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, KERNEL, LENGTH, SIZES, SLOTS, address_of, compiled_over_pointers, inline
+from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, KERNEL, LENGTH, SIZES, SLOTS, address_of, compiled_over_pointers, inline, write_head
 from autobatch.kernels._op import DENSE, SHARED
 
 ALIGN = 64
@@ -152,21 +152,9 @@ def layout(n_types, n_batches, present, type_start, batch_type, info, operands, 
 
 
 @inline
-def _head(table, w, kernel, words, items, sizes, flags):  # type: ignore[no-untyped-def]
-    """Write the first words of an instruction."""
-    table[w + KERNEL], table[w + LENGTH], table[w + ITEMS], table[w + SIZES], table[w + FLAGS] = (
-        kernel,
-        words,
-        items,
-        sizes,
-        flags,
-    )
-
-
-@inline
 def _copy(table, w, kernel, items, size, flags, to, to_stride, source, source_stride):  # type: ignore[no-untyped-def]
     """Write an instruction of two slots of rows of `size` numbers; returns where the next one goes."""
-    _head(table, w, kernel, _ROWS_WORDS, items, address_of(table) + 8 * (w + SLOTS + 4), flags)
+    write_head(table, w, kernel, _ROWS_WORDS, items, address_of(table) + 8 * (w + SLOTS + 4), flags)
     table[w + SLOTS], table[w + SLOTS + 1], table[w + SLOTS + 2], table[w + SLOTS + 3] = to, to_stride, source, source_stride
     table[w + SLOTS + 4] = size
     return w + _ROWS_WORDS
@@ -254,7 +242,7 @@ def forward_table(n_batches, args, positions, info, operands, nodes, order, type
         if main != w:
             for j in range(SLOTS, words):
                 table[w + j] = table[main + j]
-        _head(table, w, info[t + FORWARD + dtype], words, n, info[t + NUMBERS], 0)
+        write_head(table, w, info[t + FORWARD + dtype], words, n, info[t + NUMBERS], 0)
         at[b] = w
         w += words
     return w, r
@@ -409,7 +397,7 @@ def backward_table(n_batches, types, args, positions, info, operands, needs, nod
             dy = gradient_base + block_at[l] + (lo + i - type_start[l]) * size
             if info[t + PREPARE + dtype]:
                 words = SLOTS + 2 * (3 + arguments + immediates)
-                _head(table, w, info[t + PREPARE + dtype], words, n, info[t + NUMBERS], 0)
+                write_head(table, w, info[t + PREPARE + dtype], words, n, info[t + NUMBERS], 0)
                 s = w + SLOTS
                 table[s], table[s + 1], table[s + 2], table[s + 3] = 0, 0, dy, size
                 for k in range(1 + arguments + immediates):
@@ -444,7 +432,7 @@ def backward_table(n_batches, types, args, positions, info, operands, needs, nod
                                 firsts += 1
                             else:
                                 # The first to write writes a part: all of it must be zero.
-                                _head(table, w, zero_rows, _ZERO_WORDS, 1, address_of(table) + 8 * (w + SLOTS + 2), 0)
+                                write_head(table, w, zero_rows, _ZERO_WORDS, 1, address_of(table) + 8 * (w + SLOTS + 2), 0)
                                 table[w + SLOTS], table[w + SLOTS + 1] = gradient[root], 0
                                 table[w + SLOTS + 2] = info[types[root] * TYPE_COLUMNS + SIZE]
                                 w += _ZERO_WORDS
@@ -465,7 +453,7 @@ def backward_table(n_batches, types, args, positions, info, operands, needs, nod
                             if fresh >= 0:
                                 lists[flags_at + zeros] = gradient[fresh]
                                 zeros += 1
-                        _head(table, w, zero_rows, _ZERO_WORDS, zeros, address_of(table) + 8 * (w + SLOTS + 2), 0)
+                        write_head(table, w, zero_rows, _ZERO_WORDS, zeros, address_of(table) + 8 * (w + SLOTS + 2), 0)
                         table[w + SLOTS], table[w + SLOTS + 1] = address_of(lists) + 8 * flags_at, -1
                         table[w + SLOTS + 2] = operands[o + ELEMENTS]
                         w += _ZERO_WORDS
@@ -478,7 +466,7 @@ def backward_table(n_batches, types, args, positions, info, operands, needs, nod
                     even and (stride == item or (operands[o + COLUMNS] == 1 and stride > item))
                 )
                 s = w + SLOTS
-                _head(table, w, operands[o + BACKWARD + dtype], words, n, info[t + NUMBERS], flags)
+                write_head(table, w, operands[o + BACKWARD + dtype], words, n, info[t + NUMBERS], flags)
                 if not direct:
                     table[w + FLAGS] = k << 8
                     table[s], table[s + 1] = scratch, item
@@ -546,7 +534,7 @@ def _runs(l, k, t, o, batches, ends, batch_begin, batch_end, type_start, nodes, 
                     s = w + SLOTS
                 runs += 1
                 length = 0
-                _head(table, w, operands[o + BACKWARD + dtype], words, 0, info[t + NUMBERS], (k << 8) | ACCUMULATE)
+                write_head(table, w, operands[o + BACKWARD + dtype], words, 0, info[t + NUMBERS], (k << 8) | ACCUMULATE)
                 table[s], table[s + 1] = parameter, 0
                 table[s + 2], table[s + 3] = block + (lo + i - type_start[l]) * size, size
                 _from(table, s + 4, forward, slots, i)
@@ -596,9 +584,11 @@ def weight_table(n_types, n_batches, args, positions, info, operands, needs, nod
                 continue
             to = parameter_gradients[(-parameter - 1) >> 1]
             # First count the runs; if they are many and thin, copy the operands together, and there is one.
-            runs, items, _ = _runs(l, k, t, o, batches, ends, batch_begin, batch_end, type_start, nodes, order, active, info,
-                                   operands, needs, at, forward, itemsize, block, to, dtype, table, w, 0)  # fmt: skip
-            if runs > 1 and items < runs * THIN:
+            for emit in range(2):
+                runs, items, w = _runs(l, k, t, o, batches, ends, batch_begin, batch_end, type_start, nodes, order, active,
+                                       info, operands, needs, at, forward, itemsize, block, to, dtype, table, w, emit)  # fmt: skip
+                if emit == 1 or runs <= 1 or items >= runs * THIN:
+                    continue
                 for c in range(operands[o + NEED_COUNT]):
                     q = needs[operands[o + NEEDS] + c]
                     p = (info[t + OPERANDS] + q) * OPERAND_COLUMNS
@@ -613,8 +603,6 @@ def weight_table(n_types, n_batches, args, positions, info, operands, needs, nod
                             n = batch_end[b] - batch_begin[b]
                             w = _copy(table, w, copy_rows, n, operands[p + ELEMENTS], 0, copy, item, forward[s], forward[s + 1])
                             forward[s], forward[s + 1] = copy, item
-            runs, items, w = _runs(l, k, t, o, batches, ends, batch_begin, batch_end, type_start, nodes, order, active, info,
-                                   operands, needs, at, forward, itemsize, block, to, dtype, table, w, 1)  # fmt: skip
             products += runs
     return w, products
 
@@ -641,7 +629,7 @@ def rows_table(n0, n1, types, args, positions, info, active, itemsize, gradient,
         if trained % 2 == 0:
             continue
         pid, size = (-trained - 1) >> 1, info[t + SIZE]
-        _head(table, w, add_to_table, _TABLE_WORDS, count, address_of(table) + 8 * (w + SLOTS + 8), 0)
+        write_head(table, w, add_to_table, _TABLE_WORDS, count, address_of(table) + 8 * (w + SLOTS + 8), 0)
         s = w + SLOTS
         table[s], table[s + 1] = parameter_gradients[pid], 0
         table[s + 2], table[s + 3] = gradient[n], size * itemsize

@@ -105,8 +105,8 @@ def schedule(policy: str, types: np.ndarray, first: np.ndarray, args: np.ndarray
 
     Work and memory are linear in n + m, and a batch costs log T for each type whose queue has changed. On minibatches of
     parsed sentences: none 6, depth 8, agenda 15, ratio 30 to 40 ns a node; ratio 25 ns more where it stays above the bound,
-    and 12 to 25 ns more for every 32 types after the first 32, up to 256; twice as much on a million nodes. Memory while it runs: 28 to 36 bytes a node, ratio 76, with
-    more than 16 types 140.
+    and 12 to 25 ns more for every 32 types after the first 32, up to 256; all twice as much on a million nodes. Memory on the
+    way: 28 to 36 bytes a node, ratio 76, with more than 16 types 140.
 
     Examples
     --------

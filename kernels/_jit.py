@@ -278,41 +278,111 @@ def call(typingctx, address, ins, scratch):  # type: ignore[no-untyped-def]
     return types.void(types.int64, ins, scratch), codegen
 
 
-@inline
-def slot(k):  # type: ignore[no-untyped-def]
-    """Word of an instruction at which slot k begins."""
-    return SLOTS + 2 * k
+# The readers of an instruction are intrinsics: each use of a jitted helper with another kind of integer would be compiled anew.
 
 
-@inline
-def row(ins, k, i):  # type: ignore[no-untyped-def]
-    """Address of item i of slot k."""
-    where = SLOTS + 2 * k
-    stride = ins[where + 1]
-    if stride >= 0:
-        return ins[where] + i * stride
-    return integers(ins[where])[i]
+def _word(builder: Any, ins: Any, at: Any) -> Any:
+    return builder.load(builder.gep(ins, [at]))
 
 
-@inline
-def argument(ins):  # type: ignore[no-untyped-def]
-    """Position of the argument whose gradient a backward instruction forms."""
-    return ins[FLAGS] >> 8
+def _place(builder: Any, k: Any, more: int = 0) -> Any:
+    """Word of an instruction at which slot k begins, and `more`."""
+    return builder.add(builder.mul(k, ir.Constant(ir.IntType(64), 2)), ir.Constant(ir.IntType(64), SLOTS + more))
 
 
-@inline
-def item(ins, k, i, like):  # type: ignore[no-untyped-def]
-    """Item i of slot k as a pointer to numbers of the dtype of `like`."""
-    return pointer(row(ins, k, i), like)
+def as_int64(context: Any, builder: Any, value: Any, kind: Any) -> Any:
+    """An integer of any kind as int64, inside an intrinsic."""
+    return context.cast(builder, value, kind, types.int64)
 
 
-@inline
-def whole(ins, k, size, like):  # type: ignore[no-untyped-def]
-    """Whether the items of slot k, of `size` numbers each, lie one after the other."""
-    return ins[SLOTS + 2 * k + 1] == size * itemsize(like)
+def _row_address(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    ins = args[0]
+    k, i = (as_int64(context, builder, a, t) for a, t in zip(args[1:3], signature.args[1:3], strict=True))
+    address, stride = _word(builder, ins, _place(builder, k)), _word(builder, ins, _place(builder, k, 1))
+    even = builder.icmp_signed(">=", stride, ir.Constant(ir.IntType(64), 0))
+    with builder.if_else(even) as (then, otherwise):
+        with then:
+            at_distance, then_block = builder.add(address, builder.mul(i, stride)), builder.block
+        with otherwise:
+            listed = _word(builder, builder.inttoptr(address, ins.type), i)
+            otherwise_block = builder.block
+    result = builder.phi(ir.IntType(64))
+    result.add_incoming(at_distance, then_block)
+    result.add_incoming(listed, otherwise_block)
+    return result
 
 
-@inline
-def immediate(ins, k, i):  # type: ignore[no-untyped-def]
-    """Immediate integer of item i in slot k (a slot of immediates is a list of int64, one an item)."""
-    return integers(ins[SLOTS + 2 * k])[i]
+@intrinsic
+def slot(typingctx, k):  # type: ignore[no-untyped-def]
+    """slot(k): word of an instruction at which slot k begins."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return _place(builder, as_int64(context, builder, args[0], signature.args[0]))
+
+    return types.int64(k), codegen
+
+
+@intrinsic
+def row(typingctx, ins, k, i):  # type: ignore[no-untyped-def]
+    """row(ins, k, i): address of item i of slot k."""
+    return types.int64(ins, k, i), _row_address
+
+
+@intrinsic
+def item(typingctx, ins, k, i, like):  # type: ignore[no-untyped-def]
+    """item(ins, k, i, like): item i of slot k as a pointer to numbers of the dtype of `like`."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        address = _row_address(context, builder, signature, args)
+        return builder.inttoptr(address, context.get_value_type(signature.return_type))
+
+    return like(ins, k, i, like), codegen
+
+
+@intrinsic
+def whole(typingctx, ins, k, size, like):  # type: ignore[no-untyped-def]
+    """whole(ins, k, size, like): whether the items of slot k, of `size` numbers each, lie one after the other."""
+    bytes_each = np.dtype(str(like.dtype)).itemsize
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        k, size = (as_int64(context, builder, a, t) for a, t in zip(args[1:3], signature.args[1:3], strict=True))
+        stride = _word(builder, args[0], _place(builder, k, 1))
+        return builder.icmp_signed("==", stride, builder.mul(size, ir.Constant(ir.IntType(64), bytes_each)))
+
+    return types.boolean(ins, k, size, like), codegen
+
+
+@intrinsic
+def immediate(typingctx, ins, k, i):  # type: ignore[no-untyped-def]
+    """immediate(ins, k, i): immediate integer of item i in slot k (a slot of immediates is a list of int64, one an item)."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        k, i = (as_int64(context, builder, a, t) for a, t in zip(args[1:3], signature.args[1:3], strict=True))
+        return _word(builder, builder.inttoptr(_word(builder, args[0], _place(builder, k)), args[0].type), i)
+
+    return types.int64(ins, k, i), codegen
+
+
+@intrinsic
+def argument(typingctx, ins):  # type: ignore[no-untyped-def]
+    """argument(ins): position of the argument whose gradient a backward instruction forms."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        flags = _word(builder, args[0], ir.Constant(ir.IntType(64), FLAGS))
+        return builder.ashr(flags, ir.Constant(ir.IntType(64), 8))
+
+    return types.int64(ins), codegen
+
+
+@intrinsic
+def write_head(typingctx, table, at, kernel, words, items, sizes, flags):  # type: ignore[no-untyped-def]
+    """write_head(table, at, kernel, words, items, sizes, flags): the first five words of an instruction, from word `at` on."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        at = as_int64(context, builder, args[1], signature.args[1])
+        for k, (value, kind) in enumerate(zip(args[2:], signature.args[2:], strict=True)):
+            place = builder.gep(args[0], [builder.add(at, ir.Constant(ir.IntType(64), k))])
+            builder.store(as_int64(context, builder, value, kind), place)
+        return context.get_dummy_value()
+
+    return types.void(table, at, kernel, words, items, sizes, flags), codegen
