@@ -12,9 +12,7 @@ from autobatch.memory import free_pool, pooled
 from autobatch.schedule import POLICIES
 
 
-def renew_cg(
-    immediate_compute: bool = False, check_validity: bool = False, autobatching: bool | str | None = None
-) -> Graph:
+def renew_cg(immediate_compute: bool = False, check_validity: bool = False, autobatching: bool | str | None = None) -> Graph:
     """Drop the current graph of this thread and begin a new one.
 
     Parameters

@@ -122,8 +122,8 @@ class Execution:
         room = min(size, len(info))
         joins, present = np.empty(room, np.uint8), np.empty(room, np.int32)
         count, m, n_types, operand_count = plan.survey(
-            n0, n1, a0, types, args, info, self.positions, self.root, _local(len(info)), nodes, kinds, first, edges, joins, present,
-            np.empty(size, np.int32),
+            n0, n1, a0, types, args, info, self.positions, self.root, _local(len(info)), nodes, kinds, first, edges, joins,
+            present, np.empty(size, np.int32),
         )  # fmt: skip
         nodes, kinds, first, edges = nodes[:count], kinds[:count], first[: count + 1], edges[:m]
         joins, present = joins[:n_types], present[:n_types]
@@ -134,16 +134,26 @@ class Execution:
         value_at, gather_first = np.empty(n_types, np.int64), np.empty(n_types, np.int64)
         gather_at = np.zeros(operand_count, np.int64)
         total, words, lists_size = plan.layout(
-            n_types, batches, present, order.type_start, order.batch_type, info, operands, self.itemsize, value_at, gather_first, gather_at
+            n_types,
+            batches,
+            present,
+            order.type_start,
+            order.batch_type,
+            info,
+            operands,
+            self.itemsize,
+            value_at,
+            gather_first,
+            gather_at,
         )
         marks = self.values.mark(), self.tables.mark()
         base = self.values.take(total)
         table, lists, at = self._integers(words), self._integers(lists_size), np.empty(batches, np.int64)
         plan.place(
-            n0, n1, n_types, types, args, self.positions, info, nodes, order.order, order.type_start, present, value_at, base, self.itemsize,
-            PARAMETERS.values, np.array(graph.input_addresses, np.int64), self.address,
+            n0, n1, n_types, types, args, self.positions, info, nodes, order.order, order.type_start, present, value_at, base,
+            self.itemsize, PARAMETERS.values, np.array(graph.input_addresses, np.int64), self.address,
         )  # fmt: skip
-        words, used = plan.forward_table(
+        words, _ = plan.forward_table(
             batches, args, self.positions, info, operands, nodes, order.order, order.type_start, present, order.batch_type,
             order.batch_begin, order.batch_end, value_at, gather_first, gather_at, base, self.itemsize, self.kind,
             PARAMETERS.values, self.address, copy_rows.address(self.dtype), table, lists, at,
@@ -173,7 +183,8 @@ class Execution:
     def _integers(self, count: int) -> np.ndarray:
         """Return an int64 array in the arena of tables."""
         address = self.tables.take(8 * count)
-        return np.frombuffer((ctypes.c_int64 * count).from_address(address), np.int64)
+        buffer: Any = (ctypes.c_int64 * count).from_address(address)
+        return np.frombuffer(buffer, np.int64)
 
     def value_address(self, index: int) -> int:
         """Address of the value of a node, or of a parameter (a negative index)."""
@@ -201,8 +212,8 @@ class Execution:
                 inside[:n] = active
             end, scratch, wide, words, lists = plan.gradient_layout(
                 s.n0, min(s.n1, n), s.present.size, s.at.size, types, info, operands, self.itemsize, s.nodes, s.schedule.order,
-                s.schedule.type_start, s.present, s.schedule.batch_type, s.schedule.batch_begin, s.schedule.batch_end, inside, local,
-                end, block_at, slot,
+                s.schedule.type_start, s.present, s.schedule.batch_type, s.schedule.batch_begin, s.schedule.batch_end, inside,
+                local, end, block_at, slot,
             )  # fmt: skip
             scratch_size, widest = max(scratch_size, scratch), max(widest, wide)
             layouts.append((s, block_at, slot, inside, words, lists))
@@ -356,5 +367,3 @@ def execution_of(graph: Graph) -> Execution:
         graph.execution = Execution(graph)
     execution: Execution = graph.execution
     return execution
-
-

@@ -1,8 +1,9 @@
 """Expressions: a handle to one node, with operators, values and gradients; and the general way to record a node.
 
 The functions users call record common cases by themselves, in a few lines without checks (`functions.py`): two appends to the
-graph's lists, one look-up of the node type. Whenever anything is unusual there, the look-up or an append fails and they come here:
-`record` checks everything, says what is wrong, makes new node types, and takes numbers, parameters and checkpoints in its stride.
+graph's lists, one look-up of the node type. Whenever anything is unusual there, the look-up or an append fails and they come
+here: `record` checks everything, says what is wrong, makes new node types, and takes numbers, parameters and checkpoints in its
+stride.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,8 +29,8 @@ _NUMBERS = {"float32": ctypes.c_float, "float64": ctypes.c_double}
 class Expression:
     """One node of a graph, or a parameter.
 
-    Made by the functions of this package, never directly. Operators: ``+ - * /`` with expressions and numbers (``*`` is the matrix
-    product, as in DyNet), unary ``-``, indexing and slicing. Values are handed out as float64 copies.
+    Made by the functions of this package, never directly. Operators: ``+ - * /`` with expressions and numbers (``*`` is the
+    matrix product, as in DyNet), unary ``-``, indexing and slicing. Values are handed out as float64 copies.
     """
 
     __slots__ = ("graph", "index", "type")
@@ -187,11 +188,26 @@ class Expression:
             flat = None if graph.execution is None else graph.execution.gradient_of(self.index, shape.total)
         if flat is None:
             raise RuntimeError(
-                "gradient() of a node without one: call backward() on a loss recorded after this node, then ask for the gradient"
+                "gradient() of a node without one\n  expected  a backward() before, on a loss recorded after this node"
             )
         return _shaped(flat, shape)
 
-    # Operators: given their functions at the end of functions.py -------------------------------------------------------
+    # Operators: `functions.py` installs them, since they are the public functions --------------------------------------
+
+    if TYPE_CHECKING:
+
+        def __add__(self, other: Expression | float) -> Expression: ...
+        def __radd__(self, other: float) -> Expression: ...
+        def __sub__(self, other: Expression | float) -> Expression: ...
+        def __rsub__(self, other: float) -> Expression: ...
+        def __mul__(self, other: Expression | float) -> Expression: ...
+        def __rmul__(self, other: float) -> Expression: ...
+        def __truediv__(self, other: Expression | float) -> Expression: ...
+        def __rtruediv__(self, other: float) -> Expression: ...
+        def __matmul__(self, other: Expression) -> Expression: ...
+        def __neg__(self) -> Expression: ...
+        def __pos__(self) -> Expression: ...
+        def __getitem__(self, at: int | slice | tuple[slice, ...]) -> Expression: ...
 
 
 def _shaped(flat: np.ndarray, shape: Shape) -> np.ndarray:
@@ -217,9 +233,7 @@ def check_expression(op: str, x: Any, position: int | None = None) -> Expression
         return x
     which = "the argument" if position is None else f"argument {position}"
     cure = "inputTensor(array)" if isinstance(x, np.ndarray) else "inputVector(list)" if isinstance(x, (list, tuple)) else ""
-    raise OperandError(
-        f"{op}: {which} is {describe(x)}\n  expected  an expression" + (f"\n  try       {cure}" if cure else "")
-    )
+    raise OperandError(f"{op}: {which} is {describe(x)}\n  expected  an expression" + (f"\n  try       {cure}" if cure else ""))
 
 
 def owner(op: str, operands: Sequence[Expression]) -> Graph:
@@ -286,9 +300,7 @@ def record(
         parameters.append(node_type.parameters[0] if shared else 0)
         if e.index < 0:
             graph.enter(e, op.rows)
-    type_number = TYPES.intern(
-        OP, op, tuple(shapes), tuple(parameters), attributes or {}, immediates=len(immediates)
-    )
+    type_number = TYPES.intern(OP, op, tuple(shapes), tuple(parameters), attributes or {}, immediates=len(immediates))
     if key is not None:
         remember(op.types, key, type_number)
     return append(graph, type_number, [*(e.index for e in checked), *immediates])

@@ -1,8 +1,8 @@
 """The public functions that record nodes, in DyNet's spelling: one per op, its docstring is the op's.
 
 The short way, for nodes of a kind seen before (`_unary`, `_binary`): look the node type up by the types of the arguments,
-append, done. The first exception on it leads to `record`, which checks everything and either raises a clear error or records the
-node and remembers its type. A dropped graph has no lists to append to, so staleness costs no test.
+append, done. The first exception on it leads to `record`, which checks everything and either raises a clear error or records
+the node and remembers its type. A dropped graph has no lists to append to, so staleness costs no test.
 """
 
 from __future__ import annotations
@@ -336,7 +336,8 @@ def inputTensor(arr: ArrayLike, batched: bool = False, device: str = "", reusabl
     ShapeError, ArgumentError : empty, ragged, or more than 7 dims.
     """
     if not isinstance(arr, (np.ndarray, list)):
-        raise OperandError(f"inputTensor: {ex.describe(arr)}\n  expected  an array or a list of numbers\n  try       scalarInput")
+        cure = "\n  try       scalarInput" if is_number(arr) else ""
+        raise OperandError(f"inputTensor: {ex.describe(arr)}\n  expected  an array or a list of numbers{cure}")
     if isinstance(arr, list) and arr and all(isinstance(a, np.ndarray) for a in arr):
         if any(a.shape != arr[0].shape for a in arr):
             raise ShapeError("inputTensor: the arrays of the list differ in shape")
@@ -642,7 +643,8 @@ def _range(op: str, x: Expression, steps: Sequence[int], begins: Sequence[int], 
     full = (*shape.dims, shape.batch)
     if len(begins) > len(full) or not len(steps) == len(begins) == len(ends):
         raise ArgumentError(
-            f"{op}: {len(begins)} ranges for {shape}\n  expected  at most one for each of the {len(shape.dims)} dims and the batch"
+            f"{op}: {len(begins)} ranges for {shape}\n"
+            f"  expected  at most one for each of the {len(shape.dims)} dims and the batch"
         )
     strides, start, sizes, all_steps = select.strides_of(shape), 0, [], []
     for k, size in enumerate(full):

@@ -192,9 +192,7 @@ class ParameterTable:
         """Register a parameter; the caller keeps the arrays alive as long as it can be used."""
         with self.lock:
             pid = self.count
-            self.values, self.gradients, self.touched = (
-                _room(a, pid + 1) for a in (self.values, self.gradients, self.touched)
-            )
+            self.values, self.gradients, self.touched = (_room(a, pid + 1) for a in (self.values, self.gradients, self.touched))
             self.values[pid], self.gradients[pid] = values.ctypes.data, gradients.ctypes.data
             self.touched[pid] = 0 if touched is None else touched.ctypes.data
             self.dtypes.append(dtype)

@@ -1,8 +1,8 @@
 """Memory that grows, is handed out from the front, and is kept for the next graph.
 
-An `Arena` is a list of chunks; what it hands out never moves. When a graph goes, its chunks go back to the pool of the thread, and
-the next graph begins with them: in steady state no memory is asked for and no page is touched for the first time. A graph
-that needed several chunks leaves one of their joint size instead.
+An `Arena` is a list of chunks; what it hands out never moves. When a graph goes, its chunks go back to the pool of the
+thread, and the next graph begins with them: in steady state no memory is asked for and no page is touched for the first time.
+A graph that needed several chunks leaves one of their joint size instead.
 """
 
 from __future__ import annotations

@@ -55,7 +55,16 @@ from autobatch.graph import (
     VIEW,
     WRITES,
 )
-from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, KERNEL, LENGTH, SIZES, SLOTS, address_of, compiled_over_pointers, inline, write_head
+from autobatch.kernels._jit import (
+    ACCUMULATE,
+    FLAGS,
+    ITEMS,
+    SLOTS,
+    address_of,
+    compiled_over_pointers,
+    inline,
+    write_head,
+)
 from autobatch.kernels._op import DENSE, SHARED
 
 ALIGN = 64
@@ -69,7 +78,7 @@ _TABLE_WORDS = SLOTS + 8 + 1  # rows added to a table
 
 
 @compiled_over_pointers
-def survey(n0, n1, a0, types, args, info, positions, root, local, nodes, kinds, first, edges, joins, present, dense):  # type: ignore[no-untyped-def]
+def survey(n0, n1, a0, types, args, info, positions, root, local, nodes, kinds, first, edges, joins, present, dense):
     """Reduce the nodes n0 to n1 - 1 to the graph that is scheduled: ops only, views looked through.
 
     Fills positions (where the arguments of each node begin), root (the node in whose memory it lies, or a parameter), and the
@@ -119,12 +128,12 @@ def survey(n0, n1, a0, types, args, info, positions, root, local, nodes, kinds, 
 
 
 @inline
-def _aligned(n):  # type: ignore[no-untyped-def]
+def _aligned(n):
     return (n + (ALIGN - 1)) // ALIGN * ALIGN
 
 
 @compiled_over_pointers
-def layout(n_types, n_batches, present, type_start, batch_type, info, operands, itemsize, value_at, gather_first, gather_at):  # type: ignore[no-untyped-def]
+def layout(n_types, n_batches, present, type_start, batch_type, info, operands, itemsize, value_at, gather_first, gather_at):
     """Give each type its block of values, and each DENSE argument of a type its block for copies.
 
     Fills value_at[l], gather_first[l] and gather_at (offsets in bytes); returns the bytes of all blocks, and upper bounds for
@@ -152,7 +161,7 @@ def layout(n_types, n_batches, present, type_start, batch_type, info, operands, 
 
 
 @inline
-def _copy(table, w, kernel, items, size, flags, to, to_stride, source, source_stride):  # type: ignore[no-untyped-def]
+def _copy(table, w, kernel, items, size, flags, to, to_stride, source, source_stride):
     """Write an instruction of two slots of rows of `size` numbers; returns where the next one goes."""
     write_head(table, w, kernel, _ROWS_WORDS, items, address_of(table) + 8 * (w + SLOTS + 4), flags)
     table[w + SLOTS], table[w + SLOTS + 1], table[w + SLOTS + 2], table[w + SLOTS + 3] = to, to_stride, source, source_stride
@@ -161,14 +170,14 @@ def _copy(table, w, kernel, items, size, flags, to, to_stride, source, source_st
 
 
 @inline
-def _value(a, address, parameter_values):  # type: ignore[no-untyped-def]
+def _value(a, address, parameter_values):
     """Address of the value of an argument."""
     return address[a] if a >= 0 else parameter_values[(-a - 1) >> 1]
 
 
 @compiled_over_pointers
 def place(n0, n1, n_types, types, args, positions, info, nodes, order, type_start, present, value_at, base, itemsize,
-          parameter_values, input_addresses, address):  # type: ignore[no-untyped-def]  # fmt: skip
+          parameter_values, input_addresses, address):  # fmt: skip
     """Fill in the address of each node from n0 to n1 - 1; `base` is that of the blocks."""
     for l in range(n_types):
         size = info[present[l] * TYPE_COLUMNS + SIZE] * itemsize
@@ -190,9 +199,9 @@ def place(n0, n1, n_types, types, args, positions, info, nodes, order, type_star
 
 
 @compiled_over_pointers
-def forward_table(n_batches, args, positions, info, operands, nodes, order, type_start, present, batch_type, batch_begin, batch_end,
-                  value_at, gather_first, gather_at, base, itemsize, dtype, parameter_values, address, copy_rows,
-                  table, lists, at):  # type: ignore[no-untyped-def]  # fmt: skip
+def forward_table(n_batches, args, positions, info, operands, nodes, order, type_start, present, batch_type, batch_begin,
+                  batch_end, value_at, gather_first, gather_at, base, itemsize, dtype, parameter_values, address, copy_rows,
+                  table, lists, at):  # fmt: skip
     """Write the table of a segment; at[b] is where the instruction of batch b begins. Returns words of table and of lists."""
     w, r = 0, 0
     for b in range(n_batches):
@@ -252,7 +261,7 @@ def forward_table(n_batches, args, positions, info, operands, nodes, order, type
 
 
 @compiled_over_pointers
-def mark(loss, full, types, args, positions, info, operands, active):  # type: ignore[no-untyped-def]
+def mark(loss, full, types, args, positions, info, operands, active):
     """Set active[n] to 3 for the nodes that get a gradient: bit 1, it is wanted there; bit 2, the loss depends on it.
 
     Wanted: the node depends on a parameter that trains; with `full`, everywhere.
@@ -281,8 +290,8 @@ def mark(loss, full, types, args, positions, info, operands, active):  # type: i
 
 
 @compiled_over_pointers
-def gradient_layout(n0, n1, n_types, n_batches, types, info, operands, itemsize, nodes, order, type_start, present, batch_type, batch_begin,
-                    batch_end, active, local, start, block_at, slot):  # type: ignore[no-untyped-def]  # fmt: skip
+def gradient_layout(n0, n1, n_types, n_batches, types, info, operands, itemsize, nodes, order, type_start, present,
+                    batch_type, batch_begin, batch_end, active, local, start, block_at, slot):  # fmt: skip
     """Give each type with an active node its block of gradients, and each active leaf a slot, from offset `start` on.
 
     Fills block_at[l] (offset, -1 without), slot[n - n0] (offset of a leaf's slot). Returns the end of the last block, the bytes
@@ -315,7 +324,8 @@ def gradient_layout(n0, n1, n_types, n_batches, types, info, operands, itemsize,
             widest = max(widest, item)
             scratch = max(scratch, n * item)
             fields = 3 + operands[o + NEED_COUNT] + info[t + IMMEDIATES]
-            words += runs * (SLOTS + 2 * fields + _ROWS_WORDS) + n * _ZERO_WORDS + (runs + 1) * _ROWS_WORDS * operands[o + NEED_COUNT]
+            words += runs * (SLOTS + 2 * fields + _ROWS_WORDS) + n * _ZERO_WORDS
+            words += (runs + 1) * _ROWS_WORDS * operands[o + NEED_COUNT]
             lists += 2 * n
     # Leaves, type by type, so that those of one type lie one after the other: count, then place.
     for n in range(n0, n1):
@@ -342,8 +352,8 @@ def gradient_layout(n0, n1, n_types, n_batches, types, info, operands, itemsize,
 
 
 @compiled_over_pointers
-def gradient_places(n0, n1, n_types, types, args, positions, info, itemsize, nodes, order, type_start, present, active, block_at, slot,
-                    base, parameter_gradients, gradient, source):  # type: ignore[no-untyped-def]  # fmt: skip
+def gradient_places(n0, n1, n_types, types, args, positions, info, itemsize, nodes, order, type_start, present, active,
+                    block_at, slot, base, parameter_gradients, gradient, source):  # fmt: skip
     """Fill in the address of the gradient of each active node of a segment, and the node in whose slot it lies (source)."""
     for l in range(n_types):
         if block_at[l] < 0:
@@ -371,11 +381,11 @@ def gradient_places(n0, n1, n_types, types, args, positions, info, itemsize, nod
 @compiled_over_pointers
 def backward_table(n_batches, types, args, positions, info, operands, needs, nodes, order, type_start, present, batch_type,
                    batch_begin, batch_end, at, forward, active, block_at, gradient_base, gradient, source, touched, itemsize,
-                   dtype, parameter_gradients, scratch, sink, zero_rows, add_rows, table, lists):  # type: ignore[no-untyped-def]  # fmt: skip
+                   dtype, parameter_gradients, scratch, sink, zero_rows, add_rows, table, lists):  # fmt: skip
     """Write the backward table of one segment, but for shared parameters and rows. Returns words of the table and of the lists.
 
-    `forward` is the segment's forward table, `at` where its batches begin. `touched[n]` tells whether the gradient in the slot of n
-    was written to.
+    `forward` is the segment's forward table, `at` where its batches begin. `touched[n]` tells whether the gradient in the
+    slot of n was written to.
     """
     w, r = 0, 0
     for b in range(n_batches - 1, -1, -1):
@@ -410,7 +420,7 @@ def backward_table(n_batches, types, args, positions, info, operands, needs, nod
                 # Where the gradients go, and which of these places are written to for the first time.
                 item = operands[o + ELEMENTS] * itemsize
                 firsts, sinks, even, to, stride = 0, 0, True, 0, 0
-                zeros, zero_size = 0, 0
+                zeros = 0
                 flags_at = r + n  # lists[r:r+n] places, lists[r+n:r+2n] sources of those written to for the first time
                 for q in range(n):
                     a = args[positions[nodes[order[lo + i + q]]] + k]
@@ -493,7 +503,7 @@ def backward_table(n_batches, types, args, positions, info, operands, needs, nod
 
 
 @inline
-def _from(table, to, forward, source, i):  # type: ignore[no-untyped-def]
+def _from(table, to, forward, source, i):
     """Copy a slot of a forward instruction, moved on by i items."""
     address, stride = forward[source], forward[source + 1]
     table[to], table[to + 1] = address + i * (stride if stride >= 0 else 8), stride
@@ -501,7 +511,7 @@ def _from(table, to, forward, source, i):  # type: ignore[no-untyped-def]
 
 @inline
 def _runs(l, k, t, o, batches, ends, batch_begin, batch_end, type_start, nodes, order, active, info, operands, needs, at,
-          forward, itemsize, block, parameter, dtype, table, w, emit):  # type: ignore[no-untyped-def]  # fmt: skip
+          forward, itemsize, block, parameter, dtype, table, w, emit):  # fmt: skip
     """Go through the active items of a type in maximal runs in which all operands of a weight gradient lie at even distances.
 
     With `emit`, writes an instruction for each. Returns how many runs and items there are, and where the next instruction goes.
@@ -555,12 +565,12 @@ def _runs(l, k, t, o, batches, ends, batch_begin, batch_end, type_start, nodes, 
 @compiled_over_pointers
 def weight_table(n_types, n_batches, args, positions, info, operands, needs, nodes, order, type_start, present, batch_type,
                  batch_begin, batch_end, gather_first, gather_at, value_base, at, forward, active, block_at, gradient_base,
-                 itemsize, dtype, parameter_gradients, copy_rows, batches, ends, table, w):  # type: ignore[no-untyped-def]  # fmt: skip
+                 itemsize, dtype, parameter_gradients, copy_rows, batches, ends, table, w):  # fmt: skip
     """Write, from word w on, the gradients of parameters that all items of a type share: once for each type, from its blocks.
 
     Where the operands lie in many short runs they are copied together first, and the slots of the forward table changed to the
-    copies. `batches` (one a batch) and `ends` (one a type, and one more) are work space. Returns the words of the table, and how
-    many products there are.
+    copies. `batches` (one a batch) and `ends` (one a type, and one more) are work space. Returns the words of the table, and
+    how many products there are.
     """
     products = 0
     for l in range(n_types + 1):
@@ -585,8 +595,10 @@ def weight_table(n_types, n_batches, args, positions, info, operands, needs, nod
             to = parameter_gradients[(-parameter - 1) >> 1]
             # First count the runs; if they are many and thin, copy the operands together, and there is one.
             for emit in range(2):
-                runs, items, w = _runs(l, k, t, o, batches, ends, batch_begin, batch_end, type_start, nodes, order, active,
-                                       info, operands, needs, at, forward, itemsize, block, to, dtype, table, w, emit)  # fmt: skip
+                runs, items, w = _runs(
+                    l, k, t, o, batches, ends, batch_begin, batch_end, type_start, nodes, order, active, info, operands, needs,
+                    at, forward, itemsize, block, to, dtype, table, w, emit,
+                )  # fmt: skip
                 if emit == 1 or runs <= 1 or items >= runs * THIN:
                     continue
                 for c in range(operands[o + NEED_COUNT]):
@@ -609,7 +621,7 @@ def weight_table(n_types, n_batches, args, positions, info, operands, needs, nod
 
 @compiled_over_pointers
 def rows_table(n0, n1, types, args, positions, info, active, itemsize, gradient, touched, parameter_gradients,
-               parameter_touched, add_to_table, table, lists, w, r):  # type: ignore[no-untyped-def]  # fmt: skip
+               parameter_touched, add_to_table, table, lists, w, r):  # fmt: skip
     """Write, from word w on, the additions of the gradients of looked-up rows to their tables, type by type.
 
     Returns the words of the table and of the lists.

@@ -32,8 +32,8 @@ class VanillaLSTMBuilder:
     ----------
     layers : how many; the input of a layer is the h of the one below.
     input_dim, hidden_dim : sizes I of x and H of h and c.
-    model : collection; the parameters go into its subcollection "vanilla-lstm-builder": for each layer Wx (4H,I), Wh (4H,H), b (4H,).
-    forget_bias : added to the rows f of a.
+    model : collection; the parameters go into its subcollection "vanilla-lstm-builder": for each layer Wx (4H,I), Wh (4H,H),
+    b (4H,). forget_bias : added to the rows f of a.
 
     Examples
     --------
@@ -92,7 +92,8 @@ class VanillaLSTMBuilder:
         return [list(layer) for layer in self._expressions]
 
     def set_dropout(self, p: float) -> None:
-        """Drop numbers of x and of h with probability p, by one mask of each per graph, used at all steps (Gal and Ghahramani 2016).
+        """Drop numbers of x and of h with probability p, by one mask of each per graph, used at all steps (Gal and Ghahramani
+        2016).
 
         Takes effect at the next `initial_state` of a new graph.
         """

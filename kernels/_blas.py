@@ -27,13 +27,13 @@ def ready() -> None:
 _INT, _CHAR = ir.IntType(64), ir.IntType(8)
 
 
-def _letter(builder, context, flag, kind):  # type: ignore[no-untyped-def]
+def _letter(builder, context, flag, kind):
     """'t' or 'n' for a flag."""
     true = builder.icmp_signed("!=", as_int64(context, builder, flag, kind), ir.Constant(_INT, 0))
     return builder.select(true, ir.Constant(_CHAR, ord("t")), ir.Constant(_CHAR, ord("n")))
 
 
-def _call(builder, name, scratch, c, accumulate, arguments):  # type: ignore[no-untyped-def]
+def _call(builder, name, scratch, c, accumulate, arguments):
     """Call `name`; `arguments` get (pointer to 1, pointer to beta) and return all arguments after the kind."""
     kind = ir.Constant(_CHAR, ord("s" if isinstance(c.type.pointee, ir.FloatType) else "d"))
     zero = builder.gep(scratch, [ir.Constant(_INT, 1)])
@@ -44,7 +44,7 @@ def _call(builder, name, scratch, c, accumulate, arguments):  # type: ignore[no-
     builder.call(cgutils.get_or_insert_function(builder.module, kind_of, name), values)
 
 
-def _gemm(context, builder, signature, args):  # type: ignore[no-untyped-def]
+def _gemm(context, builder, signature, args):
     """Emit the product; the matrices begin `at_...` numbers behind the pointers."""
     names = "ta tb m n k a at_a lda b at_b ldb accumulate c at_c ldc scratch".split()
     v = dict(zip(names, args, strict=True))
@@ -53,7 +53,7 @@ def _gemm(context, builder, signature, args):  # type: ignore[no-untyped-def]
     start = {x: builder.gep(v[x], [size[f"at_{x}"]]) for x in "abc"}
     letters = [_letter(builder, context, v[x], kinds[x]) for x in ("ta", "tb")]
 
-    def arguments(one, beta):  # type: ignore[no-untyped-def]
+    def arguments(one, beta):
         sizes = (size["m"], size["n"], size["k"])
         return *letters, *sizes, one, start["a"], size["lda"], start["b"], size["ldb"], beta, start["c"], size["ldc"]
 
@@ -62,7 +62,7 @@ def _gemm(context, builder, signature, args):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def gemm_at(typingctx, ta, tb, m, n, k, a, at_a, lda, b, at_b, ldb, accumulate, c, at_c, ldc, scratch):  # type: ignore[no-untyped-def]
+def gemm_at(typingctx, ta, tb, m, n, k, a, at_a, lda, b, at_b, ldb, accumulate, c, at_c, ldc, scratch):
     """C (m,n) = op(A) (m,k) op(B) (k,n), or += with `accumulate`; column-major.
 
     a, b, c are pointers of one dtype, the matrices begin `at_...` numbers behind them, `ld...` are leading dimensions in
@@ -72,11 +72,11 @@ def gemm_at(typingctx, ta, tb, m, n, k, a, at_a, lda, b, at_b, ldb, accumulate, 
 
 
 @intrinsic
-def gemm(typingctx, ta, tb, m, n, k, a, lda, b, ldb, accumulate, c, ldc, scratch):  # type: ignore[no-untyped-def]
+def gemm(typingctx, ta, tb, m, n, k, a, lda, b, ldb, accumulate, c, ldc, scratch):
     """`gemm_at` with matrices that begin at the pointers."""
     zero = types.int64
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         nothing, s = ir.Constant(_INT, 0), signature.args
         full = (*args[:6], nothing, *args[6:8], nothing, *args[8:11], nothing, *args[11:])
         kinds = types.void(*s[:6], zero, *s[6:8], zero, *s[8:11], zero, *s[11:])
@@ -86,10 +86,10 @@ def gemm(typingctx, ta, tb, m, n, k, a, lda, b, ldb, accumulate, c, ldc, scratch
 
 
 @intrinsic
-def gemv(typingctx, ta, m, n, a, lda, x, accumulate, y, scratch):  # type: ignore[no-untyped-def]
+def gemv(typingctx, ta, m, n, a, lda, x, accumulate, y, scratch):
     """y = op(A) x, or += with `accumulate`; A (m,n) column-major, x and y without gaps."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         ta, m, n, a, lda, x, accumulate, y, scratch = args
         s = signature.args
         letter = _letter(builder, context, ta, s[0])

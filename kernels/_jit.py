@@ -81,7 +81,7 @@ _Cache._impl_class = _CacheImpl
 
 def compiled(function: Callable[..., Any]) -> Any:
     """Compile an ordinary function over arrays (a scheduler, a planner) on first call, without the GIL, disk-cached."""
-    dispatcher = numba.njit(nogil=True, error_model="numpy", boundscheck=False)(function)
+    dispatcher: Any = numba.njit(nogil=True, error_model="numpy", boundscheck=False)(function)
     dispatcher._cache = _Cache(function)
     dispatcher._can_cache = True
     return dispatcher
@@ -90,9 +90,9 @@ def compiled(function: Callable[..., Any]) -> Any:
 class compiled_over_pointers:
     """`compiled`, for a function that takes pointers where its callers hand in (contiguous) arrays.
 
-    An index into an array compiles several times as slowly as one into a pointer, and compilation is what a user waits for first.
-    The function sees no sizes; whoever calls passes what it needs. At the first call each parameter is bound anew, to the pointer,
-    in front of the body (a jitted function around a jitted function would be optimised twice).
+    An index into an array compiles several times as slowly as one into a pointer, and compilation is what a user waits for
+    first. The function sees no sizes; whoever calls passes what it needs. At the first call each parameter is bound anew, to
+    the pointer, in front of the body (a jitted function around a jitted function would be optimised twice).
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -140,7 +140,7 @@ class Kernel:
 
     def address(self, dtype: str) -> int:
         """Return the address of the machine code for `dtype` ("float32" or "float64")."""
-        entry = self._compiled.get(dtype)
+        entry: Any = self._compiled.get(dtype)
         if entry is None:
             if self._before is not None:
                 self._before()
@@ -181,95 +181,89 @@ def kernel_from_source(name: str, source: str, path: str, scope: dict[str, Any],
 
 
 @intrinsic
-def pointer(typingctx, address, like):  # type: ignore[no-untyped-def]
+def pointer(typingctx, address, like):
     """pointer(address, like): `address` as a pointer of the type of the pointer `like`."""
     if not isinstance(like, types.CPointer):
         return None
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
 
     return like(types.int64, like), codegen
 
 
 @intrinsic
-def integers(typingctx, address):  # type: ignore[no-untyped-def]
+def integers(typingctx, address):
     """integers(address): `address` as a pointer to int64 numbers."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
 
     return types.CPointer(types.int64)(types.int64), codegen
 
 
 @intrinsic
-def bytes_at(typingctx, address):  # type: ignore[no-untyped-def]
+def bytes_at(typingctx, address):
     """bytes_at(address): `address` as a pointer to bytes."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
 
     return types.CPointer(types.uint8)(types.int64), codegen
 
 
 @intrinsic
-def _pointer_to(typingctx, x):  # type: ignore[no-untyped-def]
+def _pointer_to(typingctx, x):
     """An array as a pointer to its numbers; anything else as it is."""
     if not isinstance(x, types.Array):
         return x(x), lambda context, builder, signature, args: args[0]
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         return context.make_array(signature.args[0])(context, builder, args[0]).data
 
     return types.CPointer(x.dtype)(x), codegen
 
 
 @intrinsic
-def address_of(typingctx, ptr):  # type: ignore[no-untyped-def]
+def address_of(typingctx, ptr):
     """address_of(ptr): the int64 address a pointer holds."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         return builder.ptrtoint(args[0], ir.IntType(64))
 
     return types.int64(ptr), codegen
 
 
 @intrinsic
-def itemsize(typingctx, ptr):  # type: ignore[no-untyped-def]
+def itemsize(typingctx, ptr):
     """itemsize(ptr): bytes of one number behind a pointer, a compile-time constant."""
     size = np.dtype(str(ptr.dtype)).itemsize
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         return ir.Constant(ir.IntType(64), size)
 
     return types.int64(ptr), codegen
 
 
 @intrinsic
-def zero_like(typingctx, x):  # type: ignore[no-untyped-def]
-    """zero_like(x): 0 of the type of x, so that a formula stays in its dtype."""
+def number(typingctx, value, like):
+    """number(value, like): `value` in the type of `like`, a number or a pointer to numbers.
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        return context.get_constant(signature.return_type, 0)
+    For constants in a kernel: `1 - x` with a float32 x is float64 to Numba, `number(1, x) - x` is float32.
+    """
+    kind = getattr(like, "dtype", like)
 
-    return x(x), codegen
-
-
-@intrinsic
-def cast(typingctx, value, like):  # type: ignore[no-untyped-def]
-    """cast(value, like): `value` as a number of the type of `like`."""
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         return context.cast(builder, args[0], signature.args[0], signature.return_type)
 
-    return like(value, like), codegen
+    return kind(value, like), codegen
 
 
 @intrinsic
-def call(typingctx, address, ins, scratch):  # type: ignore[no-untyped-def]
+def call(typingctx, address, ins, scratch):
     """call(address, ins, scratch): call the kernel at `address`."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         kinds = [context.get_value_type(t) for t in signature.args[1:]]
         kind = ir.FunctionType(ir.VoidType(), kinds)
         builder.call(builder.inttoptr(args[0], kind.as_pointer()), list(args[1:]))
@@ -313,26 +307,26 @@ def _row_address(context: Any, builder: Any, signature: Any, args: Any) -> Any:
 
 
 @intrinsic
-def slot(typingctx, k):  # type: ignore[no-untyped-def]
+def slot(typingctx, k):
     """slot(k): word of an instruction at which slot k begins."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         return _place(builder, as_int64(context, builder, args[0], signature.args[0]))
 
     return types.int64(k), codegen
 
 
 @intrinsic
-def row(typingctx, ins, k, i):  # type: ignore[no-untyped-def]
+def row(typingctx, ins, k, i):
     """row(ins, k, i): address of item i of slot k."""
     return types.int64(ins, k, i), _row_address
 
 
 @intrinsic
-def item(typingctx, ins, k, i, like):  # type: ignore[no-untyped-def]
+def item(typingctx, ins, k, i, like):
     """item(ins, k, i, like): item i of slot k as a pointer to numbers of the dtype of `like`."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         address = _row_address(context, builder, signature, args)
         return builder.inttoptr(address, context.get_value_type(signature.return_type))
 
@@ -340,11 +334,11 @@ def item(typingctx, ins, k, i, like):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def whole(typingctx, ins, k, size, like):  # type: ignore[no-untyped-def]
+def whole(typingctx, ins, k, size, like):
     """whole(ins, k, size, like): whether the items of slot k, of `size` numbers each, lie one after the other."""
     bytes_each = np.dtype(str(like.dtype)).itemsize
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         k, size = (as_int64(context, builder, a, t) for a, t in zip(args[1:3], signature.args[1:3], strict=True))
         stride = _word(builder, args[0], _place(builder, k, 1))
         return builder.icmp_signed("==", stride, builder.mul(size, ir.Constant(ir.IntType(64), bytes_each)))
@@ -353,10 +347,10 @@ def whole(typingctx, ins, k, size, like):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def immediate(typingctx, ins, k, i):  # type: ignore[no-untyped-def]
+def immediate(typingctx, ins, k, i):
     """immediate(ins, k, i): immediate integer of item i in slot k (a slot of immediates is a list of int64, one an item)."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         k, i = (as_int64(context, builder, a, t) for a, t in zip(args[1:3], signature.args[1:3], strict=True))
         return _word(builder, builder.inttoptr(_word(builder, args[0], _place(builder, k)), args[0].type), i)
 
@@ -364,10 +358,10 @@ def immediate(typingctx, ins, k, i):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def argument(typingctx, ins):  # type: ignore[no-untyped-def]
+def argument(typingctx, ins):
     """argument(ins): position of the argument whose gradient a backward instruction forms."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         flags = _word(builder, args[0], ir.Constant(ir.IntType(64), FLAGS))
         return builder.ashr(flags, ir.Constant(ir.IntType(64), 8))
 
@@ -375,10 +369,10 @@ def argument(typingctx, ins):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def write_head(typingctx, table, at, kernel, words, items, sizes, flags):  # type: ignore[no-untyped-def]
+def write_head(typingctx, table, at, kernel, words, items, sizes, flags):
     """write_head(table, at, kernel, words, items, sizes, flags): the first five words of an instruction, from word `at` on."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         at = as_int64(context, builder, args[1], signature.args[1])
         for k, (value, kind) in enumerate(zip(args[2:], signature.args[2:], strict=True)):
             place = builder.gep(args[0], [builder.add(at, ir.Constant(ir.IntType(64), k))])

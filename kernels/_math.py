@@ -150,13 +150,13 @@ _CONSTANTS = {
 
 
 @intrinsic
-def _constants(typingctx, x):  # type: ignore[no-untyped-def]
+def _constants(typingctx, x):
     """_constants(x): the `_Constants` of the type of x, to LLVM as good as literals."""
     value = _CONSTANTS.get(x)
     if value is None:
         return None
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         return context.get_constant_generic(builder, signature.return_type, value)
 
     return numba.typeof(value)(x), codegen
@@ -173,18 +173,18 @@ def _layout(x: types.Type) -> tuple[ir.Type, ir.Type, int, int]:
 
 
 @intrinsic
-def _exponent_bits(typingctx, x):  # type: ignore[no-untyped-def]
+def _exponent_bits(typingctx, x):
     """_exponent_bits(x): the number whose exponent field is the last bits of x, and whose fraction is 0."""
     integer, real, p, _ = _layout(x)
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         return builder.bitcast(builder.shl(builder.bitcast(args[0], integer), integer(p)), real)
 
     return x(x), codegen
 
 
 @intrinsic
-def _split(typingctx, x):  # type: ignore[no-untyped-def]
+def _split(typingctx, x):
     """_split(x): (k, m) with x = 2**k m, sqrt(1/2) <= m < sqrt 2, for normal x > 0; for other x some finite numbers.
 
                                               sign   exponent     fraction (p bits)
@@ -198,7 +198,7 @@ def _split(typingctx, x):  # type: ignore[no-untyped-def]
     start = int(np.array(math.sqrt(0.5), str(x)).view(f"int{integer.width}"))  # type: ignore[attr-defined]
     at_last = (bias + p) << p  # the bits of 2**p
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         bits = builder.add(builder.bitcast(args[0], integer), integer((bias << p) - start))
         k = builder.bitcast(builder.or_(builder.lshr(bits, integer(p)), integer(at_last)), real)
         m = builder.add(builder.and_(bits, integer((1 << p) - 1)), integer(start))
@@ -215,22 +215,22 @@ def _instruction(builder: ir.IRBuilder, name: str, *args: ir.Value) -> ir.Value:
 
 
 @intrinsic
-def _with_sign(typingctx, x, y):  # type: ignore[no-untyped-def]
+def _with_sign(typingctx, x, y):
     """_with_sign(x, y): |x| with the sign of y."""
     return x(x, x), lambda context, builder, signature, args: _instruction(builder, "llvm.copysign", *args)
 
 
 @intrinsic
-def _square_root(typingctx, x):  # type: ignore[no-untyped-def]
+def _square_root(typingctx, x):
     """_square_root(x): the instruction; `math.sqrt` is a call of the C library outside vector code."""
     return x(x), lambda context, builder, signature, args: _instruction(builder, "llvm.sqrt", *args)
 
 
 @intrinsic
-def _polynomial(typingctx, x, coefficients):  # type: ignore[no-untyped-def]
+def _polynomial(typingctx, x, coefficients):
     """_polynomial(x, (c0, c1, c2, ...)): c0 + x (c1 + x (c2 + ...)), written out."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         c = [builder.extract_value(args[1], i) for i in range(coefficients.count)]
         value = c.pop()
         while c:
@@ -537,51 +537,3 @@ def sqrt(x: Real) -> Real:
 @_compiled(sqrt)
 def _sqrt(x: Real) -> Real:
     return _square_root(x)
-
-
-# Numbers of the right type --------------------------------------------------------------------------------------------
-
-
-def _kind(like: Any) -> Any:
-    """NumPy's scalar type for the Numba type of a number, a pointer or an array; None for other types."""
-    return {types.float32: np.float32, types.float64: np.float64}.get(getattr(like, "dtype", like))
-
-
-def number(value, like):  # type: ignore[no-untyped-def]
-    """Return `value` in the type of `like` (a number, or a pointer or an array of numbers).
-
-    Notes
-    -----
-    For constants in a kernel: `0.5 * x` with a float32 x is float64 to Numba, `number(0.5, x) * x` is float32.
-    """
-    return np.result_type(like).type(value)
-
-
-@overload(number, jit_options=_OPTIONS)
-def _number(value, like):  # type: ignore[no-untyped-def]
-    kind = _kind(like)
-    return None if kind is None else lambda value, like: kind(value)
-
-
-def lowest(like):  # type: ignore[no-untyped-def]
-    """Return the most negative finite number of the type of `like`: where a search for the largest number begins."""
-    return np.finfo(np.result_type(like)).min
-
-
-@overload(lowest, jit_options=_OPTIONS)
-def _lowest(like):  # type: ignore[no-untyped-def]
-    kind = _kind(like)
-    value = None if kind is None else np.finfo(kind).min
-    return None if kind is None else lambda like: value
-
-
-def infinity(like):  # type: ignore[no-untyped-def]
-    """Return infinity in the type of `like`."""
-    return np.result_type(like).type(np.inf)
-
-
-@overload(infinity, jit_options=_OPTIONS)
-def _infinity(like):  # type: ignore[no-untyped-def]
-    kind = _kind(like)
-    value = None if kind is None else kind(np.inf)
-    return None if kind is None else lambda like: value

@@ -73,12 +73,14 @@ class Lowering:
     Backward of an argument sees slot 0: its gradient, 1: dy, 2: y, 3...: the arguments it needs, then the immediates; the
     position of the argument stands in the flags (`argument`).
     `prepare`, if given, runs on each batch before the gradients of its arguments, with slot 0 empty and all of the arguments.
+    `limit`: an immediate is at least 0 and below it (0: the kernels take any integer); checked in debug mode.
     """
 
     forward: Kernel
     sizes: tuple[int, ...]
     operands: tuple[Operand, ...]
     prepare: Kernel | None = None
+    limit: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -49,7 +49,7 @@ def add_rows(ins, T):
 
 @kernel
 def add_to_table(ins, T):
-    """Gradient of looked-up rows: table (slot 0) [index (slot 2)] += dy (slot 1); marks the row as touched (bytes of slot 3)."""
+    """Gradient of looked-up rows: table (slot 0) [index (slot 2)] += dy (slot 1); marks the rows (bytes of slot 3)."""
     n, size = ins[ITEMS], integers(ins[SIZES])[0]
     table, index, touched = item(ins, 0, 0, T), integers(ins[slot(2)]), bytes_at(ins[slot(3)])
     for i in range(n):

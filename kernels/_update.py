@@ -8,27 +8,15 @@ An instruction is about one parameter: one item, or one item a row for the touch
 the numbers of an item. A rule sets the gradients to 0 on its way, while they are in the cache.
 """
 
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
 
 @intrinsic
-def doubles(typingctx, address):  # type: ignore[no-untyped-def]
+def doubles(typingctx, address):
     """doubles(address): `address` as a pointer to float64 numbers, whatever the dtype of the kernel."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
 
     return types.CPointer(types.float64)(types.int64), codegen
-
-
-@intrinsic
-def number(typingctx, x, like):  # type: ignore[no-untyped-def]
-    """number(x, like): the float64 `x` in the dtype of the pointer `like`, so that a loop stays in that dtype."""
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        kind = context.get_value_type(signature.return_type)
-        return args[0] if isinstance(kind, ir.DoubleType) else builder.fptrunc(args[0], kind)
-
-    return like.dtype(types.float64, like), codegen

@@ -10,7 +10,7 @@ from autobatch.kernels._jit import KERNEL, LENGTH, call, compiled, integers
 
 
 @compiled
-def run(table, words, scratch):  # type: ignore[no-untyped-def]
+def run(table, words, scratch):
     """Run the instructions in the first `words` words of `table`.
 
     Parameters

@@ -4,7 +4,7 @@ import numpy as np
 
 from autobatch.kernels import _math
 from autobatch.kernels._elementwise import elementwise
-from autobatch.kernels._jit import zero_like
+from autobatch.kernels._jit import number
 from autobatch.kernels._op import one_tensor
 
 
@@ -13,7 +13,7 @@ def _tanh(x):
 
 
 def _tanh_slope(dy, y, x):
-    return dy * (1 - y * y)
+    return dy * (number(1, y) - y * y)
 
 
 def _logistic(x):
@@ -21,15 +21,15 @@ def _logistic(x):
 
 
 def _logistic_slope(dy, y, x):
-    return dy * (y * (1 - y))
+    return dy * (y * (number(1, y) - y))
 
 
 def _rectify(x):
-    return zero_like(x) if x <= 0 else x
+    return number(0, x) if x <= 0 else x
 
 
 def _rectify_slope(dy, y, x):
-    return dy if x > 0 else zero_like(dy)
+    return dy if x > 0 else number(0, dy)
 
 
 def _exp(x):

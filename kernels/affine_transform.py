@@ -193,9 +193,7 @@ def _lower(shapes, out, shared):
         if once:
             operands += [
                 Operand(reads=SHARED, backward=affine_parameters_gradient_w, writes=SHARED, needs=(x,)),
-                Operand(
-                    reads=DENSE, backward=affine_parameters_gradient_x, writes=DENSE, needs=(w,), columns=c * out.batch
-                ),
+                Operand(reads=DENSE, backward=affine_parameters_gradient_x, writes=DENSE, needs=(w,), columns=c * out.batch),
             ]
         else:
             operands += [
@@ -226,7 +224,8 @@ def _samples(choose):
     tensors = [Tensor(Shape(choose.one_of([(r,), (r, c)]) if not flat else (r,), size()))]
     for _ in range(pairs):
         k = choose.integer(1, 4)
-        tensors += [Tensor(Shape((r, k), size())), Tensor(Shape((k,) if flat else (k, c), batch if choose.integer(0, 3) else 1))]
+        x = Shape((k,) if flat else (k, c), batch if choose.integer(0, 3) else 1)
+        tensors += [Tensor(Shape((r, k), size())), Tensor(x)]
     return Sample((tensors,))
 
 

@@ -79,8 +79,7 @@ def _reference(arguments, d):
     shapes = [Shape(a.shape[:-1], a.shape[-1]) for a in arguments]
     batch = max(s.batch for s in shapes)
     full = [
-        np.broadcast_to(a.reshape(*p, a.shape[-1]), (*p, batch))
-        for a, p in zip(arguments, _padded(shapes, d), strict=True)
+        np.broadcast_to(a.reshape(*p, a.shape[-1]), (*p, batch)) for a, p in zip(arguments, _padded(shapes, d), strict=True)
     ]
     return np.concatenate(full, axis=d)
 

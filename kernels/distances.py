@@ -1,6 +1,6 @@
 """Dot product and squared distance of two nodes of the same dims: one number for each element of the minibatch."""
 
-from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, argument, integers, item, kernel, zero_like
+from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, argument, integers, item, kernel, number
 from autobatch.kernels._op import Lowering, Op, Operand, Shape, common_batch, two_same, wrong
 
 # sizes: numbers of one element, batch, then 1 for each argument that has a batch of its own
@@ -15,7 +15,7 @@ def dot_product(ins, T):
         y, x, z = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T)
         for b in range(batch):
             at_x, at_z = b * size * sizes[2], b * size * sizes[3]
-            total = zero_like(x[0])
+            total = number(0, x[0])
             for j in range(size):
                 total += x[at_x + j] * z[at_z + j]
             y[b] = total
@@ -48,7 +48,7 @@ def squared_distance(ins, T):
         y, x, z = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T)
         for b in range(batch):
             at_x, at_z = b * size * sizes[2], b * size * sizes[3]
-            total = zero_like(x[0])
+            total = number(0, x[0])
             for j in range(size):
                 d = x[at_x + j] - z[at_z + j]
                 total += d * d

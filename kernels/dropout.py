@@ -7,7 +7,7 @@ Source of the mixing function: the 32-bit finalizer of MurmurHash3 (A. Appleby).
 
 import numpy as np
 
-from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, cast, immediate, inline, integers, item, kernel, zero_like
+from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, immediate, inline, integers, item, kernel, number
 from autobatch.kernels._op import Lowering, Op, Operand, Sample, Shape, Tensor
 
 
@@ -25,7 +25,7 @@ def _draw(key, j):
 @inline
 def _scale(p):
     """1 / (1 - p), or 0 where nothing is kept."""
-    return cast(1 / (1 - p), p) if p < 1 else zero_like(p)
+    return number(1 / (1 - p), p) if p < 1 else number(0, p)
 
 
 @kernel
@@ -36,7 +36,7 @@ def dropout(ins, T):
         y, x, p, key = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T)[0], immediate(ins, 3, i)
         scale, limit = _scale(p), np.int64(np.float64(p) * 4294967296.0)
         for j in range(size):
-            y[j] = x[j] * scale if np.int64(_draw(key, j)) >= limit else zero_like(scale)
+            y[j] = x[j] * scale if np.int64(_draw(key, j)) >= limit else number(0, scale)
 
 
 @kernel
@@ -48,10 +48,10 @@ def dropout_gradient(ins, T):
         scale, limit = _scale(p), np.int64(np.float64(p) * 4294967296.0)
         if ins[FLAGS] & ACCUMULATE:
             for j in range(size):
-                dx[j] += dy[j] * scale if np.int64(_draw(key, j)) >= limit else zero_like(scale)
+                dx[j] += dy[j] * scale if np.int64(_draw(key, j)) >= limit else number(0, scale)
         else:
             for j in range(size):
-                dx[j] = dy[j] * scale if np.int64(_draw(key, j)) >= limit else zero_like(scale)
+                dx[j] = dy[j] * scale if np.int64(_draw(key, j)) >= limit else number(0, scale)
 
 
 def _reference(x, p, key):

@@ -44,7 +44,7 @@ def _shape(shapes, count, touched):
 
 def _lower(shapes, out, shared, count, touched):
     operand = Operand(reads=SHARED, backward=lookup_batch_gradient, writes=SHARED, needs=())
-    return Lowering(lookup_batch, (out.size, count, touched), (operand,))
+    return Lowering(lookup_batch, (out.size, count, touched), (operand,), limit=shapes[0].dims[-1])
 
 
 def _reference(table, indices):

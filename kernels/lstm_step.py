@@ -9,15 +9,16 @@ A node keeps what backward needs; h' and c' are views of it. With minibatch B:
     value     | h' (H,B) | c' (H,B) | i,f,o,g (4H,B) |
     gradient  | dh'      | dc'      | da             |
 
-`prepare` turns the gradients of h' and c' into da, in place, and dc' into the gradient along both paths. After it the gradients of
-x, h and the weights are plain products with da. Source: Hochreiter and Schmidhuber 1997; forget gate: Gers et al. 2000.
+`prepare` turns the gradients of h' and c' into da, in place, and dc' into the gradient along both paths. After it the
+gradients of x, h and the weights are plain products with da. Source: Hochreiter and Schmidhuber 1997; forget gate: Gers et
+al. 2000.
 """
 
 import numpy as np
 
 from autobatch.kernels import _blas, _math
 from autobatch.kernels._blas import gemm_at
-from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, integers, item, itemsize, kernel, slot
+from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, integers, item, itemsize, kernel, number, slot
 from autobatch.kernels._op import DENSE, SHARED, Lowering, Op, Operand, Sample, Shape, Tensor, common_batch, wrong
 
 # sizes: H, I, B. Slots forward: y, x, h, c, Wx, Wh, b, forget bias
@@ -68,6 +69,7 @@ def lstm_step_prepare(ins, T):
     """dh', dc' -> da, and dc' along both paths."""
     n, sizes = ins[ITEMS], integers(ins[SIZES])
     H, B = sizes[0], sizes[2]
+    one = number(1, T)
     for i in range(n):
         dy, y, c = item(ins, 1, i, T), item(ins, 2, i, T), item(ins, 5, i, T)
         for b in range(B):
@@ -76,12 +78,12 @@ def lstm_step_prepare(ins, T):
                 gate_i, gate_f, gate_o, gate_g = y[a + j], y[a + H + j], y[a + 2 * H + j], y[a + 3 * H + j]
                 squashed = _math.tanh(y[H * B + s + j])
                 dh = dy[s + j]
-                dc = dy[H * B + s + j] + dh * gate_o * (1 - squashed * squashed)
+                dc = dy[H * B + s + j] + dh * gate_o * (one - squashed * squashed)
                 dy[H * B + s + j] = dc
-                dy[a + j] = dc * gate_g * gate_i * (1 - gate_i)
-                dy[a + H + j] = dc * c[s + j] * gate_f * (1 - gate_f)
-                dy[a + 2 * H + j] = dh * squashed * gate_o * (1 - gate_o)
-                dy[a + 3 * H + j] = dc * gate_i * (1 - gate_g * gate_g)
+                dy[a + j] = dc * gate_g * gate_i * (one - gate_i)
+                dy[a + H + j] = dc * c[s + j] * gate_f * (one - gate_f)
+                dy[a + 2 * H + j] = dh * squashed * gate_o * (one - gate_o)
+                dy[a + 3 * H + j] = dc * gate_i * (one - gate_g * gate_g)
 
 
 @kernel(before=_blas.ready)

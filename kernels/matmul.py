@@ -63,8 +63,8 @@ def matmul_items(ins, T):
         y, a, x = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T)
         run = 1
         if batch_a == 1:
-            step = k * count * batch_x * itemsize(T)
-            while i + run < n and row(ins, 1, i + run) == row(ins, 1, i) and row(ins, 2, i + run) == row(ins, 2, i) + run * step:
+            shared, first, step = row(ins, 1, i), row(ins, 2, i), k * count * batch_x * itemsize(T)
+            while i + run < n and row(ins, 1, i + run) == shared and row(ins, 2, i + run) == first + run * step:
                 run += 1
             if count * batch_x * run == 1:
                 gemv(False, m, k, a, m, x, False, y, T)
@@ -72,7 +72,8 @@ def matmul_items(ins, T):
                 gemm(False, False, m, count * batch_x * run, k, a, m, x, k, False, y, m, T)
         else:
             for b in range(batch_a):
-                gemm_at(False, False, m, count, k, a, b * m * k, m, x, b * k * count if batch_x > 1 else 0, k, False, y, b * m * count, m, T)
+                at_x = b * k * count if batch_x > 1 else 0
+                gemm_at(False, False, m, count, k, a, b * m * k, m, x, at_x, k, False, y, b * m * count, m, T)
         i += run
 
 
@@ -88,7 +89,8 @@ def matmul_items_gradient_a(ins, T):
             gemm(False, True, m, k, count * batch_x, dy, m, x, k, add, da, m, T)
         else:
             for b in range(batch_a):
-                gemm_at(False, True, m, k, count, dy, b * m * count, m, x, b * k * count if batch_x > 1 else 0, k, add, da, b * m * k, m, T)
+                at_x = b * k * count if batch_x > 1 else 0
+                gemm_at(False, True, m, k, count, dy, b * m * count, m, x, at_x, k, add, da, b * m * k, m, T)
 
 
 @kernel(before=_blas.ready)

@@ -74,7 +74,8 @@ def _lowering(x, extents, strides, starts=1):
     if starts > 1:
         kept[-1] = (kept[-1][0], 0)
     sizes = (x.total, int(np.prod([e for e, _ in kept])), starts, len(kept), *(e for e, _ in kept), *(s for _, s in kept))
-    return Lowering(select, sizes, (Operand(backward=select_gradient, needs=()),))
+    last = x.total - sum((e - 1) * s for e, s in kept)  # no start may be beyond this, or the walk would leave x
+    return Lowering(select, sizes, (Operand(backward=select_gradient, needs=()),), limit=last)
 
 
 def contiguous(extents, strides):

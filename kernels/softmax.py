@@ -13,7 +13,7 @@ import numpy as np
 
 from autobatch.kernels import _math
 from autobatch.kernels._errors import ArgumentError
-from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, immediate, inline, integers, item, kernel, zero_like
+from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, immediate, inline, integers, item, kernel, number
 from autobatch.kernels._op import Lowering, Op, Operand, Sample, Shape, Tensor, wrong
 
 # sizes: length of the dim, stride of the dim, number of groups (one softmax each), groups side by side (= the stride)
@@ -38,7 +38,7 @@ def softmax(ins, T):
         for g in range(groups):
             at = g // step * step * length + g % step
             largest = _maximum(x, at, length, step)
-            total = zero_like(largest)
+            total = number(0, largest)
             if step == 1:
                 for j in range(length):
                     y[at + j] = _math.exp(x[at + j] - largest)
@@ -62,7 +62,7 @@ def softmax_gradient(ins, T):
         dx, dy, y = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T)
         for g in range(groups):
             at = g // step * step * length + g % step
-            total = zero_like(dy[0])
+            total = number(0, dy[0])
             for j in range(length):
                 total += dy[at + j * step] * y[at + j * step]
             if ins[FLAGS] & ACCUMULATE:
@@ -83,7 +83,7 @@ def log_softmax(ins, T):
         for g in range(groups):
             at = g // step * step * length + g % step
             largest = _maximum(x, at, length, step)
-            total = zero_like(largest)
+            total = number(0, largest)
             for j in range(length):
                 total += _math.exp(x[at + j * step] - largest)
             total = _math.log(total)
@@ -100,7 +100,7 @@ def log_softmax_gradient(ins, T):
         dx, dy, y = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T)
         for g in range(groups):
             at = g // step * step * length + g % step
-            total = zero_like(dy[0])
+            total = number(0, dy[0])
             for j in range(length):
                 total += dy[at + j * step]
             if ins[FLAGS] & ACCUMULATE:
@@ -173,7 +173,7 @@ def pickneglogsoftmax(ins, T):
         for b in range(batch):
             at = b * length
             largest = _maximum(x, at, length, 1)
-            total = zero_like(largest)
+            total = number(0, largest)
             for j in range(length):
                 total += _math.exp(x[at + j] - largest)
             y[b] = _math.log(total) + (largest - x[at + immediate(ins, 2 + b, i)])
@@ -218,7 +218,10 @@ def _loss_shape(shapes, count=1):
 
 def _loss_lower(shapes, out, shared, count=1):
     return Lowering(
-        pickneglogsoftmax, (shapes[0].size, shapes[0].batch), (Operand(backward=pickneglogsoftmax_gradient),)
+        pickneglogsoftmax,
+        (shapes[0].size, shapes[0].batch),
+        (Operand(backward=pickneglogsoftmax_gradient),),
+        limit=shapes[0].size,
     )
 
 

@@ -1,7 +1,6 @@
 """Sums: of a list of nodes (`esum`, `average`), of the numbers of a node (`sum_elems`), of a minibatch (`sum_batches`)."""
 
-
-from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, argument, cast, integers, item, kernel, zero_like
+from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, argument, integers, item, kernel, number
 from autobatch.kernels._op import Lowering, Op, Operand, Sample, Shape, Tensor, common_batch, one_tensor, trimmed, wrong
 
 # esum, average --------------------------------------------------------------------------------------------------------
@@ -26,7 +25,7 @@ def esum(ins, T):
                     for j in range(size):
                         y[b * size + j] += x[at + j]
         if sizes[3] > 1:
-            divisor = cast(sizes[3], y[0])
+            divisor = number(sizes[3], y[0])
             for j in range(batch * size):
                 y[j] /= divisor
 
@@ -36,7 +35,7 @@ def esum_gradient(ins, T):
     """dx = or += dy / divisor, summed over the batch if x has none."""
     n, sizes, k = ins[ITEMS], integers(ins[SIZES]), argument(ins)
     size, batch = sizes[1], sizes[2]
-    scale = cast(1.0 / sizes[3], T[0])
+    scale = number(1.0 / sizes[3], T[0])
     for i in range(n):
         dx, dy = item(ins, 0, i, T), item(ins, 1, i, T)
         for b in range(batch):
@@ -105,7 +104,7 @@ def sum_elems(ins, T):
     for i in range(n):
         y, x = item(ins, 0, i, T), item(ins, 1, i, T)
         for b in range(batch):
-            total = zero_like(x[0])
+            total = number(0, x[0])
             for j in range(size):
                 total += x[b * size + j]
             y[b] = total

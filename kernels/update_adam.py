@@ -8,8 +8,8 @@ added after it, as DyNet does and the paper's section 2 suggests.
 
 import math
 
-from autobatch.kernels._jit import ITEMS, SIZES, integers, item, kernel, slot
-from autobatch.kernels._update import doubles, number
+from autobatch.kernels._jit import ITEMS, SIZES, integers, item, kernel, number, slot
+from autobatch.kernels._update import doubles
 
 
 @kernel

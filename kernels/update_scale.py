@@ -1,7 +1,7 @@
 """Weight decay: all values of a parameter times one number.    θ *= s        numbers: s"""
 
-from autobatch.kernels._jit import ITEMS, SIZES, integers, item, kernel, slot
-from autobatch.kernels._update import doubles, number
+from autobatch.kernels._jit import ITEMS, SIZES, integers, item, kernel, number, slot
+from autobatch.kernels._update import doubles
 
 
 @kernel

@@ -1,7 +1,7 @@
 """SGD: one step against the gradient.    θ -= η g    g = 0        numbers: η"""
 
-from autobatch.kernels._jit import ITEMS, SIZES, integers, item, kernel, slot
-from autobatch.kernels._update import doubles, number
+from autobatch.kernels._jit import ITEMS, SIZES, integers, item, kernel, number, slot
+from autobatch.kernels._update import doubles
 
 
 @kernel

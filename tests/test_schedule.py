@@ -294,8 +294,8 @@ def test_a_sum_over_instances_does_not_make_them_one():
 
 
 def test_nodes_move_to_later_batches_where_ratio_is_above_the_bound():
-    # After the starts, half of the frontier of "c" is ready and half of that of "b". "c" appeared first and runs, then each "b",
-    # "c", "b". Moved, "cb" runs together with the end of "bcb", and the first batch of "c" is left empty.
+    # After the starts, half of the frontier of "c" is ready and half of that of "b". "c" appeared first, so it runs, and then
+    # "b", "c", "b". Moved, "cb" runs together with the end of "bcb", and the first batch of "c" is left empty.
     segment = words("cb", "bcb")
     assert [len(naive_ratio_alone(segment)[0]), counts(segment)["ratio"], bound(segment)] == [5, 4, 4]
     assert counts(segment)["depth"] == 6
@@ -440,8 +440,7 @@ def steps(policy, graph, monkeypatch):
         before = sys.gettrace()
         sys.settrace(trace)
         try:
-            with np.errstate(over="ignore"):
-                schedule(policy, *graph)
+            schedule(policy, *graph)
         finally:
             sys.settrace(before)
     return lines
