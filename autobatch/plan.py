@@ -68,6 +68,7 @@ from autobatch.kernels._jit import (
 from autobatch.kernels._op import DENSE, SHARED
 
 ALIGN = 64
+REACH = 1 << 30  # bytes: BLAS takes a distance between columns as an int32 of numbers
 THIN = 256  # columns: weight gradients formed from thinner runs than this are worth a copy of their operands
 _ROWS_WORDS = SLOTS + 4 + 1  # a copy of rows: two slots and the literal that SIZES points to
 _ZERO_WORDS = SLOTS + 2 + 1
@@ -237,7 +238,7 @@ def forward_table(n_batches, args, positions, info, operands, nodes, order, type
                 table[where], table[where + 1] = address_of(lists) + 8 * r, -1
                 r += n
             if operands[o + READS] == DENSE and not (
-                even and (stride == item or (operands[o + COLUMNS] == 1 and stride > item))
+                even and (stride == item or (operands[o + COLUMNS] == 1 and item < stride < REACH))
             ):
                 to = base + gather_at[gather_first[l] + k] + (lo - type_start[l]) * item
                 w = _copy(table, w, copy_rows, n, operands[o + ELEMENTS], 0, to, item, table[where], table[where + 1])
@@ -473,7 +474,7 @@ def backward_table(n_batches, types, args, positions, info, operands, needs, nod
                 count = operands[o + NEED_COUNT]
                 words = SLOTS + 2 * (3 + count + immediates)
                 direct = operands[o + WRITES] != DENSE or (
-                    even and (stride == item or (operands[o + COLUMNS] == 1 and stride > item))
+                    even and (stride == item or (operands[o + COLUMNS] == 1 and item < stride < REACH))
                 )
                 s = w + SLOTS
                 write_head(table, w, operands[o + BACKWARD + dtype], words, n, info[t + NUMBERS], flags)

@@ -90,7 +90,7 @@ def schedule(policy: str, types: np.ndarray, first: np.ndarray, args: np.ndarray
     first : (n+1,) int32, the arguments of node i are ``args[first[i]:first[i + 1]]``
     args : (m,) int32, nodes of this segment, each lower than the node it is an argument of; duplicates are allowed
     n_types : T
-    joins : (T,) bool or uint8, whether nodes of a type merely add up scalars of different instances (only ratio asks)
+    joins : (T,) uint8 or bool, whether nodes of a type merely add up scalars of different instances (only ratio asks)
 
     Raises
     ------
@@ -141,7 +141,7 @@ def lower_bound(types: np.ndarray, first: np.ndarray, args: np.ndarray, n_types:
     column = np.where(size > 1, np.cumsum(size > 1) - 1, NO_COLUMN).astype(UNSIGNED)
     n_columns = int((size > 1).sum())
     slot, place = np.zeros((2, types.size), UNSIGNED)
-    joins = np.zeros(n_types, bool)
+    joins = np.zeros(n_types, np.uint8)
     return _count(types, first, args, joins, column, n_columns, slot, n_columns, place)[0]
 
 

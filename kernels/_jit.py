@@ -29,6 +29,7 @@ import ast
 import functools
 import hashlib
 import inspect
+import linecache
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -97,6 +98,7 @@ class compiled_over_pointers:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
+        self._lines = linecache.getlines(inspect.getfile(function))  # as they are now: the file may change before the first call
         functools.update_wrapper(self, function)
 
     def __call__(self, *args: Any) -> Any:
@@ -104,15 +106,15 @@ class compiled_over_pointers:
 
     @functools.cached_property
     def _dispatcher(self) -> Any:
-        lines, first = inspect.getsourcelines(self.function)
-        tree = ast.parse("".join(lines))
+        first = self.function.__code__.co_firstlineno - 1
+        tree = ast.parse("".join(inspect.getblock(self._lines[first:])))
         definition = tree.body[0]
         assert isinstance(definition, ast.FunctionDef)
         definition.decorator_list = []
         names = [a.arg for a in definition.args.args]
         binding = ast.parse("; ".join(f"{n} = _pointer_to({n})" for n in names)).body
         definition.body[0:0] = [ast.copy_location(b, definition) for b in binding]
-        ast.increment_lineno(ast.fix_missing_locations(tree), first - 1)
+        ast.increment_lineno(ast.fix_missing_locations(tree), first)
         scope = {**self.function.__globals__, "_pointer_to": _pointer_to}
         exec(compile(tree, inspect.getfile(self.function), "exec"), scope)
         return compiled(scope[self.function.__name__])
