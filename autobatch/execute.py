@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from autobatch import plan
-from autobatch.graph import DTYPES, PARAMETERS, TYPES, Graph
+from autobatch.graph import DTYPES, PARAMETERS, STOP, TYPES, VIEW, Graph
 from autobatch.kernels._rows import add_rows, add_to_table, copy_rows, zero_rows
 from autobatch.kernels._vm import run
 from autobatch.memory import Arena, read
@@ -129,7 +129,7 @@ class Execution:
         joins, present = joins[:n_types], present[:n_types]
         TYPES.compile(present.tolist(), self.kind, False)
         info, operands = TYPES.info, TYPES.operands
-        order = schedule(graph.policy, kinds, first, edges, n_types, joins)
+        order = schedule(graph.policy, kinds, first, edges, n_types, joins, True)
         batches = order.batch_type.size
         value_at, gather_first = np.empty(n_types, np.int64), np.empty(n_types, np.int64)
         gather_at = np.zeros(operand_count, np.int64)
@@ -196,6 +196,9 @@ class Execution:
         """Compute the gradients of node `loss` and add those of the parameters to the parameters."""
         self.backward = None
         self.gradients.cut((0, 0))
+        self.backward = self._pass(graph, loss, full)
+
+    def _pass(self, graph: Graph, loss: int, full: bool) -> Backward:
         n = loss + 1
         types, args, info, operands, needs = self.types[:n], self.args, TYPES.info, TYPES.operands, TYPES.needs
         active, touched = np.zeros(n, np.uint8), np.zeros(n, np.uint8)
@@ -264,7 +267,7 @@ class Execution:
         for parameter in graph.parameters:
             if hasattr(parameter, "touched"):  # a table used as a whole
                 parameter.touched[:] = 1
-        self.backward = result
+        return result
 
     def _seed(self, backward: Backward) -> None:
         """Set the gradient of the loss to 1, in a slot that is otherwise zero; set the scalars of the scratch."""
@@ -278,14 +281,29 @@ class Execution:
         number.from_address(backward.scratch).value = 1.0
         number.from_address(backward.scratch + self.itemsize).value = 0.0
 
-    def gradient_of(self, index: int, count: int) -> np.ndarray | None:
-        """Return a copy of the gradient of a node as `count` numbers; None if the last backward pass did not know the node."""
+    def gradient_of(self, graph: Graph, index: int, count: int) -> np.ndarray | None:
+        """Return a copy of the gradient of a node as `count` numbers; None if the last backward pass did not know the node.
+
+        The gradient of a view lies in that of its argument, where all that is made of the argument adds up. So for a view the
+        pass is run again, with the view as a node that has a gradient of its own and passes none on.
+        """
         b = self.backward
         if b is None or index > b.loss:
             return None
         if b.active[index] != 3:
             return np.zeros(count, self.dtype)
-        return read(int(b.gradient[index]), count, self.dtype)
+        number = int(self.types[index])
+        if TYPES.records[number].kind != VIEW:
+            return read(int(b.gradient[index]), count, self.dtype)
+        (shape,), out = TYPES.records[number].shapes, TYPES.records[number].shape
+        mark, saved = self.gradients.mark(), _gradients(graph)
+        self.types[index] = TYPES.intern(STOP, None, (shape,), (), {}, shape=out, immediates=1)
+        try:
+            return read(int(self._pass(graph, b.loss, b.full).gradient[index]), count, self.dtype)
+        finally:
+            self.types[index] = number
+            self.gradients.cut(mark)
+            _put_back(saved)
 
     def parameter_gradient(self, graph: Graph, index: int, count: int) -> np.ndarray | None:
         """Return what the last backward pass alone added to the gradient of a parameter.
@@ -296,15 +314,14 @@ class Execution:
         b = self.backward
         if b is None:
             return None
-        saved = [(p, p.gradients.copy()) for p in graph.parameters | graph.tables if hasattr(p, "gradients")]
-        for p, _ in saved:
+        saved = _gradients(graph)
+        for p, _, _ in saved:
             p.gradients[:] = 0
         self._seed(b)
         for table, words, _, segment in b.tables:
             self._run(graph, table, words, b.scratch, segment, b)
         flat = read(int(PARAMETERS.gradients[(-index - 1) >> 1]), count, self.dtype)
-        for p, gradients in saved:
-            p.gradients[:] = gradients
+        _put_back(saved)
         return flat
 
     # Memory -----------------------------------------------------------------------------------------------------------
@@ -323,6 +340,8 @@ class Execution:
             segment = self.segments.pop()
             self.values.cut(segment.arena[0])
             self.tables.cut(segment.arena[1])
+        if self.segments and self.segments[-1].n1 > nodes:  # all was computed again, across the checkpoint
+            self.invalidate()
         self.backward = None
         self.done = min(self.done, nodes)
         self.flushed, self.flushed_args = min(self.flushed, nodes), min(self.flushed_args, args)
@@ -344,6 +363,19 @@ def _grown(array: np.ndarray, size: int) -> np.ndarray:
     grown = np.zeros(size, array.dtype)
     grown[: array.size] = array
     return grown
+
+
+def _gradients(graph: Graph) -> list[tuple[Any, np.ndarray, np.ndarray | None]]:
+    """Return copies of the gradients of all parameters of a graph, and of the marks of touched rows."""
+    parameters = [p for p in graph.parameters | graph.tables if hasattr(p, "gradients")]
+    return [(p, p.gradients.copy(), p.touched.copy() if hasattr(p, "touched") else None) for p in parameters]
+
+
+def _put_back(saved: list[tuple[Any, np.ndarray, np.ndarray | None]]) -> None:
+    for p, gradients, touched in saved:
+        p.gradients[:] = gradients
+        if touched is not None:
+            p.touched[:] = touched
 
 
 class _Scratch:

@@ -185,7 +185,7 @@ class Expression:
             flat = None if graph.execution is None else graph.execution.parameter_gradient(graph, self.index, shape.total)
         else:
             graph = graph_of(self.graph)
-            flat = None if graph.execution is None else graph.execution.gradient_of(self.index, shape.total)
+            flat = None if graph.execution is None else graph.execution.gradient_of(graph, self.index, shape.total)
         if flat is None:
             raise RuntimeError(
                 "gradient() of a node without one\n  expected  a backward() before, on a loss recorded after this node"
@@ -350,10 +350,11 @@ _INPUT_TYPES: dict[Shape, int] = {}
 
 
 def view(op: str, x: Expression, shape: Shape, start: int = 0, stop: bool = False) -> Expression:
-    """Record a view: `shape` numbers of x from number `start` on; with `stop`, no gradient goes back."""
+    """Record a view: `shape` numbers of x from number `start` on; with `stop`, no gradient goes back (to a constant never)."""
     graph = owner(op, (x,))
     if x.index < 0:
         graph.enter(x)
+        stop = stop or x.index % 2 == 0
     of = TYPES.records[x.type].shape
     type_number = TYPES.intern(STOP if stop else VIEW, None, (of,), (), {}, shape=shape, immediates=1)
     return append(graph, type_number, (x.index, start))  # type: ignore[no-any-return]

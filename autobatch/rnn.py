@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from autobatch.expression import Expression, check_expression, describe, is_number, view
+from autobatch.expression import Expression, check_expression, describe, is_number, number, view
 from autobatch.functions import _nary, cmult, constant, dropout, inputVector
 from autobatch.graph import TYPES, Graph, current_graph
 from autobatch.kernels._errors import ArgumentError, OperandError, ShapeError, StaleExpressionError
@@ -70,6 +70,8 @@ class VanillaLSTMBuilder:
         self._graph: Graph | None = None
         self._expressions: list[list[Expression]] = []
         self._masks: list[tuple[Expression | None, Expression | None]] = []
+        self._forget: Any = None
+        self._zeros: dict[int, Expression] = {}
         self._views: dict[int, tuple[int, int]] = {}
 
     def param_collection(self) -> ParameterCollection:
@@ -139,6 +141,8 @@ class VanillaLSTMBuilder:
             self._graph = graph
             self._expressions = [[p.expr(update=update) for p in layer] for layer in self._parameters]
             self._masks = []
+            self._forget = number(graph, self.forget_bias)
+            self._zeros = {}
             self._start = RNNState(self, None, (), ())
         if vecs is None:
             return self._start
@@ -154,11 +158,9 @@ class VanillaLSTMBuilder:
         """Record one step of all layers; return the new c and h."""
         batch = TYPES.records[x.type].shape.batch
         if not cs:
-            zero = constant((self.hidden_dim,), 0.0, batch)
-            cs = hs = (zero,) * self.layers
+            cs = hs = (self._zero(batch),) * self.layers
         if (self._dropout or self._dropout_h) and not self._masks:
             self.set_dropout_masks(batch)
-        forget = constant((1,), self.forget_bias)
         new_c, new_h = [], []
         for layer, (wx, wh, b) in enumerate(self._expressions):
             h, c = hs[layer], cs[layer]
@@ -166,11 +168,18 @@ class VanillaLSTMBuilder:
                 mask_x, mask_h = self._masks[layer]
                 x = x if mask_x is None else cmult(x, mask_x)
                 h = h if mask_h is None else cmult(h, mask_h)
-            node = _nary(_LSTM_STEP, [x, h, c, wx, wh, b, forget], _LSTM_STEP.types)
+            node = _nary(_LSTM_STEP, [x, h, c, wx, wh, b, self._forget], _LSTM_STEP.types)
             x, c = self._parts(node)
             new_c.append(c)
             new_h.append(x)
         return tuple(new_c), tuple(new_h)
+
+    def _zero(self, batch: int) -> Expression:
+        """Return a state of zeros for minibatches of this size, one node for the graph."""
+        zero = self._zeros.get(batch)
+        if zero is None:
+            zero = self._zeros[batch] = constant((self.hidden_dim,), 0.0, batch)
+        return zero
 
     def _parts(self, node: Expression) -> tuple[Expression, Expression]:
         """Return h and c of a step as views of its node."""
@@ -267,7 +276,7 @@ class RNNState:
         """Return a state with other h, one for each layer, and the c of this one (zeros at the start)."""
         self._check()
         vecs = self._vectors("set_h", vecs, (self._builder.layers,))
-        c = self._c or tuple(constant((self._builder.hidden_dim,), 0.0, TYPES.records[v.type].shape.batch) for v in vecs)
+        c = self._c or tuple(self._builder._zero(TYPES.records[v.type].shape.batch) for v in vecs)
         return RNNState(self._builder, self, c, tuple(vecs))
 
     def set_s(self, vecs: Sequence[Expression]) -> RNNState:
@@ -277,7 +286,7 @@ class RNNState:
         vecs = self._vectors("set_s", vecs, (layers, 2 * layers))
         c, h = tuple(vecs[:layers]), tuple(vecs[layers:])
         if not h:
-            h = self._h or tuple(constant((self._builder.hidden_dim,), 0.0, TYPES.records[v.type].shape.batch) for v in c)
+            h = self._h or tuple(self._builder._zero(TYPES.records[v.type].shape.batch) for v in c)
         return RNNState(self._builder, self, c, h)
 
     def _vectors(self, what: str, vecs: Any, counts: tuple[int, ...]) -> Sequence[Expression]:

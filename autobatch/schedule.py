@@ -49,6 +49,7 @@ allocation inside doubled the time of compilation, and a compiled caller would h
 
 from __future__ import annotations
 
+import threading
 from typing import NamedTuple
 
 import numpy as np
@@ -61,6 +62,7 @@ POLICIES = ("none", "depth", "agenda", "ratio")
 SIGNED, UNSIGNED = np.dtype(np.int32), np.dtype(np.uint32)  # as dtypes: 30 ns less for each array that is made than as types
 ONE = np.uint32(1)
 COLUMNS = np.uint32(256)  # types with a column in the table of typed depths; later ones count as if they had no chains
+SLACK = 16  # a schedule is improved where it needs more batches than the bound and this part of it
 INSTANCES = np.uint32(256)  # rows of that table; instances beyond it share rows
 NO_COLUMN = np.uint32(2**32 - 1)
 OWN_16, OWN_32 = (np.eye(width + 1, width, dtype=np.uint32) for width in (16, 32))
@@ -80,7 +82,15 @@ class Schedule(NamedTuple):
     batch_end: np.ndarray  # (B,)
 
 
-def schedule(policy: str, types: np.ndarray, first: np.ndarray, args: np.ndarray, n_types: int, joins: np.ndarray) -> Schedule:
+def schedule(
+    policy: str,
+    types: np.ndarray,
+    first: np.ndarray,
+    args: np.ndarray,
+    n_types: int,
+    joins: np.ndarray,
+    trusted: bool = False,
+) -> Schedule:
     """Return the batches in which a segment runs.
 
     Parameters
@@ -91,6 +101,7 @@ def schedule(policy: str, types: np.ndarray, first: np.ndarray, args: np.ndarray
     args : (m,) int32, nodes of this segment, each lower than the node it is an argument of; duplicates are allowed
     n_types : T
     joins : (T,) uint8 or bool, whether nodes of a type merely add up scalars of different instances (only ratio asks)
+    trusted : the caller answers for every index being in range; 5 ns a node less
 
     Raises
     ------
@@ -123,7 +134,10 @@ def schedule(policy: str, types: np.ndarray, first: np.ndarray, args: np.ndarray
         raise ArgumentError(message("schedule: unknown policy", repr(policy), "one of " + ", ".join(POLICIES)))
     if joins.size != n_types:
         raise InternalError(f"schedule: joins says something of {joins.size} types, and there are {n_types}")
-    types, first, args = _checked(types, first, args, n_types)
+    if trusted:
+        types, first, args = types.view(UNSIGNED), first.view(UNSIGNED), args.view(UNSIGNED)
+    else:
+        types, first, args = _checked(types, first, args, n_types)
     return _RULES[policy](types, first, args, n_types, joins)
 
 
@@ -173,7 +187,7 @@ def _ratio(types, first, args, n_types, joins):
     n_columns, n_slots = _find_slots(types, first, args, joins, column, slot)
     bound, level, frontier = _count(types, first, args, joins, column, n_columns, slot, n_slots, place)
     result = _by_queue(types, first, args, frontier, True, place, level)
-    if result.batch_type.size <= bound:
+    if result.batch_type.size <= bound + bound // SLACK:
         return result
     result = min(result, _depth(types, first, args, n_types, joins), key=_n_batches)
     return min(result, _late(types, first, args, n_types, result.batch_type), key=_n_batches)
@@ -210,7 +224,7 @@ def _depths(types, first, args, n_types):
 def _count(types, first, args, joins, column, n_columns, slot, n_slots, place):
     """Return a lower bound, `level` and `frontier`; see `_find_levels`."""
     own = OWN_16 if n_columns <= 16 else OWN_32
-    rows = np.empty((types.size, own.shape[1]), UNSIGNED)
+    rows = _scratch("rows", types.size * own.shape[1]).reshape(types.size, own.shape[1])
     longest = np.zeros(n_slots, UNSIGNED)
     level = np.zeros(types.size + n_slots + 1, SIGNED)
     frontier = np.zeros(column.size)
@@ -244,10 +258,28 @@ def _by_queue(types, first, args, weight, by_size, place, level):
     order = np.empty(n, SIGNED)
     start = np.zeros(n_types + 1, SIGNED)
     batch = np.empty((3, n), SIGNED)
-    lists = np.empty(4 * n_types + 2 * n + 1 + args.size, UNSIGNED)
+    lists = _scratch("lists", 4 * n_types + 2 * n + 1 + args.size)
     best = np.zeros(4 * n_types + 2)
     b = _run_queues(types, first, args, weight, by_size, place, level, lists, best, order, start, batch)
     return Schedule(order, start, batch[0, :b], batch[1, :b], batch[2, :b])
+
+
+class _Scratch(threading.local):
+    """Arrays that the calling thread uses again and again: fresh memory costs more than what is done with it."""
+
+    def __init__(self):
+        self.arrays = {}
+
+
+_SCRATCH = _Scratch()
+
+
+def _scratch(name, size):
+    """Return an array of `size` arbitrary numbers, valid until the next call of the same name."""
+    array = _SCRATCH.arrays.get(name)
+    if array is None or array.size < size:
+        array = _SCRATCH.arrays[name] = np.empty(max(size, 1024), UNSIGNED)
+    return array[:size]
 
 
 def _n_batches(schedule):

@@ -1,0 +1,237 @@
+"""What the library itself costs: recording, scheduling and planning, the interpreter, and the start of a process.
+
+    python -m benchmarks.overhead            everything, a few minutes
+    python -m benchmarks.overhead --quick    fewer repetitions, and no empty cache
+
+Every figure is the least of several repetitions, so that a busy neighbour shows as little as possible; the limits beside them
+are what the project promises on an ordinary processor.
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+FIRST_GRADIENT = """
+import time
+start = time.perf_counter()
+import autobatch as ab
+imported = time.perf_counter()
+model = ab.ParameterCollection()
+words = model.add_lookup_parameters((1000, 100))
+lstm = ab.VanillaLSTMBuilder(1, 100, 100, model)
+W, b = model.add_parameters((3, 100)), model.add_parameters((3,))
+
+def loss(sentence, label):
+    state = lstm.initial_state()
+    for word in sentence:
+        state = state.add_input(words[word])
+    return ab.pickneglogsoftmax(ab.affine_transform([b, W, state.output()]), label)
+
+data = [((1, 4, 5, 1), 1), ((42, 1), 2), ((56, 2, 17), 1)]
+ab.renew_cg()
+ab.esum([loss(*instance) for instance in data]).backward()
+print(imported - start)
+"""
+
+
+def nanoseconds(run, count, repetitions):
+    """The least time of `run`, in ns for each of `count` things it does."""
+    times = []
+    for _ in range(repetitions):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times) / count * 1e9
+
+
+def recording(repetitions, count=20_000):
+    """ns to record a node, by kind; arrays for the scheduler included (see `flushing`)."""
+    import autobatch as ab
+
+    model = ab.ParameterCollection()
+    table = model.add_lookup_parameters((100, 64))
+    W, b = model.add_parameters((64, 64)), model.add_parameters((64,))
+    kinds = {
+        "unary: tanh(x)": lambda x, y: ab.tanh(x),
+        "binary: cmult(x, y)": lambda x, y: ab.cmult(x, y),
+        "binary: x + y": lambda x, y: x + y,
+        "with a number: x * 2.0": lambda x, y: x * 2.0,
+        "product: W * x": lambda x, y: W * x,
+        "affine_transform([b, W, x])": lambda x, y: ab.affine_transform([b, W, x]),
+        "concatenate([x, y])": lambda x, y: ab.concatenate([x, y]),
+        "look-up: table[i]": lambda x, y: table[7],
+        "pick: x[i]": lambda x, y: x[7],
+        "loss: pickneglogsoftmax(x, i)": lambda x, y: ab.pickneglogsoftmax(x, 7),
+    }
+    result = {}
+    for name, record in kinds.items():
+        best = float("inf")
+        for _ in range(repetitions):
+            ab.renew_cg()
+            x, y = ab.tanh(table[1]), ab.tanh(table[2])
+            record(x, y)
+            best = min(best, nanoseconds(lambda x=x, y=y, r=record: [None for _ in range(count) if r(x, y) is None], count, 1))
+        result[name] = best
+    return result
+
+
+def trees(count, words, seed=0):
+    """Random binary trees as nested pairs of word numbers."""
+    draw = random.Random(seed)
+
+    def tree(n):
+        if n == 1:
+            return draw.randrange(words)
+        left = draw.randint(1, n - 1)
+        return tree(left), tree(n - left)
+
+    return [tree(max(2, int(draw.gauss(19, 9)))) for _ in range(count)]
+
+
+def planning(repetitions):
+    """ns a node for each pass between recording and running, on op-level Tree-LSTMs of 64 random trees with a loss at each node."""
+    import autobatch as ab
+    from autobatch import execute, plan
+
+    model = ab.ParameterCollection()
+    H = 8
+    table = model.add_lookup_parameters((100, H))
+    inner = [(model.add_parameters((H,)), model.add_parameters((H, H)), model.add_parameters((H, H))) for _ in range(5)]
+    leaf = [(model.add_parameters((H,)), model.add_parameters((H, H))) for _ in range(3)]
+    W, b = model.add_parameters((5, H)), model.add_parameters((5,))
+    losses = []
+
+    def visit(node):
+        if isinstance(node, int):
+            x = table[node]
+            i, o, u = (ab.affine_transform([bias, V, x]) for bias, V in leaf)
+            c = ab.cmult(ab.logistic(i), ab.tanh(u))
+        else:
+            (h1, c1), (h2, c2) = visit(node[0]), visit(node[1])
+            i, o, u, f, g = (ab.affine_transform([bias, V, h1, U, h2]) for bias, V, U in inner)
+            c = ab.cmult(ab.logistic(i), ab.tanh(u)) + ab.cmult(ab.logistic(f), c1) + ab.cmult(ab.logistic(g), c2)
+        h = ab.cmult(ab.logistic(o), ab.tanh(c))
+        losses.append(ab.pickneglogsoftmax(ab.affine_transform([b, W, h]), 2))
+        return h, c
+
+    passes = {
+        execute: ["schedule", "run"],
+        plan: ["survey", "layout", "place", "forward_table", "mark", "gradient_layout", "gradient_places", "backward_table"]
+        + ["weight_table", "rows_table"],
+    }
+    spent = {}
+
+    def timed(name, function):
+        def wrapper(*args):
+            start = time.perf_counter()
+            result = function(*args)
+            spent[name] = spent.get(name, 0.0) + time.perf_counter() - start
+            return result
+
+        return wrapper
+
+    originals = [(module, name, getattr(module, name)) for module, names in passes.items() for name in names]
+    best, nodes = {}, 0
+    forest = trees(64, 100)
+    try:
+        for module, name, function in originals:
+            setattr(module, name, timed(name, function))
+        for repetition in range(repetitions + 1):
+            ab.renew_cg()
+            losses.clear()
+            spent.clear()
+            for tree in forest:
+                visit(tree)
+            loss = ab.esum(losses)
+            graph = ab.current_graph()
+            nodes = len(graph)
+            loss.forward()
+            ahead = dict(spent)
+            loss.backward()
+            for name, seconds in spent.items():
+                direction = "forward" if name in ahead else "backward"
+                if repetition:
+                    key = direction, name
+                    best[key] = min(best.get(key, float("inf")), seconds / nodes * 1e9)
+    finally:
+        for module, name, function in originals:
+            setattr(module, name, function)
+    rows = {f"{direction}: {name}": ns for (direction, name), ns in best.items() if name != "run"}
+    forward = sum(ns for (direction, name), ns in best.items() if direction == "forward" and name != "run")
+    return rows, forward, nodes
+
+
+def interpreter(repetitions, count=100_000):
+    """ns an instruction of an empty kernel."""
+    from autobatch.kernels._jit import SLOTS, kernel
+    from autobatch.kernels._vm import run
+
+    @kernel
+    def nothing(ins, scratch):
+        pass
+
+    words = SLOTS + 6
+    table = np.zeros((count, words), np.int64)
+    table[:, 0], table[:, 1] = nothing.address("float32"), words
+    table = table.ravel()
+    run(table, table.size, 0)
+    return nanoseconds(lambda: run(table, table.size, 0), count, max(5, repetitions))
+
+
+def process(cache, repetitions):
+    """Seconds from the start of a process to its first gradient, and of its import; the least of several processes."""
+    times, imports = [], []
+    for _ in range(repetitions):
+        start = time.perf_counter()
+        environment = {**os.environ, "NUMBA_CACHE_DIR": cache}
+        out = subprocess.run(
+            [sys.executable, "-c", FIRST_GRADIENT], env=environment, capture_output=True, text=True, check=True
+        )
+        times.append(time.perf_counter() - start)
+        imports.append(float(out.stdout))
+    return min(times), min(imports)
+
+
+def main(argv=None):
+    """Print the table; return {name: (figure, limit or None)}."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions, and no empty cache")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures to a file")
+    args = parser.parse_args(argv)
+    repetitions = 2 if args.quick else 7
+    rows = {}
+    limits = {"unary": 350, "binary": 350}
+    for name, ns in recording(repetitions).items():
+        rows[f"record, {name}"] = ns, limits.get(name.split(":")[0]), "ns a node"
+    passes, forward, nodes = planning(repetitions)
+    for name, ns in passes.items():
+        rows[name] = ns, None, "ns a node"
+    rows[f"schedule + plan, {nodes:,} nodes"] = forward, 60, "ns a node"
+    rows["interpreter, empty kernel"] = interpreter(repetitions), 50, "ns an instruction"
+    with tempfile.TemporaryDirectory() as cache:
+        if not args.quick:
+            rows["process to first gradient, empty cache"] = process(cache, 1)[0], 10, "s"
+        process(cache, 1)
+        warm, imported = process(cache, 1 if args.quick else 5)
+        rows["process to first gradient, warm cache"] = warm, 1.5, "s"
+        rows["import autobatch"] = imported, 0.8, "s"
+    width = max(map(len, rows))
+    for name, (figure, limit, unit) in rows.items():
+        shown = f"{figure:8.2f}" if unit == "s" else f"{figure:8.1f}"
+        print(f"{name:<{width}}  {shown} {unit:<18}" + (f"(at most {limit})" if limit else ""))
+    result = {name: (figure, limit) for name, (figure, limit, _) in rows.items()}
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as file:
+            json.dump(result, file, indent=1)
+    return result
+
+
+if __name__ == "__main__":
+    main()
