@@ -35,7 +35,8 @@ def renew_cg(immediate_compute: bool = False, check_validity: bool = False, auto
     graph = graphs.new_current_graph(policy)
     if immediate_compute:
         graph.immediate = True
-        graph.check_nan = graph.check_nan or bool(check_validity)
+        if check_validity:
+            graph.check_nan = graph.check_infinity = True
         graph.seal()
     return graph
 

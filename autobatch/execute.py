@@ -58,6 +58,8 @@ class Backward:
     tables: list[tuple[np.ndarray, int, np.ndarray, Segment]]
     seed: tuple[int, int, int]
     scratch: int
+    sink: int
+    slots: tuple[int, int]  # first and last+1 address of all gradients
     products: int = 0
 
 
@@ -162,13 +164,18 @@ class Execution:
             *(n0, n1, nodes, kinds, first, edges, present, order, value_at, gather_first, gather_at, base, at, table, words),
             *(lists, marks),
         )
-        self._run(graph, table, words, _scratch(self.dtype), segment, None)
+        try:
+            self._run(graph, table, words, _scratch(self.dtype), segment, None)
+            if graph.check_nan:
+                from autobatch.check import find_nan
+
+                find_nan(self, graph, segment)
+        except BaseException:
+            self.values.cut(marks[0])
+            self.tables.cut(marks[1])
+            raise
         self.segments.append(segment)
         self.done = n1
-        if graph.check_nan:
-            from autobatch.check import find_nan
-
-            find_nan(self, graph, segment)
 
     def _run(
         self, graph: Graph, table: np.ndarray, words: int, scratch: int, segment: Segment, backward: Backward | None
@@ -233,7 +240,7 @@ class Execution:
                 s.n0, min(s.n1, n), s.present.size, types, args, self.positions, info, self.itemsize, s.nodes, s.schedule.order,
                 s.schedule.type_start, s.present, inside, block_at, slot, base, PARAMETERS.gradients, gradient, source,
             )  # fmt: skip
-        result = Backward(loss, full, active, gradient, [], (0, 0, 0), scratch)
+        result = Backward(loss, full, active, gradient, [], (0, 0, 0), scratch, sink, (base, base + end))
         if active[loss] == 3:
             root = int(source[loss]) if self.root[loss] != loss else loss
             if root >= 0:
@@ -273,6 +280,10 @@ class Execution:
         """Set the gradient of the loss to 1, in a slot that is otherwise zero; set the scalars of the scratch."""
         place, slot, size = backward.seed
         number = _CTYPES[self.dtype]
+        if CHECKED:
+            from autobatch.check import poison
+
+            poison(backward.slots, self.dtype)
         if size:
             ctypes.memset(slot, 0, size)
             number.from_address(place).value = 1.0

@@ -255,6 +255,7 @@ class Graph:
         "_outer",
         "_top",
         "args",
+        "check_infinity",
         "check_nan",
         "checkpoints",
         "dtype",
@@ -280,6 +281,7 @@ class Graph:
         self.dtype: str = check_dtype(dtype or settings.dtype)
         self.policy: str = policy or settings.policy
         self.check_nan = settings.check_nan
+        self.check_infinity = False  # whether an infinity counts as NaN there
         self.immediate = False
         # `types` and `args` are None where recording must go through `record`: a dropped graph, one that computes
         # immediately. `recorded_types`, `recorded_args` are the lists themselves.

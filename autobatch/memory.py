@@ -13,7 +13,11 @@ import threading
 import numpy as np
 
 ALIGN = 64
+GUARD = 4096  # bytes at the end of a chunk that nobody is given: in debug mode a write past the last piece is seen there
 _SMALLEST = 1 << 20  # bytes
+
+
+_EMPTY = np.empty(0, np.uint8)
 
 
 class _Pool(threading.local):
@@ -29,11 +33,11 @@ _POOL = _Pool()
 class Arena:
     """Contiguous pieces of memory, all given back together."""
 
-    __slots__ = ("_at", "_chunk", "_chunks", "_end", "_start", "_used")
+    __slots__ = ("_at", "_chunks", "_end", "_start")
 
     def __init__(self) -> None:
         self._chunks: list[np.ndarray] = []
-        self._at = self._end = self._start = self._used = 0
+        self._at = self._end = self._start = 0
 
     def take(self, size: int) -> int:
         """Return the address of `size` bytes, aligned to 64; their content is arbitrary."""
@@ -43,10 +47,6 @@ class Arena:
         at = self._at
         self._at = at + size
         return at
-
-    def give_back(self, address: int) -> None:
-        """Take back what was handed out last, from `address` to its end."""
-        self._at = max(self._start, (address + ALIGN - 1) // ALIGN * ALIGN)
 
     def mark(self) -> tuple[int, int]:
         """Return the present state, for `cut`."""
@@ -63,18 +63,17 @@ class Arena:
 
     def _open(self, chunk: np.ndarray) -> None:
         self._start = -(-chunk.ctypes.data // ALIGN) * ALIGN
-        self._end = chunk.ctypes.data + chunk.nbytes
+        self._end = chunk.ctypes.data + chunk.nbytes - GUARD
         self._at = self._start
 
     def _grow(self, size: int) -> None:
-        self._used += self._at - self._start
         pool = _POOL.chunks
         pool.sort(key=lambda c: c.nbytes)
-        if pool and pool[-1].nbytes >= size + ALIGN:
-            chunk = pool.pop()
-        else:
-            total = sum(c.nbytes for c in self._chunks)
-            chunk = np.empty(max(_SMALLEST, total, size + ALIGN), np.uint8)
+        needed = size + ALIGN + GUARD
+        chunk = pool.pop() if pool else _EMPTY
+        if chunk.nbytes < needed:
+            # The largest free chunk is given up for a larger one: kept, the pool would hold one of every size there ever was.
+            chunk = np.empty(max(_SMALLEST, self.reserved, needed, chunk.nbytes * 5 // 4), np.uint8)
         self._chunks.append(chunk)
         self._open(chunk)
 
@@ -85,12 +84,13 @@ class Arena:
 
     @property
     def used(self) -> int:
-        """Bytes handed out."""
-        return self._used + self._at - self._start
+        """Bytes handed out; chunks but the last count as a whole."""
+        return sum(c.nbytes for c in self._chunks[:-1]) + self._at - self._start
 
     def spans(self) -> list[tuple[int, int]]:
-        """Return first and last+1 address of each chunk."""
-        return [(c.ctypes.data, c.ctypes.data + c.nbytes) for c in self._chunks]
+        """Return first and last+1 address of each chunk; of the last one only the part handed out, and a guard behind it."""
+        ends = [c.ctypes.data + c.nbytes for c in self._chunks[:-1]] + [self._at + GUARD]
+        return [(c.ctypes.data, end) for c, end in zip(self._chunks, ends, strict=False)]
 
     def release(self) -> None:
         """Give all chunks back to the pool of this thread."""
@@ -99,7 +99,7 @@ class Arena:
             self._chunks = [np.empty(total, np.uint8)]
         _POOL.chunks.extend(self._chunks)
         self._chunks = []
-        self._at = self._end = self._start = self._used = 0
+        self._at = self._end = self._start = 0
 
     def __del__(self) -> None:
         if self._chunks:

@@ -14,7 +14,7 @@ from autobatch.kernels._op import Lowering, Op, Operand, Sample, Shape, Tensor
 @inline
 def _draw(key, j):
     """32 random bits for place j of the node with this key."""
-    h = np.uint32(key) * np.uint32(0x9E3779B1) + np.uint32(j) * np.uint32(0x85EBCA77)
+    h = np.uint32(key * 0x9E3779B1 + j * 0x85EBCA77)  # Numba multiplies 32 bits to 64
     h ^= h >> np.uint32(16)
     h = np.uint32(h * np.uint32(0x85EBCA6B))
     h ^= h >> np.uint32(13)

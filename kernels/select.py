@@ -126,7 +126,7 @@ PICK = Op(
     doc="The elements with a given index along one dim, which vanishes.    dx[index] += dy",
     shape=_pick_shape,
     lower=_pick_lower,
-    reference=lambda x, index, dim: x.take([index], axis=dim)[0] if x.ndim == 2 else x.take(index, axis=dim),
+    reference=lambda x, index, dim: x.take([index] if x.ndim == 2 else index, axis=dim),
     samples=_pick_samples,
 )
 

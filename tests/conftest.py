@@ -1,0 +1,41 @@
+"""What all tests share: where compiled kernels are kept, how many examples Hypothesis draws, a clean start for each test."""
+
+import hashlib
+import os
+import pathlib
+import tempfile
+
+import pytest
+from hypothesis import settings
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def _digest():
+    """Hash of everything that is compiled, so that no test can meet a kernel of another version."""
+    digest = hashlib.sha256()
+    for file in sorted([*ROOT.glob("kernels/*.py"), *ROOT.glob("autobatch/*.py")]):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+# Before Numba is imported, which reads it once.
+os.environ.setdefault("NUMBA_CACHE_DIR", str(pathlib.Path(tempfile.gettempdir(), f"autobatch-{os.getuid()}", _digest())))
+
+# "gate": the same examples in every run. AUTOBATCH_EXAMPLES=20 draws twenty times as many, others each time.
+settings.register_profile("gate", deadline=None, derandomize=True, database=None)
+settings.register_profile("more", deadline=None, print_blob=True)
+settings.load_profile("more" if "AUTOBATCH_EXAMPLES" in os.environ else "gate")
+
+
+@pytest.fixture(autouse=True)
+def clean():
+    """Begin each test with the same settings, seed and an empty graph, and put back what it configures."""
+    import autobatch as ab
+
+    before = ab.configured()
+    ab.reset_random_seed(1)
+    ab.renew_cg()
+    yield
+    ab.configure(**before)
+    ab.renew_cg()

@@ -1,0 +1,561 @@
+"""Laws of whole graphs: any policy, any order of asking, any dtype gives what node by node in float64 gives.
+
+Node by node in float64 is itself held against the references of the ops and finite differences of them.
+"""
+
+import itertools
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from laws import (
+    DIFFERENCES,
+    EXACT,
+    FLOAT32_GRAPH,
+    Call,
+    Fill,
+    Input,
+    Recording,
+    Row,
+    Use,
+    agree,
+    batches,
+    close,
+    counted,
+    in_one_go,
+    shape_of,
+    slope,
+    whole,
+)
+from strategies import SEEDS, examples, graphs
+
+import autobatch as ab
+from autobatch.graph import OP, TYPES
+from autobatch.schedule import POLICIES
+
+policies = pytest.mark.parametrize("policy", POLICIES)
+
+
+def agree_with(case, recording, gradients, tolerance):
+    """Check values against the references, gradients against those given."""
+    agree(recording.computed(), case.values, tolerance, "value of instance, step")
+    close(recording.loss.npvalue(), [case.loss(case.values)], tolerance, "loss")
+    agree(recording.gradients(), gradients, tolerance, "gradient of parameter")
+
+
+def expected_gradients(case):
+    """Return the gradients of the parameters, node by node in float64."""
+    return in_one_go(case)[0].gradients()
+
+
+# The oracle -----------------------------------------------------------------------------------------------------------
+
+
+@examples(150)
+@given(graphs())
+def test_node_by_node_equals_the_references_and_their_differences(case):
+    recording, graph = in_one_go(case)
+    agree_with(case, recording, recording.gradients(), EXACT)
+    assert graph.batches == sum(TYPES.records[t].kind == OP for t in graph.recorded_types)
+    assume(case.parameters)
+    rng = np.random.default_rng(case.seed)
+    arrays = [a for _, a in case.parameters]
+    directions = [rng.uniform(-1, 1, a.shape) for a in arrays]
+
+    def loss(t):
+        moved = [a + t * v for a, v in zip(arrays, directions, strict=True)]
+        return case.loss(case.evaluate(parameters=moved, frozen=case.values))
+
+    products = [np.sum(g * v) for g, v in zip(recording.gradients(), directions, strict=True)]
+    assert abs(sum(products) - slope(loss, 0.0, 1.0)) <= DIFFERENCES * max(1.0, np.abs(products).sum())
+
+
+@policies
+def test_gradient_of_any_node_is_the_derivative_by_its_value(policy):
+    @examples(40)
+    @given(graphs(), st.booleans())
+    def check(case, full):
+        recording, _ = in_one_go(case, policy=policy, full=full)
+        rng = np.random.default_rng(case.seed)
+        trains = depends_on_parameter(case)
+        nodes = [
+            (i, k)
+            for i, steps in enumerate(case.instances)
+            for k, step in enumerate(made_by(steps))
+            if not isinstance(step, Use | Fill)
+        ]
+        for at in rng.permutation(len(nodes))[:6]:
+            i, k = nodes[at]
+            e, value = recording.values[i][k], case.values[i][k]
+            v = rng.uniform(-1, 1, value.shape)
+
+            def loss(t, i=i, k=k, v=v):
+                return case.loss(case.evaluate(nudges={(i, k): t * v}, frozen=case.values))
+
+            got = whole(e.gradient(), shape_of(e))
+            expected = slope(loss, 0.0, 1.0) if full or trains[i][k] else 0.0
+            assert abs(np.sum(got * v) - expected) <= DIFFERENCES * max(1.0, np.abs(got * v).sum()), (i, k)
+
+    check()
+
+
+def made_by(steps):
+    """Return for each value of an instance the step that made it."""
+    return [step for step in steps for _ in range(2 if isinstance(step, Call) and step.op == "lstm_step" else 1)]
+
+
+def depends_on_parameter(case):
+    """Return for each value whether a parameter that trains lies behind it."""
+    result = []
+    for steps in case.instances:
+        trains = []
+        for step in made_by(steps):
+            if isinstance(step, Use | Row):
+                trains.append(step.update)
+            elif isinstance(step, Call):
+                trains.append(any(trains[k] for k in references(step.arguments)))
+            else:
+                trains.append(not isinstance(step, Input | Fill) and trains[step.of])
+        result.append(trains)
+    return result
+
+
+def references(arguments):
+    """Return the numbers of the values that a call reads."""
+    if hasattr(arguments, "at"):
+        return [arguments.at]
+    return [k for a in arguments for k in references(a)] if isinstance(arguments, tuple | list) else []
+
+
+# Policies and dtypes --------------------------------------------------------------------------------------------------
+
+
+@policies
+@pytest.mark.parametrize("dtype, tolerance", [("float64", EXACT), ("float32", FLOAT32_GRAPH)])
+def test_every_policy_gives_the_same(policy, dtype, tolerance):
+    @examples(60 if dtype == "float64" else 40)
+    @given(graphs())
+    def check(case):
+        recording, graph = in_one_go(case, dtype, policy)
+        agree_with(case, recording, expected_gradients(case), tolerance)
+        nodes = sum(TYPES.records[t].kind == OP for t in graph.recorded_types)
+        assert graph.lower_bound <= graph.batches <= nodes
+        assert sorted(batches(graph)) == [k for k, t in enumerate(graph.recorded_types) if TYPES.records[t].kind == OP]
+
+    check()
+
+
+@policies
+def test_instances_of_one_program_share_their_batches(policy):
+    """As many batches for four instances as for one, wherever they run in step."""
+
+    @examples(40)
+    @given(graphs())
+    def check(case):
+        one, count = case.instances[0], 4
+        case.instances, case.total = [one] * count, "esum"
+        case.turns = [i for _ in one for i in range(count)]
+        _, graph = in_one_go(case, policy=policy)
+        single = [t for t in graph.recorded_types if TYPES.records[t].kind == OP]
+        ran = batches(graph)
+        assert len(single) == len(ran)
+        assert graph.batches == len(ran) if policy == "none" else graph.batches <= len(ran) / count + 1
+
+    check()
+
+
+def test_several_programs_in_one_graph_batch_across_programs():
+    """Sequences of all lengths: a batch a step of the longest, whatever the number of sequences."""
+    model = ab.ParameterCollection(dtype="float64")
+    lstm, table = ab.VanillaLSTMBuilder(2, 3, 4, model), model.add_lookup_parameters((10, 3))
+    w = model.add_parameters((5, 4))
+    rng = np.random.default_rng(1)
+    with ab.Graph(dtype="float64") as graph:
+        losses = []
+        for length in (3, 7, 1, 12, 7):
+            words = rng.integers(10, size=length).tolist()
+            for h in lstm.initial_state().transduce([table[k] for k in words]):
+                losses.append(ab.pickneglogsoftmax(w * h, int(rng.integers(5))))
+        ab.esum(losses).backward()
+    counts = counted(graph)
+    sums = counts.pop("esum")
+    assert counts == {"lstm_step": 24, "matmul": 1, "pickneglogsoftmax": 1}
+    assert graph.batches == graph.lower_bound == 26 + sums
+
+
+# Asking in another order ----------------------------------------------------------------------------------------------
+
+
+@policies
+def test_values_asked_for_in_between_change_nothing(policy):
+    @examples(50)
+    @given(graphs(), SEEDS)
+    def check(case, seed):
+        rng = np.random.default_rng(seed)
+        recording = Recording(case)
+        with ab.Graph(dtype="float64", policy=policy) as graph:
+            while recording.turn < len(case.turns):
+                recording.step()
+                if rng.integers(6) == 0:
+                    made = [(i, k) for i, values in enumerate(recording.values) for k in range(len(values))]
+                    i, k = made[rng.integers(len(made))]
+                    e = recording.values[i][k]
+                    close(whole(e.npvalue(), shape_of(e)), case.values[i][k], EXACT, f"value {i} {k} in between")
+            recording.finish()
+        recording.loss.backward()
+        agree_with(case, recording, expected_gradients(case), EXACT)
+        assert graph.batches >= graph.lower_bound
+
+    check()
+
+
+@policies
+def test_backward_twice_doubles_and_a_smaller_one_after_it_adds_its_own(policy):
+    @examples(50)
+    @given(graphs(), SEEDS)
+    def check(case, seed):
+        rng = np.random.default_rng(seed)
+        recording, graph = in_one_go(case, policy=policy)
+        expected = expected_gradients(case)
+        agree(recording.gradients(), expected, EXACT, "once")
+        recording.loss.backward()
+        agree(recording.gradients(), [2 * g for g in expected], EXACT, "twice")
+        i = int(rng.integers(len(case.instances)))
+        recording.values[i][-1].backward()
+        alone = Recording(case)
+        with ab.Graph(dtype="float64", policy="none"):
+            alone.finish()
+        alone.values[i][-1].backward()
+        agree(recording.gradients(), [2 * a + b for a, b in zip(expected, alone.gradients(), strict=True)], EXACT, "one more")
+        for node in alone.values[i]:
+            if node.graph is not None:
+                twin = recording.values[i][alone.values[i].index(node)]
+                close(twin.gradient(), node.gradient(), EXACT, "gradient of a node, after the smaller backward")
+        # And the first again, for a gradient that was forgotten in between.
+        recording.loss.backward()
+        agree(recording.gradients(), [3 * a + b for a, b in zip(expected, alone.gradients(), strict=True)], EXACT, "again")
+        assert len(graph) > 0
+
+    check()
+
+
+@policies
+def test_full_gives_parameters_the_same(policy):
+    @examples(30)
+    @given(graphs())
+    def check(case):
+        recording, _ = in_one_go(case, policy=policy, full=True)
+        agree_with(case, recording, expected_gradients(case), EXACT)
+
+    check()
+
+
+@policies
+def test_revert_to_a_checkpoint_forgets_what_came_after(policy):
+    @examples(50)
+    @given(graphs(), SEEDS)
+    def check(case, seed):
+        rng = np.random.default_rng(seed)
+        marks = sorted(rng.integers(len(case.turns) + 1, size=2).tolist())
+        recording = Recording(case)
+        ab.configure(dtype="float64", policy=policy)
+        ab.renew_cg()
+        recording.finish(marks[0])
+        kept = state(recording)
+        ab.cg_checkpoint()
+        # A detour: the next steps, another checkpoint, backward passes, and inputs that are set anew.
+        recording.finish(marks[1])
+        deeper = state(recording)
+        ab.cg_checkpoint()
+        recording.finish()
+        recording.loss.backward()
+        for p in recording.parameters:
+            p._reset_gradient()
+        stale = recording.loss
+        detour = rng.integers(3)
+        if detour == 1:
+            forget_all(recording)
+        ab.cg_revert()
+        recording.values, recording.done, recording.turn = restored(deeper)
+        if detour == 2:
+            recording.finish()
+            forget_all(recording)
+            recording.loss.value()
+        ab.cg_revert()
+        recording.values, recording.done, recording.turn = restored(kept)
+        recording.finish().loss.backward()
+        agree_with(case, recording, expected_gradients(case), EXACT)
+        with pytest.raises(RuntimeError, match="stale"):
+            stale.value()
+
+    check()
+
+
+def state(recording):
+    return [list(v) for v in recording.values], list(recording.done), recording.turn
+
+
+def restored(kept):
+    values, done, turn = kept
+    return [list(v) for v in values], list(done), turn
+
+
+def forget_all(recording):
+    """Have all values of the graph computed again."""
+    nodes = [e for values in recording.values for e in values if e.graph is not None]
+    if nodes:
+        nodes[-1].value(recalculate=True)
+
+
+# Changing what was computed -------------------------------------------------------------------------------------------
+
+
+@policies
+def test_recalculate_takes_changed_parameters(policy):
+    @examples(40)
+    @given(graphs())
+    def check(case):
+        recording, _ = in_one_go(case, policy=policy)
+        before = recording.computed()
+        for p in recording.parameters:
+            p.scale(0.9)
+            p._reset_gradient()
+        nodes = [(i, k) for i, vs in enumerate(recording.values) for k, e in enumerate(vs) if e.graph is not None]
+        for i, k in nodes:  # values stay as computed, but for views of a parameter
+            if root_is_node(recording.values[i][k]):
+                close(whole(recording.values[i][k].npvalue(), shape_of(recording.values[i][k])), before[i][k], 0)
+        recording.loss.value(recalculate=True)
+        recording.loss.backward()
+        fresh = Recording(case, arrays=[0.9 * a for _, a in case.parameters])
+        with ab.Graph(dtype="float64", policy="none"):
+            fresh.finish().loss.backward()
+        agree(recording.computed(), fresh.computed(), EXACT, "value")
+        agree(recording.gradients(), fresh.gradients(), EXACT, "gradient")
+
+    check()
+
+
+def root_is_node(e):
+    execution = e.graph.execution
+    return execution.root[e.index] >= 0 and TYPES.records[int(execution.types[execution.root[e.index]])].kind == OP
+
+
+@policies
+def test_inputs_and_look_ups_that_are_set_anew(policy):
+    @examples(40)
+    @given(graphs(), st.booleans())
+    def check(case, midway):
+        recording, _ = in_one_go(case, policy=policy)
+        for p in recording.parameters:
+            p._reset_gradient()
+        instances = []
+        for steps, values in zip(case.instances, recording.values, strict=True):
+            changed, k = [], 0
+            for step in steps:
+                if isinstance(step, Input):
+                    step = Input(step.array.ravel()[::-1].reshape(step.array.shape))
+                    values[k].set(step.array.ravel(order="F"))
+                elif isinstance(step, Row):
+                    step = Row(step.parameter, (step.index + 1) % 3, step.update)
+                    values[k].set(step.index)
+                changed.append(step)
+                k += 2 if isinstance(step, Call) and step.op == "lstm_step" else 1
+            instances.append(changed)
+            if midway:
+                values[-1].value()
+        recording.loss.backward()
+        case.instances = instances
+        fresh, _ = in_one_go(case)
+        agree(recording.computed(), fresh.computed(), EXACT, "value")
+        agree(recording.gradients(), fresh.gradients(), EXACT, "gradient")
+
+    check()
+
+
+# Several graphs -------------------------------------------------------------------------------------------------------
+
+
+@examples(40)
+@given(graphs(), graphs(), SEEDS)
+def test_two_graphs_side_by_side(first, second, seed):
+    rng = np.random.default_rng(seed)
+    sides = []
+    for case, dtype, policy in ((first, "float64", "ratio"), (second, "float32", "agenda")):
+        sides.append((case, Recording(case, dtype), ab.Graph(dtype=dtype, policy=policy)))
+    while waiting := [s for s in sides if s[1].turn < len(s[0].turns)]:
+        _, recording, graph = waiting[rng.integers(len(waiting))]
+        with graph:
+            recording.step()
+        if rng.integers(8) == 0:
+            for _, other, _ in sides:
+                made = [e for values in other.values for e in values]
+                made and made[-1].value()
+    for _, recording, graph in sides:
+        with graph:
+            recording.finish()
+    for _, recording, _ in sides:
+        recording.loss.backward()
+    agree_with(first, sides[0][1], expected_gradients(first), EXACT)
+    agree_with(second, sides[1][1], expected_gradients(second), FLOAT32_GRAPH)
+    parameters = [k for k, (kind, _) in enumerate(first.parameters) if kind == "parameter"]
+    nodes = [e for values in sides[1][1].values for e in values if e.graph is not None]
+    if parameters and nodes:
+        with pytest.raises(ValueError, match="different graphs|dtype"):
+            ab.concatenate([ab.reshape(e, (shape_of(e).total,)) for e in (nodes[0], sides[0][1].loss)])
+
+
+@examples(15)
+@given(graphs(), graphs())
+def test_one_graph_in_each_of_two_threads(first, second):
+    results = {}
+
+    def work(name, case):
+        ab.renew_cg()
+        recording = Recording(case)
+        with ab.Graph(dtype="float64"):
+            recording.finish()
+        recording.loss.backward()
+        results[name] = recording
+
+    threads = [threading.Thread(target=work, args=pair) for pair in (("first", first), ("second", second))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    agree_with(first, results["first"], expected_gradients(first), EXACT)
+    agree_with(second, results["second"], expected_gradients(second), EXACT)
+
+
+# Same bits ------------------------------------------------------------------------------------------------------------
+
+
+@policies
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_same_bits_twice(policy, dtype):
+    @examples(20)
+    @given(graphs())
+    def check(case):
+        first, second = (in_one_go(case, dtype, policy)[0] for _ in range(2))
+        for a, b in zip(itertools.chain(*first.computed()), itertools.chain(*second.computed()), strict=True):
+            assert a.tobytes() == b.tobytes()
+        assert [g.tobytes() for g in first.gradients()] == [g.tobytes() for g in second.gradients()]
+
+    check()
+
+
+PROGRAM = """
+import hashlib, random
+import numpy as np
+import autobatch as ab
+
+ab.reset_random_seed(3)
+model = ab.ParameterCollection()
+lstm, table, w = ab.LSTMBuilder(2, 5, 7, model), model.add_lookup_parameters((20, 5)), model.add_parameters((4, 7))
+trainer, digest, rng = ab.AdamTrainer(model), hashlib.sha256(), random.Random(5)
+lstm.set_dropout(0.3)
+for minibatch in range(4):
+    ab.renew_cg()
+    losses = []
+    for _ in range(6):
+        words = [rng.randrange(20) for _ in range(rng.randrange(1, 9))]
+        outputs = lstm.initial_state().transduce([table[k] for k in words])
+        losses += [ab.pickneglogsoftmax(w * ab.dropout(h, 0.2), rng.randrange(4)) for h in outputs]
+    loss = ab.esum(losses)
+    loss.backward()
+    trainer.update()
+    digest.update(np.float64(loss.value()).tobytes())
+for p in [*model.parameters_list(), *model.lookup_parameters_list()]:
+    digest.update(p.values.tobytes())
+print(digest.hexdigest())
+"""
+
+
+def test_same_bits_in_two_processes():
+    results = {subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True).stdout for _ in range(2)}
+    assert len(results) == 1 and len(results.pop().strip()) == 64
+
+
+# Weight gradients -----------------------------------------------------------------------------------------------------
+
+
+def test_the_gradient_of_a_weight_is_formed_once():
+    """However many batches read it, where columns are thin; and it is right."""
+    model = ab.ParameterCollection(dtype="float64")
+    w, u, b = model.add_parameters((6, 5)), model.add_parameters((6, 6)), model.add_parameters(6)
+    rng = np.random.default_rng(2)
+    xs = [rng.uniform(-1, 1, (length, 5)) for length in (4, 9, 2, 7)]
+
+    def network():
+        losses = []
+        for rows in xs:
+            h = ab.inputVector(np.zeros(6))
+            for row in rows:
+                h = ab.tanh(ab.affine_transform([b, w, ab.inputVector(row), u, h]))
+            losses.append(ab.sum_elems(ab.square(h)))
+        return ab.esum(losses)
+
+    with ab.Graph(dtype="float64") as graph:
+        network().backward()
+    gradients = [p.grad_as_array() for p in (w, u, b)]
+    assert counted(graph)["affine_transform"] == 9
+    assert graph.execution.backward.products == 3
+    for p in (w, u, b):
+        p._reset_gradient()
+    with ab.Graph(dtype="float64", policy="none") as graph:
+        network().backward()
+    assert counted(graph)["affine_transform"] == 22
+    for p, gradient in zip((w, u, b), gradients, strict=True):
+        close(p.grad_as_array(), gradient, EXACT)
+
+
+def test_the_gradients_of_a_step_of_an_lstm_are_formed_once_per_weight():
+    model = ab.ParameterCollection()
+    lstm, table, w = ab.VanillaLSTMBuilder(1, 3, 4, model), model.add_lookup_parameters((9, 3)), model.add_parameters((2, 4))
+    with ab.Graph() as graph:
+        losses = []
+        for words in ([1, 5, 2], [3, 3, 8, 0, 1], [4]):
+            for h in lstm.initial_state().transduce([table[k] for k in words]):
+                losses.append(ab.pickneglogsoftmax(w * h, 1))
+        ab.esum(losses).backward()
+    assert counted(graph)["lstm_step"] == 5
+    assert graph.execution.backward.products == 4  # Wx, Wh, b and w
+
+
+# Size -----------------------------------------------------------------------------------------------------------------
+
+
+def test_chain_of_100_000_nodes():
+    p = ab.ParameterCollection(dtype="float64").add_parameters(2, init=np.array([0.5, -0.25]))
+    with ab.Graph(dtype="float64") as graph:
+        x = p
+        for _ in range(100_000):
+            x = ab.square(x) + p if x is p else x + p
+        ab.sum_elems(x).backward()
+    close(x.npvalue(), p.as_array() ** 2 + 100_000 * p.as_array(), EXACT)
+    close(p.grad_as_array(), 2 * p.as_array() + 100_000, EXACT)
+    assert len(graph) == 100_002 and graph.batches == graph.lower_bound == 100_002
+
+
+def test_memory_grows_with_the_graph_and_is_used_again():
+    """Small graphs, then a large one, then small ones: values and gradients stay right, and nothing more is reserved."""
+    p = ab.ParameterCollection(dtype="float64").add_parameters(100, init=np.linspace(-1, 1, 100))
+
+    def trial(count):
+        p._reset_gradient()
+        graph = ab.renew_cg()
+        ys = [ab.tanh(p * (1.0 + k)) for k in range(count)]
+        ab.sum_elems(ab.esum(ys)).backward()
+        x = p.as_array()[:, None] * (1.0 + np.arange(count))
+        close(np.stack([y.npvalue() for y in ys], 1), np.tanh(x), EXACT)
+        close(p.grad_as_array(), ((1 - np.tanh(x) ** 2) * (1.0 + np.arange(count))).sum(1), EXACT)
+        memory = ab.memory()
+        assert graph.batches >= 3 and memory["values_used"] >= 16 * count * 100
+        return memory["values_reserved"] + memory["gradients_reserved"] + memory["tables_reserved"] + memory["pool"]
+
+    ab.configure(dtype="float64")
+    sizes = [trial(n) for n in (1, 5, 3000, 2, 3000, 1, 3000)]
+    assert sizes[2] > sizes[1] and sizes[-1] <= sizes[4]
