@@ -9,11 +9,13 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import os
+import threading
 from typing import Any
 
 import numpy as np
 
 from autobatch import plan
+from autobatch.frame import Block, Frame
 from autobatch.graph import DTYPES, PARAMETERS, STOP, TYPES, VIEW, Graph
 from autobatch.kernels._rows import add_rows, add_to_table, copy_rows, zero_rows
 from autobatch.kernels._vm import run
@@ -45,6 +47,8 @@ class Segment:
     words: int
     lists: np.ndarray
     arena: tuple[Any, ...]
+    fields: dict[str, int]  # what the passes are told about the segment
+    blocks: tuple[Any, ...]  # the memory that `fields` names
 
 
 @dataclasses.dataclass(slots=True)
@@ -66,9 +70,9 @@ class Backward:
 class Execution:
     """The values of a graph, as far as they were computed."""
 
-    def __init__(self, graph: Graph) -> None:
-        self.dtype = graph.dtype
-        self.kind = DTYPES.index(graph.dtype)
+    def __init__(self, dtype: str) -> None:
+        self.dtype = dtype
+        self.kind = DTYPES.index(dtype)
         self.itemsize = 4 << self.kind
         self.types = np.empty(64, np.int32)
         self.args = np.empty(128, np.int32)
@@ -82,7 +86,12 @@ class Execution:
         self.tables = Arena()
         self.gradients = Arena()
         self.backward: Backward | None = None
-        self._owned: list[Any] = []
+        self.frame = Frame()
+        self._told: tuple[np.ndarray, ...] = ()
+        kernels = {k.name: k.address(self.dtype) for k in (copy_rows, zero_rows, add_rows, add_to_table)}
+        self.frame.set(itemsize=self.itemsize, dtype=self.kind, **kernels)
+        self._share()
+        self._tell()
 
     # Forward ----------------------------------------------------------------------------------------------------------
 
@@ -95,16 +104,32 @@ class Execution:
         """Batches that any policy needs, segment by segment."""
         return sum(lower_bound(s.kinds, s.first, s.edges, s.present.size) for s in self.segments)
 
+    def _share(self) -> None:
+        """Hand the arrays of the graph to the frame, after they grew."""
+        self.frame.set(types=self.types, args=self.args, root=self.root, positions=self.positions, address=self.address)
+
+    def _tell(self) -> None:
+        """Hand the tables of the process to the frame: they are replaced when they grow, and the frame keeps those it has."""
+        tables = (
+            *(TYPES.info, TYPES.operands, TYPES.needs),
+            *(PARAMETERS.values, PARAMETERS.gradients, PARAMETERS.touched),
+        )
+        if all(a is b for a, b in zip(tables, self._told, strict=False)) and self._told:
+            return
+        self._told = tables
+        self.frame.set(info=tables[0], operands=tables[1], needs=tables[2], local=np.full(len(tables[0]), -1, np.int32))
+        self.frame.set(parameter_values=tables[3], parameter_gradients=tables[4], parameter_touched=tables[5])
+
     def _flush(self, graph: Graph) -> None:
         """Take over what was recorded since the last time."""
         fresh, fresh_args = graph.recorded_types[self.flushed :], graph.recorded_args[self.flushed_args :]
         n, m = self.flushed + len(fresh), self.flushed_args + len(fresh_args)
-        if n > self.types.size:
+        if n > self.types.size or m > self.args.size:
             room = max(n, 2 * self.types.size)
             self.types, self.root, self.address = (_grown(a, room) for a in (self.types, self.root, self.address))
             self.positions = _grown(self.positions, room + 1)
-        if m > self.args.size:
             self.args = _grown(self.args, max(m, 2 * self.args.size))
+            self._share()
         self.types[self.flushed : n] = fresh
         self.args[self.flushed_args : m] = fresh_args
         self.flushed, self.flushed_args = n, m
@@ -116,56 +141,59 @@ class Execution:
             return
         if n1 > self.flushed:
             self._flush(graph)
-        types, args, info = self.types[:n1], self.args, TYPES.info
-        size = n1 - n0
+        self._tell()
+        frame = self.frame
+        # The reduced graph.
         a0 = int(self.positions[n0]) if n0 else 0
-        nodes, kinds, first = np.empty(size, np.int32), np.empty(size, np.int32), np.empty(size + 1, np.int32)
-        edges = np.empty(self.flushed_args - a0, np.int32)
-        room = min(size, len(info))
-        joins, present = np.empty(room, np.uint8), np.empty(room, np.int32)
-        count, m, n_types, operand_count = plan.survey(
-            n0, n1, a0, types, args, info, self.positions, self.root, _local(len(info)), nodes, kinds, first, edges, joins,
-            present, np.empty(size, np.int32),
-        )  # fmt: skip
-        nodes, kinds, first, edges = nodes[:count], kinds[:count], first[: count + 1], edges[:m]
-        joins, present = joins[:n_types], present[:n_types]
+        size, entries = n1 - n0, self.flushed_args - a0
+        room = min(size, len(TYPES.info))
+        reduced = Block(16 * size + 4 * entries + 5 * room + 64)
+        fields = {"n0": n0, "n1": n1, "nodes": reduced.take(4 * size), "present": reduced.take(4 * room)}
+        kinds_at, first_at, edges_at = reduced.take(4 * size), reduced.take(4 * size + 4), reduced.take(4 * entries)
+        joins_at, dense_at = reduced.take(room), reduced.take(4 * size)
+        frame.set(**fields, a0=a0, kinds=kinds_at, first=first_at, edges=edges_at, joins=joins_at, dense=dense_at)
+        count, m, n_types, operand_count = plan.survey(frame)
+        nodes, present = reduced.view(fields["nodes"], count, np.int32), reduced.view(fields["present"], n_types, np.int32)
+        kinds, first = reduced.view(kinds_at, count, np.int32), reduced.view(first_at, count + 1, np.int32)
+        edges, joins = reduced.view(edges_at, m, np.int32), reduced.view(joins_at, n_types, np.uint8)
         TYPES.compile(present.tolist(), self.kind, False)
-        info, operands = TYPES.info, TYPES.operands
+        self._tell()
+        # Batches, and where they lie.
         order = schedule(graph.policy, kinds, first, edges, n_types, joins, True)
         batches = order.batch_type.size
-        value_at, gather_first = np.empty(n_types, np.int64), np.empty(n_types, np.int64)
-        gather_at = np.zeros(operand_count, np.int64)
-        total, words, lists_size = plan.layout(
-            n_types,
-            batches,
-            present,
-            order.type_start,
-            order.batch_type,
-            info,
-            operands,
-            self.itemsize,
-            value_at,
-            gather_first,
-            gather_at,
-        )
+        places = Block(8 * (2 * n_types + operand_count + batches))
+        value_at, gather_first = places.take(8 * n_types), places.take(8 * n_types)
+        gather_at, at = places.take(8 * operand_count), places.take(8 * batches)
+        fields |= {
+            "n_types": n_types,
+            "n_batches": batches,
+            "order": order.order.ctypes.data,
+            "type_start": order.type_start.ctypes.data,
+            "batch_type": order.batch_type.ctypes.data,
+            "batch_begin": order.batch_begin.ctypes.data,
+            "batch_end": order.batch_end.ctypes.data,
+            "gather_first": gather_first,
+            "gather_at": gather_at,
+            "at": at,
+        }
+        frame.set(**fields, value_at=value_at)
+        total, words, lists_size = plan.layout(frame)
         marks = self.values.mark(), self.tables.mark()
-        base = self.values.take(total)
-        table, lists, at = self._integers(words), self._integers(lists_size), np.empty(batches, np.int64)
-        plan.place(
-            n0, n1, n_types, types, args, self.positions, info, nodes, order.order, order.type_start, present, value_at, base,
-            self.itemsize, PARAMETERS.values, np.array(graph.input_addresses, np.int64), self.address,
-        )  # fmt: skip
-        words, _ = plan.forward_table(
-            batches, args, self.positions, info, operands, nodes, order.order, order.type_start, present, order.batch_type,
-            order.batch_begin, order.batch_end, value_at, gather_first, gather_at, base, self.itemsize, self.kind,
-            PARAMETERS.values, self.address, copy_rows.address(self.dtype), table, lists, at,
-        )  # fmt: skip
+        base, table, lists = self.values.take(total), self.tables.take(8 * words), self.tables.take(8 * lists_size)
+        fields |= {"value_base": base, "forward": table}
+        frame.set(value_base=base, table=table, lists=lists)
+        if graph.input_addresses:
+            frame.set(input_addresses=np.array(graph.input_addresses, np.int64))
+        plan.place(frame)
+        words, lists_size = plan.forward_table(frame)
         segment = Segment(
-            *(n0, n1, nodes, kinds, first, edges, present, order, value_at, gather_first, gather_at, base, at, table, words),
-            *(lists, marks),
+            *(n0, n1, nodes, kinds, first, edges, present, order),
+            *(places.view(value_at, n_types, np.int64), places.view(gather_first, n_types, np.int64)),
+            *(places.view(gather_at, operand_count, np.int64), base, places.view(at, batches, np.int64)),
+            *(_integers(table, words), words, _integers(lists, lists_size), marks, fields, (reduced, places)),
         )
         try:
-            self._run(graph, table, words, _scratch(self.dtype), segment, None)
+            self._run(graph, segment.table, words, _scratch(self.dtype), segment, None)
             if graph.check_nan:
                 from autobatch.check import find_nan
 
@@ -187,12 +215,6 @@ class Execution:
         else:
             run(table, words, scratch)
 
-    def _integers(self, count: int) -> np.ndarray:
-        """Return an int64 array in the arena of tables."""
-        address = self.tables.take(8 * count)
-        buffer: Any = (ctypes.c_int64 * count).from_address(address)
-        return np.frombuffer(buffer, np.int64)
-
     def value_address(self, index: int) -> int:
         """Address of the value of a node, or of a parameter (a negative index)."""
         return int(self.address[index] if index >= 0 else PARAMETERS.values[(-index - 1) >> 1])
@@ -206,71 +228,62 @@ class Execution:
         self.backward = self._pass(graph, loss, full)
 
     def _pass(self, graph: Graph, loss: int, full: bool) -> Backward:
-        n = loss + 1
-        types, args, info, operands, needs = self.types[:n], self.args, TYPES.info, TYPES.operands, TYPES.needs
-        active, touched = np.zeros(n, np.uint8), np.zeros(n, np.uint8)
-        gradient, source = np.zeros(n, np.int64), np.empty(n, np.int32)
-        plan.mark(loss, full, types, args, self.positions, info, operands, active)
+        """Plan and run the backward tables of all segments that the loss may depend on, the last one first."""
+        self._tell()
+        n, frame = loss + 1, self.frame
         segments = [s for s in self.segments if s.n0 < n]
+        nodes = max(n, *(s.n1 for s in segments))  # the last segment may go on behind the loss
+        state = Block(14 * nodes + 64)
+        gradient_at, source_at = state.take(8 * nodes), state.take(4 * nodes)
+        active_at, touched_at = state.take(nodes), state.take(nodes)
+        ctypes.memset(active_at, 0, touched_at + nodes - active_at)
+        gradient, source = state.view(gradient_at, nodes, np.int64), state.view(source_at, nodes, np.int32)
+        active, touched = state.view(active_at, nodes, np.uint8), state.view(touched_at, nodes, np.uint8)
+        frame.set(loss=loss, full=full, active=active_at, touched=touched_at, gradient=gradient_at, source=source_at)
+        plan.mark(frame)
+        # Memory for all gradients, then for one batch of them before they are added where they belong (behind the scalars 1 and
+        # 0 for BLAS), and a place for what nobody wants.
         layouts, end, scratch_size, widest = [], 0, 0, 0
-        local = _local(len(info))
         for s in segments:
             TYPES.compile(s.present.tolist(), self.kind, True)
-            block_at, slot = np.empty(s.present.size, np.int64), np.empty(min(s.n1, n) - s.n0, np.int64)
-            inside = np.zeros(s.n1, np.uint8) if s.n1 > n else active
-            if s.n1 > n:
-                inside[:n] = active
-            end, scratch, wide, words, lists = plan.gradient_layout(
-                s.n0, min(s.n1, n), s.present.size, s.at.size, types, info, operands, self.itemsize, s.nodes, s.schedule.order,
-                s.schedule.type_start, s.present, s.schedule.batch_type, s.schedule.batch_begin, s.schedule.batch_end, inside,
-                local, end, block_at, slot,
-            )  # fmt: skip
+            self._tell()
+            work = Block(12 * s.present.size + 4 * s.at.size + 8 * (s.n1 - s.n0) + 64)
+            fields = {**s.fields, "n1": min(s.n1, n), "block_at": work.take(8 * s.present.size)}
+            fields["slot"], fields["batches"] = work.take(8 * (s.n1 - s.n0)), work.take(4 * s.at.size)
+            fields["ends"] = work.take(4 * s.present.size + 4)
+            frame.set(**fields, start=end)
+            end, scratch, wide, words, lists = plan.gradient_layout(frame)
             scratch_size, widest = max(scratch_size, scratch), max(widest, wide)
-            layouts.append((s, block_at, slot, inside, words, lists))
-        info, operands, needs = TYPES.info, TYPES.operands, TYPES.needs
-        base = self.gradients.take(end)
-        # Scratch: the scalars 1 and 0 for BLAS, then room for one batch of gradients; and a place for what nobody wants.
-        scratch = self.gradients.take(scratch_size + 64)
+            layouts.append((s, fields, work, words, lists))
+        base, scratch = self.gradients.take(end), self.gradients.take(scratch_size + 64)
         sink = self.gradients.take(widest)
-        for s, block_at, slot, inside, _, _ in layouts:
-            room = s.n1 if s.n1 > n else n
-            if room > gradient.size:
-                gradient, source = _grown(gradient, room), _grown(source, room)
-            plan.gradient_places(
-                s.n0, min(s.n1, n), s.present.size, types, args, self.positions, info, self.itemsize, s.nodes, s.schedule.order,
-                s.schedule.type_start, s.present, inside, block_at, slot, base, PARAMETERS.gradients, gradient, source,
-            )  # fmt: skip
+        frame.set(gradient_base=base, scratch=scratch + 64, sink=sink)
+        for _, fields, _, _, _ in layouts:
+            if len(layouts) > 1:
+                frame.set(**fields)
+            plan.gradient_places(frame)
         result = Backward(loss, full, active, gradient, [], (0, 0, 0), scratch, sink, (base, base + end))
         if active[loss] == 3:
-            root = int(source[loss]) if self.root[loss] != loss else loss
+            root = int(source[loss])
+            result.seed = int(gradient[loss]), 0, 0
             if root >= 0:
                 touched[root] = 1
-                result.seed = int(gradient[loss]), int(gradient[root]), int(info[types[root], plan.SIZE]) * self.itemsize
-            else:
-                result.seed = int(gradient[loss]), 0, 0
+                size = int(TYPES.info[self.types[root], plan.SIZE]) * self.itemsize
+                result.seed = int(gradient[loss]), int(gradient[root]), size
             self._seed(result)
-        for s, block_at, _, inside, words, lists in reversed(layouts):
-            table, lists_array = np.empty(words, np.int64), np.empty(lists, np.int64)
-            o = s.schedule
-            used, filled = plan.backward_table(
-                s.at.size, types, args, self.positions, info, operands, needs, s.nodes, o.order, o.type_start, s.present,
-                o.batch_type, o.batch_begin, o.batch_end, s.at, s.table, inside, block_at, base, gradient, source, touched,
-                self.itemsize, self.kind, PARAMETERS.gradients, scratch + 64, sink, zero_rows.address(self.dtype),
-                add_rows.address(self.dtype), table, lists_array,
-            )  # fmt: skip
-            used, products = plan.weight_table(
-                s.present.size, s.at.size, args, self.positions, info, operands, needs, s.nodes, o.order, o.type_start,
-                s.present, o.batch_type, o.batch_begin, o.batch_end, s.gather_first, s.gather_at, s.base, s.at, s.table, inside,
-                block_at, base, self.itemsize, self.kind, PARAMETERS.gradients, copy_rows.address(self.dtype),
-                np.empty(s.at.size, np.int32), np.empty(s.present.size + 1, np.int32), table, used,
-            )  # fmt: skip
-            used, filled = plan.rows_table(
-                s.n0, min(s.n1, n), types, args, self.positions, info, inside, self.itemsize, gradient, touched,
-                PARAMETERS.gradients, PARAMETERS.touched, add_to_table.address(self.dtype), table, lists_array, used, filled,
-            )  # fmt: skip
+        for s, fields, _, words, lists in reversed(layouts):
+            table, lists_at = self.gradients.take(8 * words), self.gradients.take(8 * lists)
+            if len(layouts) > 1:
+                frame.set(**fields)
+            frame.set(table=table, lists=lists_at)
+            w, r = plan.backward_table(frame)
+            frame.set(w=w, r=r)
+            w, products = plan.weight_table(frame)
+            frame.set(w=w)
+            w, r = plan.rows_table(frame)
             result.products += products
-            result.tables.append((table, used, lists_array, s))
-            self._run(graph, table, used, scratch, s, result)
+            result.tables.append((_integers(table, w), w, _integers(lists_at, r), s))
+            self._run(graph, result.tables[-1][0], w, scratch, s, result)
         for parameter in graph.parameters:
             if hasattr(parameter, "touched"):  # a table used as a whole
                 parameter.touched[:] = 1
@@ -363,17 +376,26 @@ class Execution:
         return {f"{name}_{what}": getattr(a, what) for name, a in arenas.items() for what in ("used", "reserved")}
 
     def release(self) -> None:
-        """Give all memory back to the pool."""
+        """Give all memory back to the pool, and this execution to the next graph of the thread."""
         self.segments.clear()
         self.backward = None
+        self.done = self.flushed = self.flushed_args = 0
         for arena in (self.values, self.tables, self.gradients):
             arena.release()
+        if len(_IDLE.executions) < 4 and self.types.size <= _LARGEST_IDLE:
+            _IDLE.executions.append(self)
 
 
 def _grown(array: np.ndarray, size: int) -> np.ndarray:
     grown = np.zeros(size, array.dtype)
     grown[: array.size] = array
     return grown
+
+
+def _integers(address: int, count: int) -> np.ndarray:
+    """Return an int64 array at an address in an arena."""
+    buffer: Any = (ctypes.c_int64 * count).from_address(address)
+    return np.frombuffer(buffer, np.int64)
 
 
 def _gradients(graph: Graph) -> list[tuple[Any, np.ndarray, np.ndarray | None]]:
@@ -399,14 +421,24 @@ def _scratch(dtype: str) -> int:
     return int(_Scratch.arrays[dtype].ctypes.data)
 
 
-def _local(n: int) -> np.ndarray:
-    """Return an array of n times -1, which whoever uses it leaves as it was."""
-    return np.full(n, -1, np.int32)
+class _Idle(threading.local):
+    """Executions of dropped graphs: their arrays and frames are ready for the next graph, which saves 50 µs."""
+
+    def __init__(self) -> None:
+        self.executions: list[Execution] = []
+
+
+_IDLE = _Idle()
+_LARGEST_IDLE = 1 << 20  # nodes
 
 
 def execution_of(graph: Graph) -> Execution:
     """Return the execution of a graph, made now if it has none."""
     if graph.execution is None:
-        graph.execution = Execution(graph)
+        idle = _IDLE.executions
+        if idle and idle[-1].dtype == graph.dtype:
+            graph.execution = idle.pop()
+        else:
+            graph.execution = Execution(graph.dtype)
     execution: Execution = graph.execution
     return execution

@@ -24,10 +24,11 @@ batch adds. Gradients of parameters that a whole type shares are formed last, on
 
 Nothing here touches a number of a value. Addresses are absolute; who calls answers for the memory behind them.
 
-The functions see pointers where they are handed arrays (`compiled_over_pointers`), so sizes are arguments. Rows of the tables
-of types and operands are addressed flat: `t` and `o` are the places where a row begins.
+Each pass takes its parameters from a frame (`frame.py`): arrays come as pointers, so sizes are parameters too. Rows of the
+tables of types and operands are addressed flat: `t` and `o` are the places where a row begins.
 """
 
+from autobatch.frame import over_frame
 from autobatch.graph import (
     ARGUMENTS,
     BACKWARD,
@@ -61,7 +62,6 @@ from autobatch.kernels._jit import (
     ITEMS,
     SLOTS,
     address_of,
-    compiled_over_pointers,
     inline,
     write_head,
 )
@@ -78,7 +78,7 @@ _TABLE_WORDS = SLOTS + 8 + 1  # rows added to a table
 # Survey ---------------------------------------------------------------------------------------------------------------
 
 
-@compiled_over_pointers
+@over_frame
 def survey(n0, n1, a0, types, args, info, positions, root, local, nodes, kinds, first, edges, joins, present, dense):
     """Reduce the nodes n0 to n1 - 1 to the graph that is scheduled: ops only, views looked through.
 
@@ -133,7 +133,7 @@ def _aligned(n):
     return (n + (ALIGN - 1)) // ALIGN * ALIGN
 
 
-@compiled_over_pointers
+@over_frame
 def layout(n_types, n_batches, present, type_start, batch_type, info, operands, itemsize, value_at, gather_first, gather_at):
     """Give each type its block of values, and each DENSE argument of a type its block for copies.
 
@@ -176,13 +176,13 @@ def _value(a, address, parameter_values):
     return address[a] if a >= 0 else parameter_values[(-a - 1) >> 1]
 
 
-@compiled_over_pointers
-def place(n0, n1, n_types, types, args, positions, info, nodes, order, type_start, present, value_at, base, itemsize,
+@over_frame
+def place(n0, n1, n_types, types, args, positions, info, nodes, order, type_start, present, value_at, value_base, itemsize,
           parameter_values, input_addresses, address):  # fmt: skip
-    """Fill in the address of each node from n0 to n1 - 1; `base` is that of the blocks."""
+    """Fill in the address of each node from n0 to n1 - 1; `value_base` is that of the blocks."""
     for l in range(n_types):
         size = info[present[l] * TYPE_COLUMNS + SIZE] * itemsize
-        at = base + value_at[l]
+        at = value_base + value_at[l]
         for p in range(type_start[l], type_start[l + 1]):
             address[nodes[order[p]]] = at
             at += size
@@ -199,10 +199,10 @@ def place(n0, n1, n_types, types, args, positions, info, nodes, order, type_star
             address[n] = table + args[positions[n]] * info[t + SIZE] * itemsize
 
 
-@compiled_over_pointers
+@over_frame
 def forward_table(n_batches, args, positions, info, operands, nodes, order, type_start, present, batch_type, batch_begin,
-                  batch_end, value_at, gather_first, gather_at, base, itemsize, dtype, parameter_values, address, copy_rows,
-                  table, lists, at):  # fmt: skip
+                  batch_end, value_at, gather_first, gather_at, value_base, itemsize, dtype, parameter_values, address,
+                  copy_rows, table, lists, at):  # fmt: skip
     """Write the table of a segment; at[b] is where the instruction of batch b begins. Returns words of table and of lists."""
     w, r = 0, 0
     for b in range(n_batches):
@@ -214,7 +214,7 @@ def forward_table(n_batches, args, positions, info, operands, nodes, order, type
         # The gathers of DENSE arguments come first, and then the instruction: its slots are kept here until it can be written.
         main = w + _ROWS_WORDS * arguments
         slots = main + SLOTS
-        table[slots], table[slots + 1] = base + value_at[l] + (lo - type_start[l]) * size, size
+        table[slots], table[slots + 1] = value_base + value_at[l] + (lo - type_start[l]) * size, size
         for k in range(arguments):
             o = (info[t + OPERANDS] + k) * OPERAND_COLUMNS
             where = slots + 2 + 2 * k
@@ -240,7 +240,7 @@ def forward_table(n_batches, args, positions, info, operands, nodes, order, type
             if operands[o + READS] == DENSE and not (
                 even and (stride == item or (operands[o + COLUMNS] == 1 and item < stride < REACH))
             ):
-                to = base + gather_at[gather_first[l] + k] + (lo - type_start[l]) * item
+                to = value_base + gather_at[gather_first[l] + k] + (lo - type_start[l]) * item
                 w = _copy(table, w, copy_rows, n, operands[o + ELEMENTS], 0, to, item, table[where], table[where + 1])
                 table[where], table[where + 1] = to, item
         for k in range(immediates):
@@ -261,7 +261,7 @@ def forward_table(n_batches, args, positions, info, operands, nodes, order, type
 # Backward -------------------------------------------------------------------------------------------------------------
 
 
-@compiled_over_pointers
+@over_frame
 def mark(loss, full, types, args, positions, info, operands, active):
     """Set active[n] to 3 for the nodes that get a gradient: bit 1, it is wanted there; bit 2, the loss depends on it.
 
@@ -290,7 +290,7 @@ def mark(loss, full, types, args, positions, info, operands, active):
                     active[a] |= 2
 
 
-@compiled_over_pointers
+@over_frame
 def gradient_layout(n0, n1, n_types, n_batches, types, info, operands, itemsize, nodes, order, type_start, present,
                     batch_type, batch_begin, batch_end, active, local, start, block_at, slot):  # fmt: skip
     """Give each type with an active node its block of gradients, and each active leaf a slot, from offset `start` on.
@@ -352,15 +352,15 @@ def gradient_layout(n0, n1, n_types, n_batches, types, info, operands, itemsize,
     return at, scratch, widest, words, lists
 
 
-@compiled_over_pointers
+@over_frame
 def gradient_places(n0, n1, n_types, types, args, positions, info, itemsize, nodes, order, type_start, present, active,
-                    block_at, slot, base, parameter_gradients, gradient, source):  # fmt: skip
+                    block_at, slot, gradient_base, parameter_gradients, gradient, source):  # fmt: skip
     """Fill in the address of the gradient of each active node of a segment, and the node in whose slot it lies (source)."""
     for l in range(n_types):
         if block_at[l] < 0:
             continue
         size = info[present[l] * TYPE_COLUMNS + SIZE] * itemsize
-        at = base + block_at[l]
+        at = gradient_base + block_at[l]
         for p in range(type_start[l], type_start[l + 1]):
             n = nodes[order[p]]
             gradient[n], source[n] = at, n
@@ -376,10 +376,10 @@ def gradient_places(n0, n1, n_types, types, args, positions, info, itemsize, nod
             else:
                 gradient[n], source[n] = parameter_gradients[(-a - 1) >> 1] + offset, a
         elif kind != OP:
-            gradient[n], source[n] = base + slot[n - n0], n
+            gradient[n], source[n] = gradient_base + slot[n - n0], n
 
 
-@compiled_over_pointers
+@over_frame
 def backward_table(n_batches, types, args, positions, info, operands, needs, nodes, order, type_start, present, batch_type,
                    batch_begin, batch_end, at, forward, active, block_at, gradient_base, gradient, source, touched, itemsize,
                    dtype, parameter_gradients, scratch, sink, zero_rows, add_rows, table, lists):  # fmt: skip
@@ -563,7 +563,7 @@ def _runs(l, k, t, o, batches, ends, batch_begin, batch_end, type_start, nodes, 
     return runs, items, w
 
 
-@compiled_over_pointers
+@over_frame
 def weight_table(n_types, n_batches, args, positions, info, operands, needs, nodes, order, type_start, present, batch_type,
                  batch_begin, batch_end, gather_first, gather_at, value_base, at, forward, active, block_at, gradient_base,
                  itemsize, dtype, parameter_gradients, copy_rows, batches, ends, table, w):  # fmt: skip
@@ -620,7 +620,7 @@ def weight_table(n_types, n_batches, args, positions, info, operands, needs, nod
     return w, products
 
 
-@compiled_over_pointers
+@over_frame
 def rows_table(n0, n1, types, args, positions, info, active, itemsize, gradient, touched, parameter_gradients,
                parameter_touched, add_to_table, table, lists, w, r):  # fmt: skip
     """Write, from word w on, the additions of the gradients of looked-up rows to their tables, type by type.

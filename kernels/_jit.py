@@ -25,11 +25,9 @@ was inlined from another file goes unnoticed; here the stamp covers the helpers 
 
 from __future__ import annotations
 
-import ast
 import functools
 import hashlib
 import inspect
-import linecache
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -48,6 +46,8 @@ ACCUMULATE = 1  # flag of a backward instruction: add to what the slot holds; wi
 # NaN and infinities keep their meaning; sums are reordered only where a kernel asks for it (`reductions=True`).
 _FASTMATH = {"contract", "nsz", "arcp"}
 _OPTIONS: dict[str, Any] = {"nopython": True, "error_model": "numpy", "boundscheck": False}
+# A helper is called by compiled code alone: without wrappers for others it compiles in two thirds of the time.
+_HELPER: dict[str, Any] = {"error_model": "numpy", "boundscheck": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 DTYPES: dict[str, Any] = {"float32": types.float32, "float64": types.float64}
 
 
@@ -88,41 +88,9 @@ def compiled(function: Callable[..., Any]) -> Any:
     return dispatcher
 
 
-class compiled_over_pointers:
-    """`compiled`, for a function that takes pointers where its callers hand in (contiguous) arrays.
-
-    An index into an array compiles several times as slowly as one into a pointer, and compilation is what a user waits for
-    first. The function sees no sizes; whoever calls passes what it needs. At the first call each parameter is bound anew, to
-    the pointer, in front of the body (a jitted function around a jitted function would be optimised twice).
-    """
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
-        self._lines = linecache.getlines(inspect.getfile(function))  # as they are now: the file may change before the first call
-        functools.update_wrapper(self, function)
-
-    def __call__(self, *args: Any) -> Any:
-        return self._dispatcher(*args)
-
-    @functools.cached_property
-    def _dispatcher(self) -> Any:
-        first = self.function.__code__.co_firstlineno - 1
-        tree = ast.parse("".join(inspect.getblock(self._lines[first:])))
-        definition = tree.body[0]
-        assert isinstance(definition, ast.FunctionDef)
-        definition.decorator_list = []
-        names = [a.arg for a in definition.args.args]
-        binding = ast.parse("; ".join(f"{n} = _pointer_to({n})" for n in names)).body
-        definition.body[0:0] = [ast.copy_location(b, definition) for b in binding]
-        ast.increment_lineno(ast.fix_missing_locations(tree), first)
-        scope = {**self.function.__globals__, "_pointer_to": _pointer_to}
-        exec(compile(tree, inspect.getfile(self.function), "exec"), scope)
-        return compiled(scope[self.function.__name__])
-
-
 def inline(function: Callable[..., Any]) -> Any:
     """Compile a small helper that kernels call; LLVM inlines it into them."""
-    return numba.njit(error_model="numpy", boundscheck=False, fastmath=_FASTMATH)(function)
+    return numba.njit(**_HELPER, fastmath=_FASTMATH)(function)
 
 
 # Kernels --------------------------------------------------------------------------------------------------------------
@@ -205,6 +173,16 @@ def integers(typingctx, address):
 
 
 @intrinsic
+def int32s(typingctx, address):
+    """int32s(address): `address` as a pointer to int32 numbers."""
+
+    def codegen(context, builder, signature, args):
+        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(types.int32)(types.int64), codegen
+
+
+@intrinsic
 def bytes_at(typingctx, address):
     """bytes_at(address): `address` as a pointer to bytes."""
 
@@ -212,18 +190,6 @@ def bytes_at(typingctx, address):
         return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
 
     return types.CPointer(types.uint8)(types.int64), codegen
-
-
-@intrinsic
-def _pointer_to(typingctx, x):
-    """An array as a pointer to its numbers; anything else as it is."""
-    if not isinstance(x, types.Array):
-        return x(x), lambda context, builder, signature, args: args[0]
-
-    def codegen(context, builder, signature, args):
-        return context.make_array(signature.args[0])(context, builder, args[0]).data
-
-    return types.CPointer(x.dtype)(x), codegen
 
 
 @intrinsic

@@ -50,6 +50,9 @@ class Drawn:
     def integer(self, low, high):
         return self.draw(st.integers(low, high))
 
+    def once_in(self, n):
+        return self.integer(1, n) == n
+
     def one_of(self, choices):
         return self.draw(st.sampled_from(list(choices)))
 
@@ -117,7 +120,7 @@ def plans(draw, op, most=1, batched=False):
                 use.append(use[p])
             continue
         kind = forced or choose.one_of(KINDS)
-        mixed = choose.integer(0, 1)
+        mixed = choose.once_in(2)
         if how == "one" or (of_type and kind in ("parameter", "constant")):
             leaves.append((kind, numbers(rng, tensor)))
             for use in uses:
@@ -129,9 +132,9 @@ def plans(draw, op, most=1, batched=False):
             leaves.append((choose.one_of(kinds) if mixed else kind, numbers(rng, tensor)))
             use.append(len(leaves) - 1)
     order = [int(k) for k in rng.permutation(len(leaves))]
-    extra = {k: bool(choose.integer(0, 1)) for k in range(len(leaves)) if choose.integer(0, 3) == 0}
-    repeated = choose.integer(0, 3) == 0 and op.name != "lookup_batch"
-    return Plan(op, calls, uses, leaves, order, extra, repeated, bool(choose.integer(0, 1)), seed)
+    extra = {k: choose.once_in(2) for k in range(len(leaves)) if choose.once_in(3)}
+    repeated = op.name != "lookup_batch" and choose.once_in(3)
+    return Plan(op, calls, uses, leaves, order, extra, repeated, choose.once_in(2), seed)
 
 
 # Whole graphs ---------------------------------------------------------------------------------------------------------
@@ -168,7 +171,7 @@ class Writer:
     def parameter(self, kind, dims, low, high):
         """Return a parameter with all numbers in [low, high), perhaps one that is there."""
         fits = [k for k, (of, a) in enumerate(self.parameters) if of == kind and a.shape == dims and low <= a.min() and a.max() < high]
-        if fits and self.choose.integer(0, 2):
+        if fits and not self.choose.once_in(3):
             return self.choose.one_of(fits)
         self.parameters.append((kind, self.rng.uniform(low, high, dims)))
         return len(self.parameters) - 1
@@ -183,7 +186,7 @@ class Writer:
             return self.shaped(self.same(Use(k, kind == "parameter")), shape)
         if kind == "row":
             table = self.parameter("table", (shape.total, 3), low, high)
-            update = self.choose.integer(0, 4) > 0
+            update = not self.choose.once_in(5)
             return self.shaped(self.add([Row(table, int(self.rng.integers(3)), update) for _ in self.steps]), shape)
         if kind == "rows":
             table = self.same(Use(self.parameter("table", (*dims, 4), low, high)))
@@ -213,7 +216,7 @@ class Writer:
             at = self.shaped(self.same(Slice(vector, begin, begin + shape.total)), shape)
         else:
             at = self.leaf(tensor)
-        if self.choose.integer(0, 14) == 0:
+        if self.choose.once_in(25):
             at = self.same(Stop(at))
         slack = 1.0 if low < 0 else 0.0
         if not all(np.all((v[at] >= low - slack) & (v[at] <= high + slack)) for v in self.values):
@@ -228,7 +231,7 @@ class Writer:
         for position, tensor in enumerate(wanted):
             shared = op.shared is not None and op.shared(position) and tensor.shape.batch == 1
             forced = FORCED.get(op.name, {}).get(position)
-            refs.append(Ref(self.argument(tensor, forced, shared and self.choose.integer(0, 2) > 0)))
+            refs.append(Ref(self.argument(tensor, forced, shared and not self.choose.once_in(4))))
         steps = []
         for _ in self.steps:
             one = varied(op, sample, lambda low, high: int(self.rng.integers(low, high + 1)))
@@ -249,7 +252,7 @@ class Writer:
 
     def close(self):
         """Add the loss of each instance: a weighed sum of some of the values."""
-        read = {len(self.shapes) - 1, *(self.choose.integer(0, len(self.shapes) - 1) for _ in range(self.choose.integer(0, 2)))}
+        read = {len(self.shapes) - 1, *(self.choose.integer(0, len(self.shapes) - 1) for _ in range(self.choose.integer(0, 3)))}
         terms = []
         for k in sorted(read):
             n = self.shapes[k].total
@@ -260,20 +263,83 @@ class Writer:
 
 
 @st.composite
-def graphs(draw, ops=None):
+def programs(draw):
     """Draw a Case: one to three programs over the ops, each for one to four instances, that share parameters."""
     rng = np.random.default_rng(draw(SEEDS))
     choose = Drawn(draw, sizes=st.integers(1, 5))
+    # Ops with weights of their own three times, so that there is something to train.
+    drawn = [op for op in OPS.values() for _ in range(1 if op.shared is None else 3)]
     parameters, instances = [], []
     for _ in range(choose.integer(1, 3)):
         writer = Writer(choose, rng, parameters, choose.integer(1, 4))
         for _ in range(choose.integer(1, 6)):
-            writer.call(choose.one_of(list(OPS.values()) if ops is None else [OPS[name] for name in ops]))
+            writer.call(choose.one_of(drawn))
         if not writer.shapes:
             writer.same(Input(rng.uniform(-1, 1, (2, 1))))
         writer.close()
         instances += writer.steps
     turns = [i for i, steps in enumerate(instances) for _ in steps]
-    if choose.integer(0, 1):
+    if choose.once_in(2):
         turns = [turns[k] for k in rng.permutation(len(turns))]
     return Case(parameters, instances, turns, choose.one_of(["esum", "average", "sum"]), int(rng.integers(2**32)))
+
+
+@st.composite
+def trees(draw):
+    """Draw a Case: trees and chains of different sizes over rows of one table, by a few cells with shared weights."""
+    rng = np.random.default_rng(draw(SEEDS))
+    n = draw(st.integers(1, 5))  # numbers in a row, and in a state
+    shapes = {"table": (n, 3), "b": (n,), "W": (n, n), "U": (n, n), "V": (3, n), "Wx": (4 * n, n), "Wh": (4 * n, n), "bh": (4 * n,)}
+    names = list(shapes)
+    parameters = [("table" if k == "table" else "parameter", rng.uniform(-1, 1, s)) for k, s in shapes.items()]
+    cells = draw(st.lists(st.sampled_from(["affine", "matmul", "lstm", "product"]), min_size=1, max_size=3))
+    instances = []
+    for words in draw(st.lists(st.integers(1, 8), min_size=1, max_size=5)):
+        steps, weights, count = [], {}, 0
+
+        def add(step, made=1):
+            nonlocal count
+            steps.append(step)
+            count += made
+            return count - made
+
+        def weight(name):
+            if name not in weights:
+                weights[name] = Ref(add(Use(names.index(name))))
+            return weights[name]
+
+        def call(op, *arguments, made=1):
+            return Ref(add(Call(op, arguments, {}), made))
+
+        def cell(x, h):
+            kind = cells[rng.integers(len(cells))]
+            if kind == "affine":
+                return call("tanh", call("affine_transform", [weight("b"), weight("W"), x, weight("U"), h]))
+            if kind == "matmul":
+                return call("logistic", call("add", call("matmul", weight("W"), x), call("matmul", weight("U"), h)))
+            if kind == "product":  # the left side is computed, and shared by two products
+                side = call("matmul", call("concatenate", [x, h], 1), call("transpose", call("concatenate", [h, x], 1), [1, 0]))
+                return call("tanh", call("add", call("matmul", side, x), call("matmul", side, h)))
+            made = call("lstm_step", x, h, x, weight("Wx"), weight("Wh"), weight("bh"), 1.0, made=2)
+            return Ref(made.at + int(rng.integers(2)))
+
+        chain, losses = rng.integers(2), []
+        nodes = [Ref(add(Row(0, int(rng.integers(3))))) for _ in range(words)]
+        while True:
+            if len(nodes) == 1 or rng.integers(3) == 0:
+                scores = call("matmul", weight("V"), nodes[rng.integers(len(nodes))])
+                losses.append(call("pickneglogsoftmax", scores, int(rng.integers(3))))
+            if len(nodes) == 1:
+                break
+            k = 0 if chain else int(rng.integers(len(nodes) - 1))
+            other = nodes[k + 1] if rng.integers(6) else nodes[k]
+            nodes[k : k + 2] = [cell(nodes[k], other)]
+        call("esum", losses)
+        instances.append(steps)
+    turns = [i for i, steps in enumerate(instances) for _ in steps]
+    return Case(parameters, instances, turns, "esum", int(rng.integers(2**32)))
+
+
+def graphs():
+    """Draw a Case: any program, or trees."""
+    return st.one_of(programs(), programs(), trees())
