@@ -63,7 +63,9 @@ from autobatch.kernels._jit import (
     SLOTS,
     address_of,
     inline,
+    move_slot,
     write_head,
+    write_slot,
 )
 from autobatch.kernels._op import DENSE, SHARED
 
@@ -165,7 +167,8 @@ def layout(n_types, n_batches, present, type_start, batch_type, info, operands, 
 def _copy(table, w, kernel, items, size, flags, to, to_stride, source, source_stride):
     """Write an instruction of two slots of rows of `size` numbers; returns where the next one goes."""
     write_head(table, w, kernel, _ROWS_WORDS, items, address_of(table) + 8 * (w + SLOTS + 4), flags)
-    table[w + SLOTS], table[w + SLOTS + 1], table[w + SLOTS + 2], table[w + SLOTS + 3] = to, to_stride, source, source_stride
+    write_slot(table, w + SLOTS, to, to_stride)
+    write_slot(table, w + SLOTS + 2, source, source_stride)
     table[w + SLOTS + 4] = size
     return w + _ROWS_WORDS
 
@@ -214,14 +217,14 @@ def forward_table(n_batches, args, positions, info, operands, nodes, order, type
         # The gathers of DENSE arguments come first, and then the instruction: its slots are kept here until it can be written.
         main = w + _ROWS_WORDS * arguments
         slots = main + SLOTS
-        table[slots], table[slots + 1] = value_base + value_at[l] + (lo - type_start[l]) * size, size
+        write_slot(table, slots, value_base + value_at[l] + (lo - type_start[l]) * size, size)
         for k in range(arguments):
             o = (info[t + OPERANDS] + k) * OPERAND_COLUMNS
             where = slots + 2 + 2 * k
             item = operands[o + ELEMENTS] * itemsize
             start = _value(args[positions[nodes[order[lo]]] + k], address, parameter_values)
             if operands[o + READS] == SHARED:
-                table[where], table[where + 1] = start, 0
+                write_slot(table, where, start, 0)
                 continue
             stride = item
             if n > 1:
@@ -233,19 +236,19 @@ def forward_table(n_batches, args, positions, info, operands, nodes, order, type
                 even &= a == expected
                 expected += stride
             if even:
-                table[where], table[where + 1] = start, stride
+                write_slot(table, where, start, stride)
             else:
-                table[where], table[where + 1] = address_of(lists) + 8 * r, -1
+                write_slot(table, where, address_of(lists) + 8 * r, -1)
                 r += n
             if operands[o + READS] == DENSE and not (
                 even and (stride == item or (operands[o + COLUMNS] == 1 and item < stride < REACH))
             ):
                 to = value_base + gather_at[gather_first[l] + k] + (lo - type_start[l]) * item
                 w = _copy(table, w, copy_rows, n, operands[o + ELEMENTS], 0, to, item, table[where], table[where + 1])
-                table[where], table[where + 1] = to, item
+                write_slot(table, where, to, item)
         for k in range(immediates):
             where = slots + 2 * (1 + arguments + k)
-            table[where], table[where + 1] = address_of(lists) + 8 * r, 8
+            write_slot(table, where, address_of(lists) + 8 * r, 8)
             for i in range(n):
                 lists[r] = args[positions[nodes[order[lo + i]]] + arguments + k]
                 r += 1
@@ -410,9 +413,10 @@ def backward_table(n_batches, types, args, positions, info, operands, needs, nod
                 words = SLOTS + 2 * (3 + arguments + immediates)
                 write_head(table, w, info[t + PREPARE + dtype], words, n, info[t + NUMBERS], 0)
                 s = w + SLOTS
-                table[s], table[s + 1], table[s + 2], table[s + 3] = 0, 0, dy, size
+                write_slot(table, s, 0, 0)
+                write_slot(table, s + 2, dy, size)
                 for k in range(1 + arguments + immediates):
-                    _from(table, s + 4 + 2 * k, forward, slots + 2 * k, i)
+                    move_slot(table, s + 4 + 2 * k, forward, slots + 2 * k, i)
                 w += words
             for k in range(arguments):
                 o = (info[t + OPERANDS] + k) * OPERAND_COLUMNS
@@ -444,7 +448,7 @@ def backward_table(n_batches, types, args, positions, info, operands, needs, nod
                             else:
                                 # The first to write writes a part: all of it must be zero.
                                 write_head(table, w, zero_rows, _ZERO_WORDS, 1, address_of(table) + 8 * (w + SLOTS + 2), 0)
-                                table[w + SLOTS], table[w + SLOTS + 1] = gradient[root], 0
+                                write_slot(table, w + SLOTS, gradient[root], 0)
                                 table[w + SLOTS + 2] = info[types[root] * TYPE_COLUMNS + SIZE]
                                 w += _ZERO_WORDS
                     lists[r + q], lists[flags_at + q] = place_, fresh
@@ -465,7 +469,7 @@ def backward_table(n_batches, types, args, positions, info, operands, needs, nod
                                 lists[flags_at + zeros] = gradient[fresh]
                                 zeros += 1
                         write_head(table, w, zero_rows, _ZERO_WORDS, zeros, address_of(table) + 8 * (w + SLOTS + 2), 0)
-                        table[w + SLOTS], table[w + SLOTS + 1] = address_of(lists) + 8 * flags_at, -1
+                        write_slot(table, w + SLOTS, address_of(lists) + 8 * flags_at, -1)
                         table[w + SLOTS + 2] = operands[o + ELEMENTS]
                         w += _ZERO_WORDS
                 if n == 1:
@@ -480,17 +484,17 @@ def backward_table(n_batches, types, args, positions, info, operands, needs, nod
                 write_head(table, w, operands[o + BACKWARD + dtype], words, n, info[t + NUMBERS], flags)
                 if not direct:
                     table[w + FLAGS] = k << 8
-                    table[s], table[s + 1] = scratch, item
+                    write_slot(table, s, scratch, item)
                 elif even:
-                    table[s], table[s + 1] = to, stride
+                    write_slot(table, s, to, stride)
                 else:
-                    table[s], table[s + 1] = address_of(lists) + 8 * r, -1
-                table[s + 2], table[s + 3] = dy, size
-                _from(table, s + 4, forward, slots, i)
+                    write_slot(table, s, address_of(lists) + 8 * r, -1)
+                write_slot(table, s + 2, dy, size)
+                move_slot(table, s + 4, forward, slots, i)
                 for q in range(count):
-                    _from(table, s + 6 + 2 * q, forward, slots + 2 + 2 * needs[operands[o + NEEDS] + q], i)
+                    move_slot(table, s + 6 + 2 * q, forward, slots + 2 + 2 * needs[operands[o + NEEDS] + q], i)
                 for q in range(immediates):
-                    _from(table, s + 6 + 2 * (count + q), forward, slots + 2 + 2 * (arguments + q), i)
+                    move_slot(table, s + 6 + 2 * (count + q), forward, slots + 2 + 2 * (arguments + q), i)
                 w += words
                 if not direct:
                     if even:
@@ -501,13 +505,6 @@ def backward_table(n_batches, types, args, positions, info, operands, needs, nod
                 r += 2 * n
             i = j
     return w, r
-
-
-@inline
-def _from(table, to, forward, source, i):
-    """Copy a slot of a forward instruction, moved on by i items."""
-    address, stride = forward[source], forward[source + 1]
-    table[to], table[to + 1] = address + i * (stride if stride >= 0 else 8), stride
 
 
 @inline
@@ -546,13 +543,13 @@ def _runs(l, k, t, o, batches, ends, batch_begin, batch_end, type_start, nodes, 
                 runs += 1
                 length = 0
                 write_head(table, w, operands[o + BACKWARD + dtype], words, 0, info[t + NUMBERS], (k << 8) | ACCUMULATE)
-                table[s], table[s + 1] = parameter, 0
-                table[s + 2], table[s + 3] = block + (lo + i - type_start[l]) * size, size
-                _from(table, s + 4, forward, slots, i)
+                write_slot(table, s, parameter, 0)
+                write_slot(table, s + 2, block + (lo + i - type_start[l]) * size, size)
+                move_slot(table, s + 4, forward, slots, i)
                 for c in range(count):
-                    _from(table, s + 6 + 2 * c, forward, slots + 2 + 2 * needs[operands[o + NEEDS] + c], i)
+                    move_slot(table, s + 6 + 2 * c, forward, slots + 2 + 2 * needs[operands[o + NEEDS] + c], i)
                 for c in range(info[t + IMMEDIATES]):
-                    _from(table, s + 6 + 2 * (count + c), forward, slots + 2 + 2 * (info[t + ARGUMENTS] + c), i)
+                    move_slot(table, s + 6 + 2 * (count + c), forward, slots + 2 + 2 * (info[t + ARGUMENTS] + c), i)
             length += j - i
             items += j - i
             end = lo + j
@@ -615,7 +612,7 @@ def weight_table(n_types, n_batches, args, positions, info, operands, needs, nod
                         if forward[s] != copy or forward[s + 1] != item:
                             n = batch_end[b] - batch_begin[b]
                             w = _copy(table, w, copy_rows, n, operands[p + ELEMENTS], 0, copy, item, forward[s], forward[s + 1])
-                            forward[s], forward[s + 1] = copy, item
+                            write_slot(forward, s, copy, item)
             products += runs
     return w, products
 
@@ -644,10 +641,10 @@ def rows_table(n0, n1, types, args, positions, info, active, itemsize, gradient,
         pid, size = (-trained - 1) >> 1, info[t + SIZE]
         write_head(table, w, add_to_table, _TABLE_WORDS, count, address_of(table) + 8 * (w + SLOTS + 8), 0)
         s = w + SLOTS
-        table[s], table[s + 1] = parameter_gradients[pid], 0
-        table[s + 2], table[s + 3] = gradient[n], size * itemsize
-        table[s + 4], table[s + 5] = address_of(lists) + 8 * first, 8
-        table[s + 6], table[s + 7] = parameter_touched[pid], 0
+        write_slot(table, s, parameter_gradients[pid], 0)
+        write_slot(table, s + 2, gradient[n], size * itemsize)
+        write_slot(table, s + 4, address_of(lists) + 8 * first, 8)
+        write_slot(table, s + 6, parameter_touched[pid], 0)
         table[s + 8] = size
         w += _TABLE_WORDS
     return w, r

@@ -348,3 +348,34 @@ def write_head(typingctx, table, at, kernel, words, items, sizes, flags):
         return context.get_dummy_value()
 
     return types.void(table, at, kernel, words, items, sizes, flags), codegen
+
+
+@intrinsic
+def write_slot(typingctx, table, at, address, stride):
+    """write_slot(table, at, address, stride): a slot of an instruction, which begins at word `at`."""
+
+    def codegen(context, builder, signature, args):
+        at = as_int64(context, builder, args[1], signature.args[1])
+        for k, (value, kind) in enumerate(zip(args[2:], signature.args[2:], strict=True)):
+            place = builder.gep(args[0], [builder.add(at, ir.Constant(ir.IntType(64), k))])
+            builder.store(as_int64(context, builder, value, kind), place)
+        return context.get_dummy_value()
+
+    return types.void(table, at, address, stride), codegen
+
+
+@intrinsic
+def move_slot(typingctx, table, at, other, source, i):
+    """move_slot(table, at, other, source, i): the slot at word `source` of another table, moved on by i items."""
+
+    def codegen(context, builder, signature, args):
+        at, source, i = (as_int64(context, builder, args[k], signature.args[k]) for k in (1, 3, 4))
+        one, eight = ir.Constant(ir.IntType(64), 1), ir.Constant(ir.IntType(64), 8)
+        address, stride = _word(builder, args[2], source), _word(builder, args[2], builder.add(source, one))
+        listed = builder.icmp_signed("<", stride, ir.Constant(ir.IntType(64), 0))
+        step = builder.mul(i, builder.select(listed, eight, stride))
+        builder.store(builder.add(address, step), builder.gep(args[0], [at]))
+        builder.store(stride, builder.gep(args[0], [builder.add(at, one)]))
+        return context.get_dummy_value()
+
+    return types.void(table, at, other, source, i), codegen

@@ -173,8 +173,9 @@ def _shape(shapes):
             raise wrong("affine_transform", "the x differ in their number of columns", shapes, expected)
     if columns(bias) not in (1, width):
         raise wrong("affine_transform", f"b has {columns(bias)} columns but the products have {width}", shapes, expected)
-    flat = all(len(x.dims) == 1 for _, x in pairs) if pairs else len(bias.dims) == 1
-    return Shape((rows,) if flat and width == 1 else (rows, width), common_batch("affine_transform", shapes))
+    # One column is a vector, also where it was given as (k,1): as in DyNet.
+    dims = bias.dims if not pairs else (rows,) if width == 1 else (rows, width)
+    return Shape(dims, common_batch("affine_transform", shapes))
 
 
 def _lower(shapes, out, shared):
@@ -210,11 +211,13 @@ def _reference(arguments):
     batch = max(a.shape[-1] for a in arguments)
     b, *rest = (np.broadcast_to(matrix(a), (*matrix(a).shape[:-1], batch)) for a in arguments)
     total = b + sum(np.einsum("rkb,kcb->rcb", w, x) for w, x in zip(rest[::2], rest[1::2], strict=True))
-    return total[:, 0] if all(x.ndim == 2 for x in arguments[2::2]) else total
+    if not rest:
+        return total.reshape(arguments[0].shape)
+    return total[:, 0] if total.shape[1] == 1 else total
 
 
 def _samples(choose):
-    r, c, batch, pairs = choose.integer(1, 4), choose.integer(1, 3), choose.batch(), choose.integer(1, 3)
+    r, c, batch, pairs = choose.integer(1, 4), choose.integer(1, 3), choose.batch(), choose.integer(0, 3)
     flat = choose.integer(0, 1)
     c = 1 if flat else c
 
