@@ -6,10 +6,9 @@ from typing import Any
 
 from autobatch import graph as graphs
 from autobatch.execute import execution_of
-from autobatch.graph import SETTINGS, Checkpoint, Graph, check_dtype, current_graph
+from autobatch.graph import SETTINGS, Checkpoint, Graph, check_dtype, check_policy, current_graph
 from autobatch.kernels._errors import ArgumentError
 from autobatch.memory import free_pool, pooled
-from autobatch.schedule import POLICIES
 
 
 def renew_cg(immediate_compute: bool = False, check_validity: bool = False, autobatching: bool | str | None = None) -> Graph:
@@ -28,7 +27,7 @@ def renew_cg(immediate_compute: bool = False, check_validity: bool = False, auto
     """
     policy = None
     if isinstance(autobatching, str):
-        policy = _policy(autobatching)
+        policy = check_policy(autobatching)
     elif autobatching is not None:
         configured = SETTINGS.policy if SETTINGS.policy != "none" else "ratio"
         policy = configured if autobatching else "none"
@@ -58,7 +57,7 @@ def cg_checkpoint() -> None:
         execution_of(graph).forward(graph, len(graph) - 1)
     marks = (
         *(len(graph.recorded_types), len(graph.recorded_args), len(graph.input_addresses)),
-        *(dict(graph.numbers), dict(graph.zeros), graph.top),
+        *(dict(graph.numbers), dict(graph.zeros), dict(graph.kept), graph.top),
     )
     checkpoint = Checkpoint(graph, marks)
     graph.top.types = graph.top.args = None
@@ -77,22 +76,17 @@ def cg_revert() -> None:
     if not graph.checkpoints:
         return
     checkpoint = graph.checkpoints.pop()
-    nodes, args, inputs, numbers, zeros, below = checkpoint.marks
+    nodes, args, inputs, numbers, zeros, kept, below = checkpoint.marks
     checkpoint.drop()
     if graph.execution is not None:
         graph.execution.cut(nodes, args)
     del graph.recorded_types[nodes:]
     del graph.recorded_args[args:]
     del graph.input_addresses[inputs:]
-    graph.numbers, graph.zeros, graph._top = numbers, zeros, below
+    graph.numbers, graph.zeros, graph.kept = numbers, zeros, kept
+    graph._top = None if below is graph else below
     if not graph.immediate:
         below.types, below.args = graph.recorded_types, graph.recorded_args
-
-
-def _policy(policy: Any) -> str:
-    if policy not in POLICIES:
-        raise ArgumentError(f"policy {policy!r} is unknown\n  expected  {', '.join(map(repr, POLICIES))}")
-    return str(policy)
 
 
 def configure(
@@ -112,7 +106,7 @@ def configure(
     ArgumentError : a value that none of these take; nothing is changed then.
     """
     if policy is not None:
-        _policy(policy)
+        check_policy(policy)
     if dtype is not None:
         dtype = check_dtype(dtype)
     if threads is not None:

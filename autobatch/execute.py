@@ -338,13 +338,15 @@ class Execution:
         b = self.backward
         if b is None:
             return None
-        saved = _gradients(graph)
+        saved, pid = _gradients(graph), (-index - 1) >> 1
+        if all(p.pid != pid for p, _, _ in saved):
+            return np.zeros(count, self.dtype)  # this graph does not use it
         for p, _, _ in saved:
             p.gradients[:] = 0
         self._seed(b)
         for table, words, _, segment in b.tables:
             self._run(graph, table, words, b.scratch, segment, b)
-        flat = read(int(PARAMETERS.gradients[(-index - 1) >> 1]), count, self.dtype)
+        flat = read(int(PARAMETERS.gradients[pid]), count, self.dtype)
         _put_back(saved)
         return flat
 

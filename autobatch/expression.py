@@ -35,12 +35,23 @@ class Expression:
 
     __slots__ = ("graph", "index", "type")
 
+    _makers = "inputTensor, or another public function"
+
     graph: Any  # Graph or Checkpoint it was recorded in; None: a parameter
     index: int  # number of the node; negative: a parameter
     type: int  # node type
 
     # NumPy must leave operators with an expression on the right to the expression.
     __array_ufunc__ = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        raise OperandError(f"{type(self).__name__} is never made directly\n  try       {self._makers}")
+
+    def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        raise OperandError("an expression is no array\n  try       npvalue(), to compute it")
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise OperandError(f"{type(self).__name__} holds addresses of this process: it cannot be copied or pickled")
 
     def __repr__(self) -> str:
         if self.graph is None:
@@ -219,12 +230,18 @@ def _shaped(flat: np.ndarray, shape: Shape) -> np.ndarray:
 
 
 def describe(x: Any) -> str:
-    """Return a few words about an argument that is no expression."""
+    """Return a few words about an argument of the wrong kind."""
     if isinstance(x, np.ndarray):
         return f"a NumPy array of shape {x.shape}"
     if isinstance(x, (list, tuple)):
         return f"a {type(x).__name__} of {len(x)}"
-    return f"{x!r} ({type(x).__name__})" if isinstance(x, (int, float, str, type(None))) else f"a {type(x).__name__}"
+    if isinstance(x, Expression):
+        return f"an expression {TYPES.records[x.type].shape}"
+    if isinstance(x, (int, float, str, np.number, type(None))):
+        text = repr(x.item() if isinstance(x, np.number) else x)
+        return f"{text if len(text) < 40 else text[:40] + '...'} ({type(x).__name__})"
+    name = type(x).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
 def check_expression(op: str, x: Any, position: int | None = None) -> Expression:
@@ -236,11 +253,11 @@ def check_expression(op: str, x: Any, position: int | None = None) -> Expression
     raise OperandError(f"{op}: {which} is {describe(x)}\n  expected  an expression" + (f"\n  try       {cure}" if cure else ""))
 
 
-def owner(op: str, operands: Sequence[Expression]) -> Graph:
-    """Return the graph that the operands belong to, the current one if all are parameters; check that they agree."""
+def owner(op: str, operands: Sequence[Any]) -> Graph:
+    """Return the graph that the operands belong to, the current one if all are parameters or numbers; check that they agree."""
     graph = None
     for k, e in enumerate(operands, 1):
-        if e.graph is None:
+        if not isinstance(e, Expression) or e.graph is None:
             continue
         own = graph_of(e.graph, f"argument {k} of {op}")
         if graph is None:
@@ -257,10 +274,15 @@ def append(graph: Graph, number: int, entries: Sequence[int], kind: type[Express
     """Append a node to a graph, with arguments and immediates; return its expression."""
     e = _new(kind)
     e.graph, e.index, e.type = graph.top, len(graph.recorded_types), number
+    nodes = len(graph.recorded_types)
     graph.recorded_types.append(number)
     graph.recorded_args.extend(entries)
     if graph.immediate:
-        e.forward()
+        try:
+            e.forward()
+        except BaseException:
+            graph.undo(nodes)
+            raise
     return e
 
 
@@ -282,28 +304,29 @@ def record(
     OperandError, StaleExpressionError, ArgumentError : an operand is no expression, is stale, or of another graph or dtype.
     ShapeError, ArgumentError : from the op's shape rule.
     """
-    expressions = [e for e in operands if isinstance(e, Expression)]
-    graph = owner(op.name, expressions)
-    checked: list[Expression] = []
     for k, e in enumerate(operands, 1):
-        if isinstance(e, Expression):
-            checked.append(e)
-        elif is_number(e):
-            checked.append(number(graph, e))
-        else:
+        if not is_number(e):
             check_expression(op.name, e, k)
+    graph = owner(op.name, operands)
     shapes, parameters = [], []
-    for k, e in enumerate(checked):
-        node_type = TYPES.records[e.type]
+    for k, e in enumerate(operands):
+        node_type = TYPES.records[e.type if isinstance(e, Expression) else scalar_type()]
         shapes.append(node_type.shape)
         shared = node_type.kind == PARAMETER and op.shared is not None and op.shared(k)
         parameters.append(node_type.parameters[0] if shared else 0)
-        if e.index < 0:
+        if isinstance(e, Expression) and e.index < 0:
             graph.enter(e, op.rows)
     type_number = TYPES.intern(OP, op, tuple(shapes), tuple(parameters), attributes or {}, immediates=len(immediates))
+    nodes = len(graph.recorded_types)
+    try:
+        entries = [e.index if isinstance(e, Expression) else number(graph, e).index for e in operands]
+        result: Expression = append(graph, type_number, [*entries, *immediates])
+    except BaseException:
+        graph.undo(nodes)
+        raise
     if key is not None:
         remember(op.types, key, type_number)
-    return append(graph, type_number, [*(e.index for e in checked), *immediates])
+    return result
 
 
 def remember(table: dict[Any, Any], path: Sequence[Any], number: int) -> None:
@@ -318,9 +341,26 @@ def is_number(x: Any) -> bool:
     return isinstance(x, (float, int, np.floating, np.integer, np.bool_))
 
 
+def is_list(x: Any) -> bool:
+    """Whether `x` is a list of something, or as good as one."""
+    if isinstance(x, np.ndarray):
+        return x.ndim > 0
+    return isinstance(x, Sequence) and not isinstance(x, (str, bytes, bytearray))
+
+
+def as_float(op: str, what: str, value: Any) -> float:
+    """Return a number as a float; raise for what is none, or is too large to be one."""
+    if not is_number(value):
+        raise OperandError(f"{op}: {what} is {describe(value)}\n  expected  a number")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ArgumentError(f"{op}: {what} is {describe(value)}\n  expected  a number that fits a float") from None
+
+
 def number(graph: Graph, value: Any) -> Expression:
     """Return the input of a graph that holds one number; the same number is one node."""
-    value = float(value)
+    value = as_float("an expression and a number", "the number", value)
     key = value if value else (math.copysign(1.0, value),)  # 0.0 and -0.0 are equal as keys
     index = graph.numbers.get(key)
     if index is None:

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from autobatch import expression as ex
 from autobatch import seeds
 from autobatch.expression import Expression, append, check_expression, is_number, owner, record, view
-from autobatch.graph import TYPES, Graph, current_graph
+from autobatch.graph import LARGEST, TYPES, Graph, current_graph
 from autobatch.kernels import select
 from autobatch.kernels._errors import (
     ArgumentError,
@@ -28,7 +28,7 @@ from autobatch.kernels._errors import (
     ShapeError,
 )
 from autobatch.kernels._op import OPS, Op, Shape
-from autobatch.params import LookupParameters
+from autobatch.params import LookupParameters, Storage
 
 _new = object.__new__
 
@@ -193,6 +193,8 @@ def _nary(op: Op, arguments: Any, table: dict[Any, Any], attributes: dict[str, A
     `table` remembers, for the types of the arguments, the node type and which arguments are parameters and which are not.
     """
     try:
+        if arguments.__class__ is not list:  # to go through an expression would record its parts
+            raise KeyError
         number, parameters, others = table[tuple([e.type for e in arguments])]
         graph = arguments[others[0]].graph
         for k in others:
@@ -248,6 +250,13 @@ def _integer(op: str, what: str, value: Any) -> int:
         raise OperandError(f"{op}: {what} is {ex.describe(value)}\n  expected  an integer") from None
 
 
+def _sequence(op: str, what: str, values: Any) -> list[Any]:
+    """Return the elements of a list; raise for what is none."""
+    if not ex.is_list(values):
+        raise OperandError(f"{op}: {what} are {ex.describe(values)}\n  expected  a list of integers")
+    return list(values)
+
+
 def _index(op: str, what: str, value: Any, size: int) -> int:
     """Return an index in [0, size); raise for others."""
     i = _integer(op, what, value)
@@ -281,10 +290,11 @@ class InputExpression(Expression):
         """
         graph = ex.graph_of(self.graph)
         if self._place is None:
-            raise ArgumentError("set() of a fixed input\n  try       inputTensor(array, reusable_expr=True)")
+            raise ArgumentError("set: this input is fixed\n  try       inputTensor(array, reusable_expr=True)")
         numbers = _numbers("set", [values] if is_number(values) else values).ravel(order="F")
         if numbers.size != self._place.size:
-            raise ArgumentError(f"set() with {numbers.size} numbers\n  expected  {self._place.size}, as the input has")
+            count = f"{numbers.size} number{'s' if numbers.size != 1 else ''}"
+            raise ArgumentError(f"set: {count}\n  expected  {self._place.size}, as the input has")
         self._place[:] = numbers
         if graph.execution is not None:
             graph.execution.invalidate()
@@ -309,6 +319,17 @@ def _dims(op: str, dim: Any) -> tuple[int, ...]:
     if not 1 <= len(sizes) <= 7 or any(d < 1 for d in sizes):
         raise ShapeError(f"{op}: dims {dims}\n  expected  1 to 7 sizes, each at least 1")
     return sizes
+
+
+def _new_shape(op: str, dim: Any, batch_size: Any) -> Shape:
+    """Return the shape of a new node with these dims; raise for what makes no sense."""
+    dims, batch = _dims(op, dim), _integer(op, "the batch size", batch_size)
+    shape = Shape(dims, batch)
+    if batch < 1:
+        raise ShapeError(f"{op}: the batch size is {batch}\n  expected  at least 1")
+    if shape.total > LARGEST:
+        raise ShapeError(f"{op}: {shape} has {shape.total:,} numbers\n  expected  at most {LARGEST:,}")
+    return shape
 
 
 def _input(values: np.ndarray, shape: Shape, mutable: bool = True) -> InputExpression:
@@ -348,7 +369,7 @@ def inputTensor(arr: ArrayLike, batched: bool = False, device: str = "", reusabl
     *dims, batch = array.shape if batched else (*array.shape, 1)
     if array.size == 0 or len(dims) > 7:
         raise ShapeError(f"inputTensor: shape {array.shape}\n  expected  1 to 7 dims, at least one number")
-    return _input(array.ravel(order="F"), Shape(tuple(dims) or (1,), batch), reusable_expr)
+    return _input(array.ravel(order="F"), Shape(tuple(dims) or (1,), batch), bool(reusable_expr))
 
 
 def inputVector(v: ArrayLike, device: str = "") -> InputExpression:
@@ -361,8 +382,8 @@ def inputVector(v: ArrayLike, device: str = "") -> InputExpression:
 
 def vecInput(dim: int, device: str = "") -> InputExpression:
     """Return an input vector of zeros, (dim,), to be filled with `set`."""
-    size = _dims("vecInput", dim)
-    return _input(np.zeros(size[0]), Shape(size[:1]))
+    shape = _new_shape("vecInput", _integer("vecInput", "the dim", dim), 1)
+    return _input(np.zeros(shape.total), shape)
 
 
 def scalarInput(s: float, device: str = "") -> InputExpression:
@@ -374,14 +395,19 @@ def scalarInput(s: float, device: str = "") -> InputExpression:
 
 def constant(dim: int | tuple[int, ...], val: float, batch_size: int = 1, device: str = "") -> Expression:
     """Return an expression whose numbers are all `val`."""
+    return _constant("constant", dim, val, batch_size)
+
+
+def _constant(name: str, dim: Any, val: Any, batch_size: Any) -> Expression:
     if isinstance(dim, list):
-        raise OperandError(f"constant: dims {dim} in a list\n  expected  a number or a tuple of numbers")
-    shape = Shape(_dims("constant", dim), _dims("constant", batch_size)[0])
+        raise OperandError(f"{name}: dims {dim} in a list\n  expected  a number or a tuple of numbers")
+    shape = _new_shape(name, dim, batch_size)
+    value = ex.as_float(name, "the value", val)
     graph = current_graph()
-    key = (shape, float(val))
+    key = (shape, value)
     index = graph.zeros.get(key)
     if index is None:
-        immediate, _ = graph.add_input(np.full(shape.total, float(val)))
+        immediate, _ = graph.add_input(np.full(shape.total, value))
         e: Expression = append(graph, ex.input_type(shape), (immediate,))
         graph.zeros[key] = e.index
         return e
@@ -392,7 +418,7 @@ def constant(dim: int | tuple[int, ...], val: float, batch_size: int = 1, device
 
 def zeros(dim: int | tuple[int, ...], batch_size: int = 1, device: str = "") -> Expression:
     """Return an expression of zeros."""
-    return constant(dim, 0.0, batch_size)
+    return _constant("zeros", dim, 0.0, batch_size)
 
 
 zeroes = zeros
@@ -400,7 +426,7 @@ zeroes = zeros
 
 def ones(dim: int | tuple[int, ...], batch_size: int = 1, device: str = "") -> Expression:
     """Return an expression of ones."""
-    return constant(dim, 1.0, batch_size)
+    return _constant("ones", dim, 1.0, batch_size)
 
 
 # Parameters and tables ------------------------------------------------------------------------------------------------
@@ -413,7 +439,7 @@ def parameter(*parameters: Any) -> Any:
 
 def const_parameter(*parameters: Any) -> Any:
     """Return parameters as constants that do not train. (DyNet: deprecated; ``p.expr(update=False)``.)"""
-    constants = [p.expr(update=False) for p in parameters]
+    constants = [p.expr(update=False) if isinstance(p, Storage) else nobackprop(p) for p in parameters]
     return constants[0] if len(constants) == 1 else constants
 
 
@@ -468,7 +494,7 @@ def affine_transform(exprs: Sequence[Expression]) -> Expression:
     b is (r,) or (r,c), Wᵢ (r,kᵢ), xᵢ (kᵢ,) or (kᵢ,c); the result is (r,) or (r,c).
     """
     try:
-        if len(exprs) != 3:
+        if exprs.__class__ is not list or len(exprs) != 3:  # to go through an expression would record its parts
             raise KeyError
         b, W, x = exprs
         number = _AFFINE_OF_THREE[b.type][W.type][x.type]
@@ -516,10 +542,18 @@ MANY = 16  # longer sums are sums of sums: so that the number of node types does
 def esum(exprs: Sequence[Expression]) -> Expression:
     """Return the sum of a list of expressions of the same dims; batch sizes may be 1 and B."""
     if exprs.__class__ is not list or len(exprs) > MANY:
-        arguments = _list("esum", exprs)
-        while len(arguments) > MANY:
-            arguments = [_nary(_ESUM, arguments[i : i + MANY], _ESUM.types) for i in range(0, len(arguments), MANY)]
-        exprs = arguments
+        arguments, sums = _list("esum", exprs), []
+        try:
+            while len(arguments) > MANY:
+                first = len(sums)
+                for i in range(0, len(arguments), MANY):
+                    sums.append(_nary(_ESUM, arguments[i : i + MANY], _ESUM.types))
+                arguments = sums[first:]
+            return _nary(_ESUM, arguments, _ESUM.types)
+        except BaseException:
+            if sums:
+                ex.graph_of(sums[0].graph).undo(sums[0].index)
+            raise
     return _nary(_ESUM, exprs, _ESUM.types)
 
 
@@ -537,10 +571,10 @@ def average(exprs: Sequence[Expression]) -> Expression:
 
 def concatenate(exprs: Sequence[Expression], d: int = 0) -> Expression:
     """Return the expressions one after the other along dim d, which may be the next new one."""
-    try:
-        table = _CONCATENATE.types[d]
-    except (KeyError, TypeError):
+    if d.__class__ is not int:
         d = _integer("concatenate", "d", d)
+    table = _CONCATENATE.types.get(d)
+    if table is None:
         table = _CONCATENATE.types.setdefault(d, {})
     return _nary(_CONCATENATE, exprs, table, {"d": d})
 
@@ -574,7 +608,7 @@ def reshape(x: Expression, d: tuple[int, ...], batch_size: int = 1) -> Expressio
         check_expression("reshape", x)
     if not isinstance(d, tuple):
         raise OperandError(f"reshape: dims {ex.describe(d)}\n  expected  a tuple of numbers")
-    old, new = _shape(x), Shape(_dims("reshape", d), _dims("reshape", batch_size)[0])
+    old, new = _shape(x), _new_shape("reshape", d, batch_size)
     if new.total != old.total:
         if new.size != old.size:
             raise ShapeError(
@@ -609,7 +643,7 @@ def pick(e: Expression, index: int = 0, dim: int = 0) -> Expression:
     """
     try:
         number, size, stride = _PICKS[e.type, dim]
-        if index.__class__ is int and 0 <= index < size:
+        if index.__class__ is int and dim.__class__ is int and 0 <= index < size:
             return _part(e, number, index * stride)
     except (AttributeError, KeyError, TypeError):
         check_expression("pick", e)
@@ -626,7 +660,7 @@ def pick_batch(e: Expression, indices: Sequence[int], dim: int = 0) -> Expressio
     """Return for each element of the minibatch the elements with its own index along a dim; an unbatched e is repeated."""
     check_expression("pick_batch", e)
     op, shape = OPS["pick_batch"], _shape(e)
-    dim = _integer("pick_batch", "the dim", dim)
+    dim, indices = _integer("pick_batch", "the dim", dim), _sequence("pick_batch", "the indices", indices)
     attributes = {"dim": dim, "count": len(indices)}
     op.shape((shape,), **attributes)
     strides = select.strides_of(shape)
@@ -683,6 +717,9 @@ def strided_select(e: Expression, strides: Sequence[int], range_from: Sequence[i
     """Return ``e[from0:to0:stride0, from1:to1:stride1, ...]``; one more entry than dims addresses the batch."""
     check_expression("strided_select", e)
     full = (*_shape(e).dims, _shape(e).batch)
+    strides = _sequence("strided_select", "the strides", strides)
+    range_from = _sequence("strided_select", "the begins", range_from)
+    range_to = _sequence("strided_select", "the ends", range_to)
     count = max(len(strides), len(range_from), len(range_to))
     if count > len(full):
         raise ArgumentError(f"strided_select: {count} ranges for {_shape(e)}\n  expected  at most {len(full)}")
@@ -694,7 +731,7 @@ def strided_select(e: Expression, strides: Sequence[int], range_from: Sequence[i
 
 def transpose(x: Expression, dims: Sequence[int] = (1, 0)) -> Expression:
     """Return x with its axes in another order; (n,) becomes (1,n)."""
-    order = tuple(dims)
+    order = tuple(dims) if isinstance(dims, (tuple, list)) else tuple(_sequence("transpose", "the dims", dims))
     try:
         return _part(x, _TRANSPOSES[x.type, order], 0)
     except (AttributeError, KeyError, TypeError):
@@ -755,6 +792,7 @@ def pickneglogsoftmax_batch(x: Expression, vs: Sequence[int]) -> Expression:
     """Return -log softmax(x)[v] in nats for each element of a minibatch with its own v, (1,)xB."""
     check_expression("pickneglogsoftmax_batch", x)
     op, shape = OPS["pickneglogsoftmax_batch"], _shape(x)
+    vs = _sequence("pickneglogsoftmax_batch", "the indices", vs)
     op.shape((shape,), count=len(vs))
     indices = [_index("pickneglogsoftmax_batch", "an index", v, shape.size) for v in vs]
     return record(op, (x,), {"count": len(indices)}, indices)
@@ -830,12 +868,17 @@ def _get(self: Expression, at: Any) -> Expression:
         steps, begins, ends = [], [], []
         for k, s in enumerate(at):
             if not isinstance(s, slice):
-                raise OperandError(f"an index {ex.describe(s)} among slices\n  expected  slices only\n  try       pick")
+                what = f"an expression {shape} with the index {ex.describe(s)} among slices"
+                raise OperandError(f"{what}\n  expected  slices only\n  try       pick")
             steps.append(1 if s.step is None else s.step)
             begins.append(0 if s.start is None else s.start)
             ends.append(full[k] if s.stop is None else s.stop)
         return _range("slice", self, steps, begins, ends)
-    i = _integer("an index", "it", at)
+    try:
+        i = operator.index(at)
+    except TypeError:
+        expected = "an integer, a slice, or slices"
+        raise OperandError(f"an expression {shape} with the index {ex.describe(at)}\n  expected  {expected}") from None
     size = shape.dims[0]
     if not -size <= i < size:
         raise IndexRangeError(f"index {i} of an expression {shape}\n  expected  from {-size} to {size - 1}")
@@ -880,21 +923,22 @@ def _newest(name: str, exprs: Any) -> list[Expression]:
 
 def forward(exprs: list[Expression], recalculate: bool = False) -> None:
     """Compute all expressions of a list in one pass."""
-    expressions = _newest("forward", exprs)
-    graph = owner("forward", expressions)
-    newest = max(expressions, key=lambda e: e.index)
-    if newest.index >= 0:
-        newest.forward(recalculate)
-    assert isinstance(graph, Graph)
+    _forward("forward", exprs, recalculate)
+
+
+def _forward(name: str, exprs: Any, recalculate: bool) -> None:
+    expressions = _newest(name, exprs)
+    owner(name, expressions)
+    max(expressions, key=lambda e: e.index).forward(recalculate)
 
 
 def values(exprs: list[Expression], recalculate: bool = False) -> list[Any]:
     """Compute all expressions of a list in one pass; return the `value()` of each."""
-    forward(exprs, recalculate)
+    _forward("values", exprs, recalculate)
     return [e.value() for e in exprs]
 
 
 def npvalues(exprs: list[Expression], recalculate: bool = False) -> list[np.ndarray]:
     """Compute all expressions of a list in one pass; return the `npvalue()` of each."""
-    forward(exprs, recalculate)
+    _forward("npvalues", exprs, recalculate)
     return [e.npvalue() for e in exprs]

@@ -26,11 +26,15 @@ from typing import Any
 
 import numpy as np
 
-from autobatch.kernels._errors import ArgumentError, InternalError, StaleExpressionError
+from autobatch.kernels._errors import ArgumentError, InternalError, OperandError, ShapeError, StaleExpressionError, message
 from autobatch.kernels._op import Lowering, Op, Shape
+
+POLICIES = ("none", "depth", "agenda", "ratio")
 
 OP, VIEW, STOP, INPUT, ROW, PARAMETER = range(6)
 KINDS = ("op", "view", "view without gradient", "input", "row of a table", "parameter")
+
+LARGEST = 2**31 - 1  # numbers of one node: starts of views are 32 bits wide
 
 # Columns of the table of types; addresses of kernels for float32 and float64 stand side by side, 0 until compiled.
 KIND, ARGUMENTS, IMMEDIATES, SIZE, OPERANDS, NUMBERS, TABLE, JOINS = range(8)
@@ -104,6 +108,9 @@ class NodeTypes:
             lowering = sizes = None
             if op is not None:
                 out = op.shape(shapes, **attributes)
+                if out.total > LARGEST:
+                    problem = f"{op.name}: the result {out} would have {out.total:,} numbers"
+                    raise ShapeError(message(problem, "  ".join(map(str, shapes)), f"at most {LARGEST:,} numbers"))
                 lowering = op.lower(shapes, out, tuple(p != 0 for p in parameters), **attributes)
                 sizes = np.array(lowering.sizes, np.int64)
             elif shape is not None:
@@ -265,6 +272,7 @@ class Graph:
         "input_chunk",
         "input_chunks",
         "input_room",
+        "kept",
         "numbers",
         "parameters",
         "policy",
@@ -279,7 +287,7 @@ class Graph:
     def __init__(self, dtype: str | None = None, policy: str | None = None) -> None:
         settings = SETTINGS
         self.dtype: str = check_dtype(dtype or settings.dtype)
-        self.policy: str = policy or settings.policy
+        self.policy: str = check_policy(policy or settings.policy)
         self.check_nan = settings.check_nan
         self.check_infinity = False  # whether an infinity counts as NaN there
         self.immediate = False
@@ -297,11 +305,12 @@ class Graph:
         self.input_chunks: list[np.ndarray] = []
         self.input_chunk: np.ndarray = _EMPTY
         self.input_room = 0
+        self.kept: dict[Any, Any] = {}  # of builders: what they made for this graph; never an expression, which holds the graph
         self.execution: Any = None
         self.checkpoints: list[Any] = []
         self.version = 0
         self._outer: list[Any] = []
-        self._top: Any = self
+        self._top: Any = None  # the innermost checkpoint; the graph itself would be a cycle
 
     def __enter__(self) -> Graph:
         if self.recorded_types is None:
@@ -313,8 +322,11 @@ class Graph:
     def __exit__(self, *error: object) -> None:
         _THREAD.graph = self._outer.pop()
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise OperandError("a graph holds addresses of this process: it cannot be copied or pickled")
+
     def __len__(self) -> int:
-        return len(self.recorded_types)
+        return 0 if self.recorded_types is None else len(self.recorded_types)
 
     def __repr__(self) -> str:
         if self.recorded_types is None:
@@ -334,7 +346,7 @@ class Graph:
     @property
     def top(self) -> Any:
         """What new nodes are recorded into: the graph, or its innermost checkpoint."""
-        return self._top
+        return self if self._top is None else self._top
 
     def drop(self) -> None:
         """Forget everything: expressions of this graph become stale, its memory is free for the next one."""
@@ -343,12 +355,25 @@ class Graph:
         for checkpoint in self.checkpoints:
             checkpoint.drop()
         self.checkpoints = []
-        self._top = self
+        self._top = None
         if self.execution is not None:
             self.execution.release()
             self.execution = None
         self.input_chunks, self.input_chunk, self.input_room = [], _EMPTY, 0
-        self.numbers, self.zeros, self.parameters, self.tables = {}, {}, set(), set()
+        self.numbers, self.zeros, self.kept, self.parameters, self.tables = {}, {}, {}, set(), set()
+
+    def undo(self, nodes: int) -> None:
+        """Drop what a call that fails has recorded so far: the nodes from this number on."""
+        if self.recorded_types is None or len(self.recorded_types) == nodes:
+            return
+        dropped = TYPES.info[self.recorded_types[nodes:]]
+        args = len(self.recorded_args) - int(dropped[:, [ARGUMENTS, IMMEDIATES]].sum())
+        del self.recorded_types[nodes:]
+        del self.recorded_args[args:]
+        self.numbers = {key: index for key, index in self.numbers.items() if index < nodes}
+        self.zeros = {key: index for key, index in self.zeros.items() if index < nodes}
+        if self.execution is not None and self.execution.flushed > nodes:
+            self.execution.cut(nodes, args)
 
     def seal(self) -> None:
         """Send all recording through `record` from now on (a checkpoint lies above, or nodes are computed at once)."""
@@ -431,13 +456,19 @@ def graph_of(owner: Any, what: str = "this expression") -> Graph:
 
 def check_dtype(dtype: Any) -> str:
     """Return "float32" or "float64"; raise ArgumentError for anything else."""
-    try:
+    name = dtype
+    if isinstance(dtype, np.dtype) or (isinstance(dtype, type) and issubclass(dtype, (float, np.float32))):
         name = np.dtype(dtype).name
-    except TypeError:
-        name = repr(dtype)
-    if name not in DTYPES:
+    if not isinstance(name, str) or name not in DTYPES:
         raise ArgumentError(f"dtype {dtype!r} is not supported\n  expected  'float32' or 'float64'")
     return name
+
+
+def check_policy(policy: Any) -> str:
+    """Return the name of a policy; raise ArgumentError for anything else."""
+    if not isinstance(policy, str) or policy not in POLICIES:
+        raise ArgumentError(f"policy {policy!r} is unknown\n  expected  {', '.join(map(repr, POLICIES))}")
+    return policy
 
 
 @dataclasses.dataclass

@@ -19,16 +19,19 @@ from autobatch import seeds
 from autobatch.kernels._errors import ArgumentError, ConstructionError, ShapeError, message
 
 
-def _number(what: str, number: Any) -> float:
-    """Return `number` as a float; what is no real number is an error that names `what`."""
-    if not isinstance(number, (bool, int, float, np.number)) or isinstance(number, np.complexfloating):
-        raise TypeError(f"{what}: a number is expected, not {type(number).__name__} {number!r}")
-    return float(number)
+def number(what: str, value: Any) -> float:
+    """Return `value` as a float; what is no real number is an error that names `what`."""
+    if not isinstance(value, (bool, int, float, np.number)) or isinstance(value, np.complexfloating):
+        raise TypeError(f"{what}: a number is expected, not {type(value).__name__} {value!r}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ArgumentError(f"{what}: the number is too large for a float") from None
 
 
-def _finite(what: str, number: Any) -> float:
-    """Return `number` as a float; what is no finite number is an error that names `what`."""
-    result = _number(what, number)
+def _finite(what: str, value: Any) -> float:
+    """Return `value` as a float; what is no finite number is an error that names `what`."""
+    result = number(what, value)
     if not math.isfinite(result):
         raise ArgumentError(f"{what}: {result} is not finite")
     return result
@@ -89,7 +92,7 @@ class ConstInitializer(PyInitializer):
     """One number everywhere."""
 
     def __init__(self, c: float | np.number) -> None:
-        self.c = _number("ConstInitializer: c", c)
+        self.c = number("ConstInitializer: c", c)
 
     def fill(self, values: NDArray[np.floating], dims: tuple[int, ...]) -> None:
         """Set the values (see `PyInitializer.fill`)."""
@@ -179,6 +182,8 @@ class FromFileInitializer(PyInitializer):
     """
 
     def __init__(self, fname: str | bytes | os.PathLike[Any]) -> None:
+        if not isinstance(fname, (str, bytes, os.PathLike)):
+            raise TypeError(f"FromFileInitializer: a path is expected, not {type(fname).__name__} {fname!r}")
         self.fname = os.fsdecode(fname)
 
     def fill(self, values: NDArray[np.floating], dims: tuple[int, ...]) -> None:

@@ -30,8 +30,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from autobatch import graph
-from autobatch.expression import Expression, append, record
-from autobatch.initializers import PyInitializer, numbers, resolve
+from autobatch.expression import Expression, append, describe, is_list, record
+from autobatch.initializers import PyInitializer, number, numbers, resolve
 from autobatch.kernels._errors import (
     ArgumentError,
     ConstructionError,
@@ -46,6 +46,7 @@ from autobatch.kernels._errors import (
 from autobatch.kernels._op import OPS
 
 _MAX_RANK = 7
+_LARGEST = 2**40  # numbers of a parameter: beyond any memory, so said at once and in words
 _ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 
 _new = object.__new__
@@ -73,7 +74,7 @@ def _changed() -> None:
 
 
 def _lambda(lam: Any) -> float:
-    result = float(np.float32(lam))
+    result = float(np.float32(number("weight decay λ", lam)))
     if not 0 <= result < 1:
         raise ArgumentError(f"weight decay λ = {lam}: a number in [0, 1) is expected; each update multiplies values by 1 - λ")
     return result
@@ -92,6 +93,8 @@ def _dims(what: str, dim: Any) -> tuple[int, ...]:
 def _check_dims(what: str, dims: tuple[int, ...]) -> tuple[int, ...]:
     if not 1 <= len(dims) <= _MAX_RANK or min(dims) < 1:
         raise ShapeError(message(f"{what}: dim {dims} does not do", expected=f"1 to {_MAX_RANK} sizes, each at least 1"))
+    if math.prod(dims) > _LARGEST:
+        raise ShapeError(message(f"{what}: dim {dims} is {math.prod(dims):,} numbers", expected=f"at most {_LARGEST:,}"))
     return dims
 
 
@@ -111,7 +114,7 @@ def _name(what: str, name: Any) -> str:
 
 
 def _device(what: str, device: Any) -> None:
-    if device not in ("", "CPU", None):
+    if device is not None and not (isinstance(device, str) and device in ("", "CPU")):
         raise DeviceError(f"{what}: there is no device {device!r}; parameters live on 'CPU'")
 
 
@@ -129,11 +132,13 @@ def aligned(n: int, dtype: str) -> NDArray[Any]:
 class Storage(Expression):
     """What parameters and look-up tables have in common: two flat arrays, known to graphs under a number."""
 
+    _makers = "add_parameters or add_lookup_parameters of a ParameterCollection"
     __slots__ = ("__weakref__", "_name", "_updated", "dims", "dtype", "gradients", "pid", "values")
 
-    def __init__(
+    def _begin(
         self, name: str, dims: tuple[int, ...], values: NDArray[np.floating], touched: NDArray[np.uint8] | None = None
     ) -> None:
+        """Take over values; in place of a constructor, which is not for users."""
         self._name = name
         self._updated = True
         self.dims = dims
@@ -178,11 +183,11 @@ class Storage(Expression):
 
     def scale(self, s: float) -> None:
         """Multiply all values by s."""
-        self.values *= self.values.dtype.type(s)
+        self.values *= self.values.dtype.type(number("scale", s))
 
     def scale_gradient(self, s: float) -> None:
         """Multiply the gradient by s."""
-        self.gradients *= self.gradients.dtype.type(s)
+        self.gradients *= self.gradients.dtype.type(number("scale_gradient", s))
 
     def _reset_gradient(self) -> None:
         self.gradients.fill(0)
@@ -247,7 +252,7 @@ class Parameters(Storage):
 
     def clip_inplace(self, left: float, right: float) -> None:
         """Move values below `left` to `left`, then values above `right` to `right`."""
-        np.clip(self.values, left, right, out=self.values)
+        np.clip(self.values, number("clip_inplace: left", left), number("clip_inplace: right", right), out=self.values)
 
     def __repr__(self) -> str:
         return f"Parameter {self._name}"
@@ -286,10 +291,12 @@ class LookupParameters(Storage):
 
     __slots__ = ("_row_type", "row_dims", "touched")
 
-    def __init__(self, name: str, dims: tuple[int, ...], values: NDArray[np.floating]) -> None:
+    def _begin(
+        self, name: str, dims: tuple[int, ...], values: NDArray[np.floating], touched: NDArray[np.uint8] | None = None
+    ) -> None:
         self.row_dims = dims[:-1]
         self.touched: NDArray[np.uint8] = aligned(dims[-1], "uint8")
-        super().__init__(name, dims, values, self.touched)
+        super()._begin(name, dims, values, self.touched)
         self._row_type = graph.row_type(self.pid, self.row_dims, True)
 
     def shape(self) -> tuple[int, ...]:
@@ -344,7 +351,7 @@ class LookupParameters(Storage):
 
     def batch(self, i: Sequence[int], update: bool = True) -> Expression:
         """Return the rows of a list of numbers as one expression with a batch of that size. With `update`, they train."""
-        rows = [self._row(k) for k in i]
+        rows = self._rows(i)
         if not rows:
             raise EmptyListError(f"{self}: the list of rows to look up is empty")
         table = self if update else self.expr(update=False)
@@ -354,12 +361,17 @@ class LookupParameters(Storage):
         try:
             number = operator.index(i)
         except TypeError:
-            raise OperandError(f"{self}: the number of a row is an int, not {type(i).__name__} {i!r}") from None
+            raise OperandError(f"{self}: the number of a row is {describe(i)}\n  expected  an int") from None
         if number < 0:
             raise NegativeIndexError(f"{self}: row {number}: rows are counted from 0, and not from the end")
         if number >= len(self):
             raise IndexRangeError(f"{self}: row {number} of a table of {len(self)} rows")
         return number
+
+    def _rows(self, rows: Any) -> list[int]:
+        if not is_list(rows):
+            raise OperandError(f"{self}: the numbers of rows are {describe(rows)}\n  expected  a list of ints")
+        return [self._row(k) for k in rows]
 
     def _table(self, flat: NDArray[np.floating]) -> NDArray[np.floating]:
         """Return flat values or gradients as a view (V, row ...)."""
@@ -383,11 +395,11 @@ class LookupParameters(Storage):
 
     def rows_as_array(self, rows: Sequence[int]) -> NDArray[np.float64]:
         """Return copies of rows: float64, (number of rows, row ...)."""
-        return self._table(self.values)[[self._row(i) for i in rows]].astype(np.float64)
+        return self._table(self.values)[self._rows(rows)].astype(np.float64)
 
     def rows_grad_as_array(self, rows: Sequence[int]) -> NDArray[np.float64]:
         """Return copies of the gradients of rows: float64, (number of rows, row ...)."""
-        return self._table(self.gradients)[[self._row(i) for i in rows]].astype(np.float64)
+        return self._table(self.gradients)[self._rows(rows)].astype(np.float64)
 
     def init_row(self, i: int, row: ArrayLike) -> None:
         """Set row i.
@@ -573,7 +585,8 @@ class ParameterCollection:
     def _add_parameters(self, what: str, dims: tuple[int, ...], initializer: PyInitializer, name: Any) -> Parameters:
         name = _name(what, name)
         values = _initial(initializer, dims, self.dtype)  # may raise: before the name is given away
-        result = Parameters(self._prefix + _numbered(name, self._namesakes), dims, values)
+        result = _new(Parameters)
+        result._begin(self._prefix + _numbered(name, self._namesakes), dims, values)
         for collection in self._and_outer():
             collection._members.append(result)
         _changed()
@@ -582,7 +595,8 @@ class ParameterCollection:
     def _add_table(self, what: str, dims: tuple[int, ...], initializer: PyInitializer, name: Any) -> LookupParameters:
         name = _name(what, name)
         values = _initial(initializer, dims, self.dtype)
-        result = LookupParameters(self._prefix + _numbered(name, self._namesakes), dims, values)
+        result = _new(LookupParameters)
+        result._begin(self._prefix + _numbered(name, self._namesakes), dims, values)
         for collection in self._and_outer():
             collection._tables.append(result)
         _changed()

@@ -8,7 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from autobatch.expression import Expression, check_expression, describe, is_number, number, view
+import numpy as np
+
+from autobatch.expression import (
+    Expression,
+    as_float,
+    check_expression,
+    describe,
+    input_type,
+    is_number,
+    number,
+    owner,
+    scalar_type,
+    view,
+)
 from autobatch.functions import _nary, cmult, constant, dropout, inputVector
 from autobatch.graph import TYPES, Graph, current_graph
 from autobatch.kernels._errors import ArgumentError, OperandError, ShapeError, StaleExpressionError
@@ -16,6 +29,7 @@ from autobatch.kernels._op import OPS, Shape
 from autobatch.params import ParameterCollection, Parameters
 
 _LSTM_STEP = OPS["lstm_step"]
+_MOST_LAYERS = 1000  # more are a mistake, which would take long to show
 _new = object.__new__
 
 
@@ -52,8 +66,13 @@ class VanillaLSTMBuilder:
         for what, value in (("layers", layers), ("input_dim", input_dim), ("hidden_dim", hidden_dim)):
             if not isinstance(value, int) or value < 1:
                 raise ArgumentError(f"VanillaLSTMBuilder: {what} is {describe(value)}\n  expected  a whole number from 1 on")
+        if layers > _MOST_LAYERS:
+            raise ArgumentError(f"VanillaLSTMBuilder: layers is {describe(layers)}\n  expected  at most {_MOST_LAYERS}")
+        if not isinstance(model, ParameterCollection):
+            raise OperandError(f"VanillaLSTMBuilder: the model is {describe(model)}\n  expected  a ParameterCollection")
+        forget_bias = as_float("VanillaLSTMBuilder", "forget_bias", forget_bias)
         self.layers, self.input_dim, self.hidden_dim = layers, input_dim, hidden_dim
-        self.forget_bias = float(forget_bias)
+        self.forget_bias = forget_bias
         self._collection = model.add_subcollection("vanilla-lstm-builder")
         self._parameters: list[list[Parameters]] = []
         for layer in range(layers):
@@ -66,12 +85,6 @@ class VanillaLSTMBuilder:
                 ]
             )
         self._dropout = self._dropout_h = 0.0
-        self._start: RNNState | None = None
-        self._graph: Graph | None = None
-        self._expressions: list[list[Expression]] = []
-        self._masks: list[tuple[Expression | None, Expression | None]] = []
-        self._forget: Any = None
-        self._zeros: dict[int, Expression] = {}
         self._views: dict[int, tuple[int, int]] = {}
 
     def param_collection(self) -> ParameterCollection:
@@ -89,9 +102,10 @@ class VanillaLSTMBuilder:
         ------
         ArgumentError : `initial_state` was not called in the current graph.
         """
-        if self._graph is not current_graph():
+        expressions = current_graph().kept.get(self)
+        if expressions is None:
             raise ArgumentError("get_parameter_expressions() before initial_state() in this graph")
-        return [list(layer) for layer in self._expressions]
+        return [list(layer) for layer in expressions]
 
     def set_dropout(self, p: float) -> None:
         """Drop numbers of x and of h with probability p, by one mask of each per graph, used at all steps (Gal and Ghahramani
@@ -114,15 +128,12 @@ class VanillaLSTMBuilder:
 
     def set_dropout_masks(self, batch_size: int = 1) -> None:
         """Draw new masks, for minibatches of this size. (Drawn by themselves at the first input otherwise.)"""
-        self._masks = []
+        masks = []
         for layer in range(self.layers):
-            sizes = (self.input_dim if layer == 0 else self.hidden_dim), self.hidden_dim
-            probabilities = self._dropout, self._dropout_h
-            masks = [
-                dropout(constant((size,), 1.0, batch_size), p) if p > 0 else None
-                for size, p in zip(sizes, probabilities, strict=True)
-            ]
-            self._masks.append((masks[0], masks[1]))
+            for size, p in ((self.hidden_dim if layer else self.input_dim, self._dropout), (self.hidden_dim, self._dropout_h)):
+                mask = dropout(constant((size,), 1.0, batch_size), p) if p > 0 else None
+                masks.append(None if mask is None else (mask.type, mask.index))
+        current_graph().kept[self, "masks"] = masks
 
     def initial_state(self, vecs: Sequence[Expression] | None = None, update: bool = True) -> RNNState:
         """Return the state before the first input.
@@ -137,49 +148,49 @@ class VanillaLSTMBuilder:
         ArgumentError : another number of expressions than layers or 2 layers.
         """
         graph = current_graph()
-        if self._graph is not graph or self._start is None:
-            self._graph = graph
-            self._expressions = [[p.expr(update=update) for p in layer] for layer in self._parameters]
-            self._masks = []
-            self._forget = number(graph, self.forget_bias)
-            self._zeros = {}
-            self._start = RNNState(self, None, (), ())
-        if vecs is None:
-            return self._start
-        return self._start.set_s(vecs)
+        expressions = graph.kept.get(self)
+        if expressions is None:
+            expressions = graph.kept[self] = [[p.expr(update=update) for p in layer] for layer in self._parameters]
+        index = graph.numbers.get(self.forget_bias or None)
+        forget = number(graph, self.forget_bias) if index is None else _known(graph, index, scalar_type())
+        start = _state(self, None, (graph, expressions, forget), (), ())
+        return start if vecs is None else start.set_s(vecs)
 
     def initial_state_from_raw_vectors(self, vecs: Sequence[Sequence[float]], update: bool = True) -> RNNState:
         """As `initial_state`, with lists of numbers in place of expressions."""
+        if not isinstance(vecs, (list, tuple)):
+            raise OperandError(f"initial_state_from_raw_vectors: {describe(vecs)}\n  expected  a list of lists of numbers")
         return self.initial_state([inputVector(v) for v in vecs], update)
 
-    def _step(
-        self, x: Expression, cs: Sequence[Expression], hs: Sequence[Expression]
-    ) -> tuple[tuple[Expression, ...], tuple[Expression, ...]]:
-        """Record one step of all layers; return the new c and h."""
+    def _step(self, x: Expression, state: RNNState) -> RNNState:
+        """Record one step of all layers; return the state after it."""
+        graph, expressions, forget = state._use
         batch = TYPES.records[x.type].shape.batch
+        cs, hs = state._c, state._h
         if not cs:
             cs = hs = (self._zero(batch),) * self.layers
-        if (self._dropout or self._dropout_h) and not self._masks:
-            self.set_dropout_masks(batch)
+        masks = None
+        if self._dropout or self._dropout_h:
+            if (self, "masks") not in graph.kept:
+                self.set_dropout_masks(batch)
+            masks = graph.kept[self, "masks"]
         new_c, new_h = [], []
-        for layer, (wx, wh, b) in enumerate(self._expressions):
+        for layer, (wx, wh, b) in enumerate(expressions):
             h, c = hs[layer], cs[layer]
-            if self._masks:
-                mask_x, mask_h = self._masks[layer]
-                x = x if mask_x is None else cmult(x, mask_x)
-                h = h if mask_h is None else cmult(h, mask_h)
-            node = _nary(_LSTM_STEP, [x, h, c, wx, wh, b, self._forget], _LSTM_STEP.types)
+            if masks is not None:
+                x, h = _masked(graph, x, masks[2 * layer]), _masked(graph, h, masks[2 * layer + 1])
+            node = _nary(_LSTM_STEP, [x, h, c, wx, wh, b, forget], _LSTM_STEP.types)
             x, c = self._parts(node)
             new_c.append(c)
             new_h.append(x)
-        return tuple(new_c), tuple(new_h)
+        return _state(self, state, state._use, tuple(new_c), tuple(new_h))
 
     def _zero(self, batch: int) -> Expression:
         """Return a state of zeros for minibatches of this size, one node for the graph."""
-        zero = self._zeros.get(batch)
-        if zero is None:
-            zero = self._zeros[batch] = constant((self.hidden_dim,), 0.0, batch)
-        return zero
+        graph = current_graph()
+        shape = Shape((self.hidden_dim,), batch)
+        index = graph.zeros.get((shape, 0.0))
+        return constant(*shape[:1], 0.0, batch) if index is None else _known(graph, index, input_type(shape))
 
     def _parts(self, node: Expression) -> tuple[Expression, Expression]:
         """Return h and c of a step as views of its node."""
@@ -205,22 +216,52 @@ class VanillaLSTMBuilder:
         return f"VanillaLSTMBuilder(layers={self.layers}, input_dim={self.input_dim}, hidden_dim={self.hidden_dim})"
 
 
+def _state(
+    builder: VanillaLSTMBuilder,
+    prev: RNNState | None,
+    use: tuple[Graph, list[list[Expression]], Expression],
+    c: tuple[Expression, ...],
+    h: tuple[Expression, ...],
+) -> RNNState:
+    state = _new(RNNState)
+    state._builder, state._prev, state._use, state._c, state._h = builder, prev, use, c, h
+    return state
+
+
+def _known(graph: Graph, index: int, number: int) -> Expression:
+    """Return an expression of a node of a graph that is there already."""
+    e = _new(Expression)
+    e.graph, e.index, e.type = graph.top, index, number
+    return e
+
+
+def _masked(graph: Graph, x: Expression, mask: tuple[int, int] | None) -> Expression:
+    """Return x times a mask of the graph, which is known by its type and number."""
+    if mask is None:
+        return x
+    number, index = mask
+    return cmult(x, _known(graph, index, number))  # type: ignore[no-any-return]
+
+
 LSTMBuilder = VanillaLSTMBuilder
 
 
 class RNNState:
     """The state of a builder after some inputs; persistent, so that several continuations can begin from it."""
 
-    __slots__ = ("_builder", "_c", "_graph", "_h", "_prev")
+    __slots__ = ("_builder", "_c", "_h", "_prev", "_use")
 
-    def __init__(
-        self, builder: VanillaLSTMBuilder, prev: RNNState | None, c: tuple[Expression, ...], h: tuple[Expression, ...]
-    ) -> None:
-        self._builder, self._prev, self._c, self._h = builder, prev, c, h
-        self._graph = builder._graph
+    _builder: VanillaLSTMBuilder
+    _prev: RNNState | None
+    _use: tuple[Graph, list[list[Expression]], Expression]  # the graph, the parameters as used in it, the forget bias
+    _c: tuple[Expression, ...]
+    _h: tuple[Expression, ...]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        raise OperandError("RNNState is never made directly\n  try       initial_state() of a builder")
 
     def _check(self) -> None:
-        if self._graph is not current_graph():
+        if self._use[0] is not current_graph():
             raise StaleExpressionError(
                 "a state of another graph, or from before the last renew_cg()\n  try       builder.initial_state() again"
             )
@@ -238,11 +279,23 @@ class RNNState:
         shape = TYPES.records[x.type].shape
         if shape.dims != (self._builder.input_dim,):
             raise ShapeError(f"add_input: x is {shape}\n  expected  ({self._builder.input_dim},), the builder's input_dim")
-        return RNNState(self._builder, self, *self._builder._step(x, self._c, self._h))
+        graph = self._use[0]
+        if x.graph is not graph and owner("add_input", (x,)) is not graph:
+            raise ArgumentError("add_input: x belongs to another graph\n  expected  an expression of the graph of the state")
+        nodes = len(graph.recorded_types)
+        try:
+            return self._builder._step(x, self)
+        except BaseException:
+            graph.undo(nodes)
+            if any(mask is not None and mask[1] >= nodes for mask in graph.kept.get((self._builder, "masks"), ())):
+                del graph.kept[self._builder, "masks"]
+            raise
 
     def add_inputs(self, xs: Iterable[Expression]) -> list[RNNState]:
         """Return the states after each of the inputs."""
         states, state = [], self
+        if not isinstance(xs, Iterable) or isinstance(xs, np.ndarray):
+            raise OperandError(f"add_inputs: {describe(xs)}\n  expected  a list of expressions")
         for x in xs:
             state = state.add_input(x)
             states.append(state)
@@ -277,7 +330,7 @@ class RNNState:
         self._check()
         vecs = self._vectors("set_h", vecs, (self._builder.layers,))
         c = self._c or tuple(self._builder._zero(TYPES.records[v.type].shape.batch) for v in vecs)
-        return RNNState(self._builder, self, c, tuple(vecs))
+        return _state(self._builder, self, self._use, c, tuple(vecs))
 
     def set_s(self, vecs: Sequence[Expression]) -> RNNState:
         """Return a state with other c and h: all c, then all h; or all c, then h stays (zeros at the start)."""
@@ -287,7 +340,7 @@ class RNNState:
         c, h = tuple(vecs[:layers]), tuple(vecs[layers:])
         if not h:
             h = self._h or tuple(self._builder._zero(TYPES.records[v.type].shape.batch) for v in c)
-        return RNNState(self._builder, self, c, h)
+        return _state(self._builder, self, self._use, c, h)
 
     def _vectors(self, what: str, vecs: Any, counts: tuple[int, ...]) -> Sequence[Expression]:
         if isinstance(vecs, Expression) or not isinstance(vecs, (list, tuple)):

@@ -54,10 +54,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from autobatch.graph import POLICIES
 from autobatch.kernels._errors import ArgumentError, InternalError, message
 from autobatch.kernels._jit import compiled
-
-POLICIES = ("none", "depth", "agenda", "ratio")
 
 SIGNED, UNSIGNED = np.dtype(np.int32), np.dtype(np.uint32)  # as dtypes: 30 ns less for each array that is made than as types
 ONE = np.uint32(1)

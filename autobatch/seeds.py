@@ -87,7 +87,10 @@ def reset_random_seed(seed: int) -> None:
         No integer.
     """
     global _seed, _streams
-    seed = operator.index(seed)
+    try:
+        seed = operator.index(seed)
+    except TypeError:
+        raise TypeError(f"reset_random_seed: the seed is an integer, not {type(seed).__name__} {seed!r}") from None
     if not 0 <= seed < 1 << 32:
         raise OverflowError(f"reset_random_seed: the seed {seed} is not in 0 ... {(1 << 32) - 1}")
     _seed, _streams = seed, _Streams(seed)

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autobatch import params
+from autobatch.initializers import number as as_number
 from autobatch.kernels._errors import ArgumentError, NumericalError, message
 from autobatch.kernels._jit import ACCUMULATE, ITEMS, SIZES, SLOTS, Kernel
 from autobatch.kernels._vm import run
@@ -43,7 +44,7 @@ _NORM, _DECAY = _NUMBERS, _NUMBERS + 1
 def _single(what: str, number: Any) -> float:
     """Return a finite number rounded to float32, as DyNet keeps it."""
     with np.errstate(over="ignore"):
-        result = float(np.float32(number))
+        result = float(np.float32(as_number(what, number)))
     if not math.isfinite(result):
         raise ArgumentError(f"{what}: {number} is no finite number")
     return result

@@ -1,0 +1,127 @@
+"""Large graphs: a million nodes, chains of 100 000 steps. Growth is counted, not timed."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+import autobatch as ab
+
+SIZE = 2
+
+
+def model():
+    collection = ab.ParameterCollection(dtype="float64")
+    return collection, collection.add_parameters((SIZE,), init=0.01), collection.add_lookup_parameters((10, SIZE))
+
+
+def chain(p, table, steps):
+    """tanh(... tanh(tanh(row + p) + p) ... + p), two nodes a step; and the sum of its numbers."""
+    x = table[3]
+    for _ in range(steps):
+        x = ab.tanh(x + p)
+    return ab.sum_elems(x)
+
+
+def counts(loss):
+    """What a graph takes once it ran forward and backward: words of tables, bytes of values and gradients, batches."""
+    execution = ab.current_graph().execution
+    forward = sum(s.words for s in execution.segments)
+    backward = sum(words for _, words, _, _ in execution.backward.tables)
+    first, last = execution.backward.slots
+    values = ab.memory()["values_used"]
+    return {"forward": forward, "backward": backward, "values": values, "gradients": last - first, "batches": execution.batches}
+
+
+def test_chain_of_100_000_steps():
+    ab.configure(dtype="float64")
+    _, p, table = model()
+    ab.renew_cg()
+    loss = chain(p, table, 100_000)
+    loss.backward()
+    # The same in NumPy, forward and backward.
+    start, step = table.as_array()[3], p.as_array()
+    states = [start]
+    for _ in range(100_000):
+        states.append(np.tanh(states[-1] + step))
+    gradient, total = np.ones(SIZE), np.zeros(SIZE)
+    for state in reversed(states[1:]):
+        gradient = gradient * (1 - state**2)
+        total += gradient
+    assert loss.value() == pytest.approx(states[-1].sum(), rel=1e-12)
+    assert np.allclose(p.grad_as_array(), total, rtol=1e-10)
+    assert np.allclose(table.grad_as_array()[3], gradient, rtol=1e-10, atol=1e-300)
+
+
+def test_a_million_nodes():
+    _, p, table = model()
+    ab.configure(dtype="float64")
+    ab.renew_cg()
+    losses = []
+    for i in range(100_000):
+        x = table[i % 10]
+        for _ in range(4):
+            x = ab.tanh(x + p)
+        losses.append(ab.sum_elems(x))
+    loss = ab.esum(losses)
+    graph = ab.current_graph()
+    assert len(graph) > 1_000_000
+    loss.backward()
+    assert graph.batches == graph.lower_bound < 20
+    x = table.as_array()
+    steps = [x]
+    for _ in range(4):
+        steps.append(np.tanh(steps[-1] + p.as_array()))
+    assert loss.value() == pytest.approx(10_000 * steps[-1].sum(), rel=1e-11)
+    gradient, total = np.ones_like(x), np.zeros(SIZE)
+    for step in reversed(steps[1:]):
+        gradient = gradient * (1 - step**2)
+        total += gradient.sum(axis=0)
+    assert np.allclose(p.grad_as_array(), 10_000 * total, rtol=1e-9)
+    assert np.allclose(table.grad_as_array(), 10_000 * gradient, rtol=1e-9)
+
+
+@pytest.mark.parametrize("policy", ["none", "depth", "agenda", "ratio"])
+def test_work_and_memory_are_linear(policy):
+    _, p, table = model()
+    ab.configure(dtype="float64", policy=policy)
+    taken = []
+    for steps in (2_000, 4_000, 8_000):
+        ab.renew_cg()
+        loss = ab.esum([chain(p, table, steps // 4) for _ in range(4)])
+        loss.backward()
+        taken.append(counts(loss))
+    for less, more in itertools.pairwise(taken):
+        for what in less:
+            assert more[what] <= 2.05 * less[what] + 4096, (
+                f"{what}: {less[what]} for half the graph, {more[what]} for all of it"
+            )
+
+
+def test_many_small_passes_are_linear():
+    """A value asked for at every step: each pass plans what is new, nothing twice."""
+    _, p, table = model()
+    ab.configure(dtype="float64")
+    taken = []
+    for steps in (200, 400):
+        ab.renew_cg()
+        x = table[3]
+        for _ in range(steps):
+            x = ab.tanh(x + p)
+            x.value()
+        ab.sum_elems(x).backward()
+        taken.append(counts(x))
+    for what in taken[0]:
+        assert taken[1][what] <= 2.05 * taken[0][what] + 4096, what
+
+
+def test_memory_is_used_again():
+    """After some minibatches no memory is asked for any more."""
+    _, p, table = model()
+    ab.configure(dtype="float64")
+    held = []
+    for i in range(50):
+        ab.renew_cg()
+        ab.esum([chain(p, table, 20 + (7 * i + k) % 30) for k in range(8)]).backward()
+        held.append(sum(ab.memory()[k] for k in ("values_reserved", "gradients_reserved", "tables_reserved", "pool")))
+    assert max(held[10:]) == held[10]
