@@ -187,10 +187,25 @@ class Execution:
         plan.place(frame)
         words, lists_size = plan.forward_table(frame)
         segment = Segment(
-            *(n0, n1, nodes, kinds, first, edges, present, order),
-            *(places.view(value_at, n_types, np.int64), places.view(gather_first, n_types, np.int64)),
-            *(places.view(gather_at, operand_count, np.int64), base, places.view(at, batches, np.int64)),
-            *(_integers(table, words), words, _integers(lists, lists_size), marks, fields, (reduced, places)),
+            n0=n0,
+            n1=n1,
+            nodes=nodes,
+            kinds=kinds,
+            first=first,
+            edges=edges,
+            present=present,
+            schedule=order,
+            value_at=places.view(value_at, n_types, np.int64),
+            gather_first=places.view(gather_first, n_types, np.int64),
+            gather_at=places.view(gather_at, operand_count, np.int64),
+            base=base,
+            at=places.view(at, batches, np.int64),
+            table=_integers(table, words),
+            words=words,
+            lists=_integers(lists, lists_size),
+            arena=marks,
+            fields=fields,
+            blocks=(reduced, places),
         )
         try:
             self._run(graph, segment.table, words, _scratch(self.dtype), segment, None)

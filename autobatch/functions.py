@@ -542,7 +542,8 @@ MANY = 16  # longer sums are sums of sums: so that the number of node types does
 def esum(exprs: Sequence[Expression]) -> Expression:
     """Return the sum of a list of expressions of the same dims; batch sizes may be 1 and B."""
     if exprs.__class__ is not list or len(exprs) > MANY:
-        arguments, sums = _list("esum", exprs), []
+        arguments = _list("esum", exprs)
+        sums: list[Expression] = []
         try:
             while len(arguments) > MANY:
                 first = len(sums)

@@ -190,7 +190,7 @@ class VanillaLSTMBuilder:
         graph = current_graph()
         shape = Shape((self.hidden_dim,), batch)
         index = graph.zeros.get((shape, 0.0))
-        return constant(*shape[:1], 0.0, batch) if index is None else _known(graph, index, input_type(shape))
+        return constant(shape.dims, 0.0, batch) if index is None else _known(graph, index, input_type(shape))
 
     def _parts(self, node: Expression) -> tuple[Expression, Expression]:
         """Return h and c of a step as views of its node."""

@@ -96,7 +96,7 @@ def trees(count, words, seed=0):
 
 
 def planning(repetitions):
-    """ns a node for each pass between recording and running, on op-level Tree-LSTMs of 64 random trees with a loss at each node."""
+    """ns a node for each pass between recording and running, on op-level Tree-LSTMs of 64 random trees, losses at all nodes."""
     import autobatch as ab
     from autobatch import execute, plan
 
@@ -123,8 +123,8 @@ def planning(repetitions):
 
     passes = {
         execute: ["schedule", "run"],
-        plan: ["survey", "layout", "place", "forward_table", "mark", "gradient_layout", "gradient_places", "backward_table"]
-        + ["weight_table", "rows_table"],
+        plan: """survey layout place forward_table mark gradient_layout gradient_places backward_table weight_table
+        rows_table""".split(),
     }
     spent = {}
 

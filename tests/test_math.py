@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from autobatch.kernels import _jit, _math
+from autobatch.kernels._jit import number
 
 TYPES = [np.float32, np.float64]
 FLAGS = {"kernel": _jit._FASTMATH, "reductions": _jit._FASTMATH | {"reassoc"}}
@@ -181,7 +182,6 @@ def test_other_types_are_refused():
 KERNEL = """
     import numpy as np
     from autobatch.kernels import _math
-from autobatch.kernels._jit import number
     from autobatch.kernels._jit import ITEMS, call, compiled, integers, item, kernel, number, pointer
 
     @kernel(reductions=True)

@@ -1,6 +1,8 @@
 """Large graphs: a million nodes, chains of 100 000 steps. Growth is counted, not timed."""
 
+import inspect
 import itertools
+import sys
 
 import numpy as np
 import pytest
@@ -53,6 +55,48 @@ def test_chain_of_100_000_steps():
     assert np.allclose(table.grad_as_array()[3], gradient, rtol=1e-10, atol=1e-300)
 
 
+def test_an_lstm_of_100_000_steps():
+    """States hold each other: nothing goes down that chain by recursion, not even when it dies."""
+    ab.configure(dtype="float64")
+    collection = ab.ParameterCollection(dtype="float64")
+    lstm = ab.LSTMBuilder(1, 1, 2, collection)
+    wx, wh, b = (p.as_array() for p in collection.parameters_list())
+
+    def run(steps):
+        ab.renew_cg()
+        collection.reset_gradient()
+        x, state = ab.inputVector([0.5]), lstm.initial_state()
+        for _ in range(steps):
+            state = state.add_input(x)
+        loss = ab.sum_elems(state.output())
+        loss.backward()
+        return loss.value(), collection.parameters_list()[2].grad_as_array()
+
+    run(3)  # compiles
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + 40)
+    try:
+        value, gradient = run(100_000)
+        ab.renew_cg()
+    finally:
+        sys.setrecursionlimit(limit)
+
+    def last(b, steps):
+        h, c = np.zeros(2), np.zeros(2)
+        for _ in range(steps):
+            a = wx @ [0.5] + wh @ h + b
+            i, f, o = (1 / (1 + np.exp(-v)) for v in (a[:2], a[2:4] + 1, a[4:6]))
+            c = f * c + i * np.tanh(a[6:])
+            h = o * np.tanh(c)
+        return h.sum()
+
+    # The state has long come to rest: its slope by b is that of far fewer steps.
+    assert value == pytest.approx(last(b, 10_000), rel=1e-10)
+    step = 1e-6 * np.eye(8)
+    slopes = [(last(b + e, 2_000) - last(b - e, 2_000)) / 2e-6 for e in step]
+    np.testing.assert_allclose(gradient, slopes, rtol=1e-5, atol=1e-8)
+
+
 def test_a_million_nodes():
     _, p, table = model()
     ab.configure(dtype="float64")
@@ -96,6 +140,32 @@ def test_work_and_memory_are_linear(policy):
             assert more[what] <= 2.05 * less[what] + 4096, (
                 f"{what}: {less[what]} for half the graph, {more[what]} for all of it"
             )
+
+
+def test_sentences_and_trees_are_linear():
+    """Look-ups, gathers, weights used in many batches, dropout, losses: twice the sentences, twice of everything at most."""
+    collection = ab.ParameterCollection()
+    words, lstm = collection.add_lookup_parameters((50, 6)), ab.LSTMBuilder(1, 6, 5, collection)
+    U, W, b = collection.add_parameters((5, 10)), collection.add_parameters((3, 5)), collection.add_parameters((3,))
+
+    def loss_of(n):
+        nodes = lstm.initial_state().transduce([words[(7 * n + k * k) % 50] for k in range(2 + n % 11)])
+        while len(nodes) > 1:
+            k = n % (len(nodes) - 1)
+            nodes[k : k + 2] = [ab.tanh(U * ab.concatenate(nodes[k : k + 2]))]
+        return ab.pickneglogsoftmax(ab.affine_transform([b, W, ab.dropout(nodes[0], 0.3)]), n % 3)
+
+    taken = []
+    for sentences in (200, 400, 800):
+        ab.renew_cg()
+        loss = ab.esum([loss_of(n) for n in range(sentences)])
+        loss.backward()
+        taken.append(counts(loss) | {"types": len(ab.current_graph().execution.segments[0].present)})
+    for less, more in itertools.pairwise(taken):
+        for what in less:
+            assert more[what] <= 2.05 * less[what] + 4096, f"{what}: {less[what]} for half of them, {more[what]} for all"
+    assert taken[2]["batches"] <= taken[0]["batches"] + 4
+    assert taken[2]["types"] <= taken[0]["types"] + 4
 
 
 def test_many_small_passes_are_linear():
