@@ -170,7 +170,8 @@ class Writer:
 
     def parameter(self, kind, dims, low, high):
         """Return a parameter with all numbers in [low, high), perhaps one that is there."""
-        fits = [k for k, (of, a) in enumerate(self.parameters) if of == kind and a.shape == dims and low <= a.min() and a.max() < high]
+        alike = [(k, a) for k, (of, a) in enumerate(self.parameters) if of == kind and a.shape == dims]
+        fits = [k for k, a in alike if low <= a.min() and a.max() < high]
         if fits and not self.choose.once_in(3):
             return self.choose.one_of(fits)
         self.parameters.append((kind, self.rng.uniform(low, high, dims)))
@@ -289,7 +290,8 @@ def trees(draw):
     """Draw a Case: trees and chains of different sizes over rows of one table, by a few cells with shared weights."""
     rng = np.random.default_rng(draw(SEEDS))
     n = draw(st.integers(1, 5))  # numbers in a row, and in a state
-    shapes = {"table": (n, 3), "b": (n,), "W": (n, n), "U": (n, n), "V": (3, n), "Wx": (4 * n, n), "Wh": (4 * n, n), "bh": (4 * n,)}
+    shapes = {"table": (n, 3), "b": (n,), "W": (n, n), "U": (n, n), "V": (3, n)}
+    shapes |= {"Wx": (4 * n, n), "Wh": (4 * n, n), "bh": (4 * n,)}
     names = list(shapes)
     parameters = [("table" if k == "table" else "parameter", rng.uniform(-1, 1, s)) for k, s in shapes.items()]
     cells = draw(st.lists(st.sampled_from(["affine", "matmul", "lstm", "product"]), min_size=1, max_size=3))

@@ -45,7 +45,8 @@ def test_record_is_complete_and_reached_by_a_public_function(op):
         made = several(public(op.name)(*filled(sample.arguments, leaves), **sample.attributes))
         graph = ab.cg()
         kinds |= {TYPES.records[t].op for t in graph.recorded_types if TYPES.records[t].kind == OP}
-        assert len(made) == len(several(op.reference(*filled(sample.arguments, [whole_of(e) for e in leaves]), **sample.attributes)))
+        arguments = filled(sample.arguments, [whole_of(e) for e in leaves])
+        assert len(made) == len(several(op.reference(*arguments, **sample.attributes)))
         if op in kinds:
             break
     assert kinds == {op}
@@ -161,7 +162,7 @@ def test_operators_with_numbers(c, symbol, of):
     right = {"add": 1, "sub": 1, "mul": z, "truediv": 1 / z if z else np.copysign(np.inf, z)}[symbol]
     left = {"add": 1, "sub": -1, "mul": z, "truediv": -z / array**2}[symbol]
     with ab.Graph(dtype="float64"), np.errstate(divide="ignore", invalid="ignore"):
-        x = p if of == "parameter" else -(-p)
+        x = p if of == "parameter" else -(-p)  # noqa: B002
         for _ in range(2):
             p._reset_gradient()
             y = function(x, c)
@@ -183,7 +184,8 @@ def test_values_at_the_edges(dtype):
     with np.errstate(all="ignore"):
         for name, function in {"tanh": np.tanh, "exp": np.exp, "log": np.log, "sqrt": np.sqrt, "square": np.square}.items():
             close(public(name)(x).npvalue(), function(x.npvalue()), 1e-12 if dtype == "float64" else 1e-6, name)
-    close(ab.logistic(x).npvalue(), [0, 1 / (1 + np.e), 0.5, 0.5, np.e / (1 + np.e), 1, np.nan], 1e-12 if dtype == "float64" else 1e-6)
+    tolerance = 1e-12 if dtype == "float64" else 1e-6
+    close(ab.logistic(x).npvalue(), [0, 1 / (1 + np.e), 0.5, 0.5, np.e / (1 + np.e), 1, np.nan], tolerance)
     close(ab.rectify(x).npvalue(), [0, 0, 0, 0, 1, np.inf, np.nan], 0)
     large = ab.inputVector([1000.0, 0.0, -1000.0])
     close(ab.softmax(large).npvalue(), [1, 0, 0], 0)

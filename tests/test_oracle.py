@@ -8,12 +8,12 @@ import warnings
 import numpy as np
 import pytest
 from hypothesis import assume, given
+from hypothesis import strategies as st
 from laws import FORCED, PUBLIC, close, filled, flat, public, several, tensors
 from strategies import Drawn, examples, numbers
 
 import autobatch as ab
 from autobatch.kernels._op import OPS
-from hypothesis import strategies as st
 
 pytestmark = pytest.mark.oracle
 
@@ -52,7 +52,7 @@ def calls(draw, op):
 
 
 def argument(library, model, kind, array):
-    """Return a parameter with these numbers, and the expression of it in the shape of the array, whose last axis is the batch."""
+    """Return a parameter with these numbers, and the expression of it in the shape of the array, its last axis the batch."""
     if kind == "table":
         rows = np.moveaxis(array[..., 0], -1, 0)  # row by row, flat: otherwise DyNet transposes rows that are matrices
         p = model.add_lookup_parameters(rows.shape)
