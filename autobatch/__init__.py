@@ -3,6 +3,7 @@
 The public vocabulary is DyNet's: ``import autobatch as dy``. See ``docs/design.md`` for how it works.
 """
 
+from autobatch import operators as _operators  # noqa: F401  gives expressions their operators
 from autobatch.cg import (
     cg,
     cg_checkpoint,
@@ -24,14 +25,11 @@ from autobatch.functions import (
     concatenate_cols,
     concatenate_to_batch,
     const_parameter,
-    constant,
     dot_product,
     dropout,
     esum,
     exp,
     forward,
-    inputTensor,
-    inputVector,
     log,
     log_softmax,
     logistic,
@@ -39,7 +37,6 @@ from autobatch.functions import (
     lookup_batch,
     nobackprop,
     npvalues,
-    ones,
     parameter,
     pick,
     pick_batch,
@@ -49,7 +46,6 @@ from autobatch.functions import (
     pickrange,
     rectify,
     reshape,
-    scalarInput,
     softmax,
     sqrt,
     square,
@@ -60,9 +56,6 @@ from autobatch.functions import (
     tanh,
     transpose,
     values,
-    vecInput,
-    zeroes,
-    zeros,
 )
 from autobatch.graph import Graph, current_graph
 from autobatch.initializers import (
@@ -76,6 +69,7 @@ from autobatch.initializers import (
     SaxeInitializer,
     UniformInitializer,
 )
+from autobatch.inputs import constant, inputTensor, inputVector, ones, scalarInput, vecInput, zeroes, zeros
 from autobatch.kernels._errors import (
     ArgumentError,
     ConstructionError,

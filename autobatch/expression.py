@@ -203,7 +203,7 @@ class Expression:
             )
         return _shaped(flat, shape)
 
-    # Operators: `functions.py` installs them, since they are the public functions --------------------------------------
+    # Operators: `operators.py` installs them, since they are the public functions --------------------------------------
 
     if TYPE_CHECKING:
 

@@ -22,11 +22,13 @@ from autobatch.expression import (
     scalar_type,
     view,
 )
-from autobatch.functions import _nary, cmult, constant, dropout, inputVector
+from autobatch.functions import cmult, dropout
 from autobatch.graph import TYPES, Graph, current_graph
+from autobatch.inputs import constant, inputVector
 from autobatch.kernels._errors import ArgumentError, OperandError, ShapeError, StaleExpressionError
 from autobatch.kernels._op import OPS, Shape
 from autobatch.params import ParameterCollection, Parameters
+from autobatch.shortcuts import _nary
 
 _LSTM_STEP = OPS["lstm_step"]
 _MOST_LAYERS = 1000  # more are a mistake, which would take long to show

@@ -1,9 +1,11 @@
 """What all tests share: where compiled kernels are kept, how many examples Hypothesis draws, a clean start for each test."""
 
+import ctypes
 import hashlib
 import os
 import pathlib
 import tempfile
+import warnings
 
 import pytest
 from hypothesis import settings
@@ -20,7 +22,8 @@ def _digest():
 
 
 # Before Numba is imported, which reads it once.
-os.environ.setdefault("NUMBA_CACHE_DIR", str(pathlib.Path(tempfile.gettempdir(), f"autobatch-{os.getuid()}", _digest())))
+USER = getattr(os, "getuid", int)()
+os.environ.setdefault("NUMBA_CACHE_DIR", str(pathlib.Path(tempfile.gettempdir(), f"autobatch-{USER}", _digest())))
 
 # "gate": the same examples in every run. AUTOBATCH_EXAMPLES=20 draws twenty times as many, others each time.
 settings.register_profile("gate", deadline=None, derandomize=True, database=None)
@@ -39,3 +42,16 @@ def clean():
     yield
     ab.configure(**before)
     ab.renew_cg()
+
+
+@pytest.fixture(scope="session")
+def dynet():
+    """DyNet itself, to compare with. It switches denormal numbers off for the whole process; here they stay."""
+    libc = ctypes.CDLL(None)
+    environment = ctypes.create_string_buffer(256)
+    libc.fegetenv(environment)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = pytest.importorskip("dynet", reason="DyNet (dyNET38) is not installed", exc_type=ImportError)
+    libc.fesetenv(environment)
+    return module

@@ -264,6 +264,9 @@ class Leaf:
             return sum(whole(e.gradient(), self.shape) for e in nodes) if full else None
         if self.kind in ("rows", "table"):
             array = self.source.grad_as_array()
+            assert all(self.source.touched[i] for i, row in enumerate(array) if row.any()), (
+                "a row with a gradient is not marked"
+            )
             return np.moveaxis(array[::-1], 0, -1) if self.kind == "rows" else np.moveaxis(array, 0, -1)[..., None]
         gradient = flat(self.source.grad_as_array())
         if self.kind == "constant":

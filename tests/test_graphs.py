@@ -558,5 +558,21 @@ def test_memory_grows_with_the_graph_and_is_used_again():
         return memory["values_reserved"] + memory["gradients_reserved"] + memory["tables_reserved"] + memory["pool"]
 
     ab.configure(dtype="float64")
+    ab.renew_cg()
+    ab.free_memory()
     sizes = [trial(n) for n in (1, 5, 3000, 2, 3000, 1, 3000)]
     assert sizes[2] > sizes[1] and sizes[-1] <= sizes[4]
+
+
+def test_backward_again_takes_the_memory_of_the_one_before():
+    p = ab.ParameterCollection().add_parameters(1000)
+    x = ab.tanh(p)
+    part = x[0:500]
+    loss = ab.sum_elems(ab.square(part)) + ab.sum_elems(x)
+    loss.backward()
+    part.gradient()
+    before = ab.memory()
+    for _ in range(300):
+        loss.backward()
+        part.gradient()
+    assert ab.memory() == before

@@ -1,7 +1,6 @@
 """Initial values: DyNet's formulas, DyNet's numbers, and what is refused."""
 
 import math
-import warnings
 
 import numpy as np
 import pytest
@@ -28,13 +27,6 @@ def fresh_seed():
     seeds.reset_random_seed(1)
     yield
     seeds.reset_random_seed(1)
-
-
-@pytest.fixture(scope="module")
-def dynet():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return pytest.importorskip("dynet", reason="DyNet (dyNET38) is not installed", exc_type=ImportError)
 
 
 def filled(initializer, dims, dtype="float32"):

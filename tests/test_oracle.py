@@ -3,8 +3,6 @@
 Needs DyNet (the extra "oracle"), which runs in this process, in float32 and without automatic batching.
 """
 
-import warnings
-
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -20,11 +18,9 @@ pytestmark = pytest.mark.oracle
 AGREEMENT = 1e-5  # relative to the largest number; both compute in float32
 
 
-@pytest.fixture(scope="module")
-def dy():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return pytest.importorskip("dynet", reason="DyNet (dyNET38) is not installed", exc_type=ImportError)
+@pytest.fixture
+def dy(dynet):
+    return dynet
 
 
 def same_shape_left(tensors):

@@ -2,7 +2,6 @@
 
 import gc
 import math
-import warnings
 import weakref
 
 import numpy as np
@@ -24,13 +23,6 @@ def fresh_seed():
 @pytest.fixture(params=["float32", "float64"])
 def model(request):
     return ParameterCollection(dtype=request.param)
-
-
-@pytest.fixture(scope="module")
-def dynet():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return pytest.importorskip("dynet", reason="DyNet (dyNET38) is not installed", exc_type=ImportError)
 
 
 A = np.arange(6.0).reshape(2, 3)

@@ -18,7 +18,10 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE, KERNELS = pathlib.Path(ab.__file__).parent, pathlib.Path(autobatch.kernels.__file__).parent
 
 # From the top of the house to its foundation: a room may use those below it.
-ROOMS = "rnn trainers cg functions params initializers seeds expression execute check plan frame schedule memory graph".split()
+ROOMS = [
+    *"rnn trainers cg operators functions inputs shortcuts arguments".split(),
+    *"params initializers seeds expression execute check plan frame schedule memory graph".split(),
+]
 # From here down nobody knows an op.
 ENGINE = ROOMS[ROOMS.index("execute") :]
 

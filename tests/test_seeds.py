@@ -2,7 +2,6 @@
 
 import math
 import threading
-import warnings
 
 import numpy as np
 import pytest
@@ -18,13 +17,6 @@ def fresh_seed():
     seeds.reset_random_seed(1)
     yield
     seeds.reset_random_seed(1)
-
-
-@pytest.fixture(scope="module")
-def dynet():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return pytest.importorskip("dynet", reason="DyNet (dyNET38) is not installed", exc_type=ImportError)
 
 
 def raws(seed, n):

@@ -1,7 +1,6 @@
 """Trainers against NumPy in float64 and against DyNet: steps, clipping, sparse updates, weight decay, bad gradients."""
 
 import math
-import warnings
 
 import numpy as np
 import pytest
@@ -26,13 +25,6 @@ def fresh_seed():
 @pytest.fixture(params=["float32", "float64"])
 def model(request):
     return ParameterCollection(dtype=request.param)
-
-
-@pytest.fixture(scope="module")
-def dynet():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return pytest.importorskip("dynet", reason="DyNet (dyNET38) is not installed", exc_type=ImportError)
 
 
 # Help: parameters to train, gradients to train them with --------------------------------------------------------------
