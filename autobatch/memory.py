@@ -70,7 +70,8 @@ class Arena:
         pool = _POOL.chunks
         pool.sort(key=lambda c: c.nbytes)
         needed = size + ALIGN + GUARD
-        chunk = pool.pop() if pool else _EMPTY
+        fits = next((k for k, c in enumerate(pool) if c.nbytes >= needed), len(pool) - 1)
+        chunk = pool.pop(fits) if pool else _EMPTY
         if chunk.nbytes < needed:
             # The largest free chunk is given up for a larger one: kept, the pool would hold one of every size there ever was.
             chunk = np.empty(max(_SMALLEST, self.reserved, needed, chunk.nbytes * 5 // 4), np.uint8)
