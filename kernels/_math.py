@@ -48,11 +48,11 @@ from llvmlite import ir
 from numba import extending, types
 from numba.extending import overload
 
-from autobatch.kernels._jit import _FASTMATH
+from autobatch.kernels._jit import _FASTMATH, _HELPER
 
 Real: TypeAlias = Any  # a float32 or float64 number; what comes back is of the same type
 
-_OPTIONS: Any = {"error_model": "numpy", "boundscheck": False, "fastmath": _FASTMATH, "forceinline": True}
+_OPTIONS: Any = {**_HELPER, "fastmath": _FASTMATH, "forceinline": True}
 _part: Any = numba.njit(**_OPTIONS)
 intrinsic: Any = extending.intrinsic  # typed Any: to mypy its calls would lack the typing context
 

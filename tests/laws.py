@@ -169,7 +169,8 @@ class Plan:
     op: Op = dataclasses.field(repr=False)
     calls: list[Sample]
     uses: list[list[int]]  # the leaves each call takes, for its tensors in order
-    leaves: list[tuple[str, np.ndarray]]  # one of KINDS or "table", and the numbers: dims, then the batch
+    leaves: list[tuple[str, np.ndarray]]  # one of KINDS, "table" or "part", and the numbers: dims, then the batch
+    strips: list[tuple[list[int], int, bool]]  # leaves that are parts of one vector, in order; the gap between; is it computed
     order: list[int]  # in which the leaves are recorded
     extra: dict[int, bool]  # leaves that the loss reads by itself, too: before the calls, or after
     repeated: bool  # each use of a leaf is a node of its own
@@ -203,11 +204,36 @@ class Plan:
             calls=[self.calls[i]],
             uses=[[kept.index(k) for k in self.uses[i]]],
             leaves=[(forced.get(k, "slice"), self.leaves[k][1]) for k in kept],
+            strips=[],
             order=list(range(len(kept))),
             extra={},
             repeated=False,
             full=False,
         )
+
+
+class Strip:
+    """A vector of which some leaves are parts, one after the other at even distances."""
+
+    def __init__(self, leaves, gap, computed, model, op):
+        self.sign, self.op = -1.0 if computed and op.name != "negate" else 1.0, op
+        self.computed, self.made = computed, None
+        numbers, self.begins, n = [], [], 0
+        for leaf in leaves:
+            numbers += [self.sign * flat(leaf.array), np.full(gap, 3.0)]
+            self.begins.append(n)
+            n += leaf.shape.total + gap
+        self.parameter = model.add_parameters(n, init=np.concatenate(numbers))
+        for leaf, begin in zip(leaves, self.begins, strict=True):
+            leaf.source, leaf.begin = self, begin
+
+    def expression(self):
+        """Return the vector: the parameter, or a node with its numbers."""
+        if not self.computed:
+            return self.parameter
+        if self.made is None:
+            self.made = -self.parameter if self.op.name != "negate" else self.parameter + 0.0
+        return self.made
 
 
 class Leaf:
@@ -244,6 +270,8 @@ class Leaf:
         elif self.kind == "constant":
             e = self.source.expr(update=False)
             e = e if batch == 1 else ab.reshape(e, dims, batch)
+        elif self.kind == "part":
+            e = ab.reshape(self.source.expression()[self.begin : self.begin + self.shape.total], dims, batch)
         elif self.kind == "slice":
             e = ab.reshape(self.source[2 : 2 + self.shape.total], dims, batch)
         elif self.kind == "row":
@@ -268,6 +296,10 @@ class Leaf:
                 "a row with a gradient is not marked"
             )
             return np.moveaxis(array[::-1], 0, -1) if self.kind == "rows" else np.moveaxis(array, 0, -1)[..., None]
+        if self.kind == "part":
+            strip = self.source
+            gradient = strip.sign * strip.parameter.grad_as_array()[self.begin : self.begin + self.shape.total]
+            return gradient.reshape((*self.shape.dims, self.shape.batch), order="F")
         gradient = flat(self.source.grad_as_array())
         if self.kind == "constant":
             assert not gradient.any()
@@ -311,6 +343,8 @@ def run(plan, dtype="float64", policy="none", backward=True):
     weights, extra = plan.weights(), plan.extra_weights()
     with ab.Graph(dtype=dtype, policy=policy) as graph:
         leaves = [Leaf(kind, array, model, plan.op) for kind, array in plan.leaves]
+        for members, gap, computed in plan.strips:
+            Strip([leaves[k] for k in members], gap, computed, model, plan.op)
         nodes = [None] * len(leaves)
         for k in plan.order:
             nodes[k] = leaves[k].expression()
@@ -413,6 +447,7 @@ def inputs_stay_and_gradients_add_up(plan, dtype):
     """Law: neither direction changes what it reads, and a second backward pass doubles the gradients of parameters."""
     outcome = run(plan, dtype, "ratio", backward=False)
     sources = [leaf.source for leaf in outcome.leaves if leaf.kind != "input"]
+    sources = [s.parameter if isinstance(s, Strip) else s for s in sources]
     parameters = [p.values.copy() for p in sources]
     expressions = [e for leaf in outcome.leaves for e in leaf.made] + [e for es in outcome.results for e in es]
     expressions = [e for e in expressions if e.graph is not None]

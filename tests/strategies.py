@@ -107,7 +107,7 @@ def plans(draw, op, most=1, batched=False):
     seed = draw(SEEDS)
     rng = np.random.default_rng(seed)
     calls = [sample, *(varied(op, sample, Random([seed, i]).integer) for i in range(1, count))]
-    wanted, leaves = tensors(sample.arguments), []
+    wanted, leaves, strips = tensors(sample.arguments), [], []
     uses = [[] for _ in calls]
     for position, tensor in enumerate(wanted):
         forced = FORCED.get(op.name, {}).get(position)
@@ -120,11 +120,19 @@ def plans(draw, op, most=1, batched=False):
                 use.append(use[p])
             continue
         kind = forced or choose.one_of(KINDS)
-        mixed = choose.once_in(2)
+        mixed, side_by_side = choose.once_in(2), choose.once_in(4)
         if how == "one" or (of_type and kind in ("parameter", "constant")):
             leaves.append((kind, numbers(rng, tensor)))
             for use in uses:
                 use.append(len(leaves) - 1)
+            continue
+        if side_by_side:
+            members = list(range(len(leaves), len(leaves) + len(uses)))
+            leaves += [("part", numbers(rng, tensor)) for _ in uses]
+            for use, k in zip(uses, members, strict=True):
+                use.append(k)
+            members = members[::-1] if choose.once_in(4) else members
+            strips.append((members, choose.integer(0, 2), choose.once_in(2)))
             continue
         # A parameter where the op shares it belongs to the type: others may not stand beside it.
         kinds = [k for k in KINDS if not of_type or k not in ("parameter", "constant")]
@@ -134,7 +142,7 @@ def plans(draw, op, most=1, batched=False):
     order = [int(k) for k in rng.permutation(len(leaves))]
     extra = {k: choose.once_in(2) for k in range(len(leaves)) if choose.once_in(3)}
     repeated = op.name != "lookup_batch" and choose.once_in(3)
-    return Plan(op, calls, uses, leaves, order, extra, repeated, choose.once_in(2), seed)
+    return Plan(op, calls, uses, leaves, strips, order, extra, repeated, choose.once_in(2), seed)
 
 
 # Whole graphs ---------------------------------------------------------------------------------------------------------
