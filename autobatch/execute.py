@@ -82,9 +82,9 @@ class Execution:
         self.flushed = self.flushed_args = 0  # nodes and arguments taken over from the graph's lists
         self.done = 0  # nodes with a value
         self.segments: list[Segment] = []
-        self.values = Arena()
-        self.tables = Arena()
-        self.gradients = Arena()
+        self.values = Arena("values")
+        self.tables = Arena("tables")
+        self.gradients = Arena("gradients")
         self.backward: Backward | None = None
         self.frame = Frame()
         self._told: tuple[np.ndarray, ...] = ()

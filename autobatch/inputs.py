@@ -115,7 +115,7 @@ def _constant(name: str, dim: Any, val: Any, batch_size: Any) -> Expression:
     shape = _new_shape(name, dim, batch_size)
     value = ex.as_float(name, "the value", val)
     graph = current_graph()
-    key = (shape, value)
+    key = (shape, value if value or not np.signbit(value) else "-0.0")  # 0.0 and -0.0 are equal as keys
     index = graph.zeros.get(key)
     if index is None:
         immediate, _ = graph.add_input(np.full(shape.total, value))

@@ -21,21 +21,31 @@ _EMPTY = np.empty(0, np.uint8)
 
 
 class _Pool(threading.local):
-    """Free chunks of the calling thread, largest last."""
+    """Free chunks of the calling thread, by purpose."""
 
     def __init__(self) -> None:
-        self.chunks: list[np.ndarray] = []
+        self.chunks: dict[str, list[np.ndarray]] = {}
+
+    def of(self, purpose: str) -> list[np.ndarray]:
+        """Return the free chunks for a purpose."""
+        return self.chunks.setdefault(purpose, [])
 
 
 _POOL = _Pool()
 
 
 class Arena:
-    """Contiguous pieces of memory, all given back together."""
+    """Contiguous pieces of memory, all given back together.
 
-    __slots__ = ("_at", "_chunks", "_end", "_start")
+    Parameters
+    ----------
+    purpose : chunks come from arenas of the same purpose and go back to them, so that tables do not take the chunk of values.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_at", "_chunks", "_end", "_purpose", "_start")
+
+    def __init__(self, purpose: str = "") -> None:
+        self._purpose = purpose
         self._chunks: list[np.ndarray] = []
         self._at = self._end = self._start = 0
 
@@ -56,7 +66,7 @@ class Arena:
         """Go back to a `mark`: everything handed out since is free again."""
         count, at = mark
         while len(self._chunks) > max(count, 1):
-            _POOL.chunks.append(self._chunks.pop())
+            _POOL.of(self._purpose).append(self._chunks.pop())
         if self._chunks:
             self._open(self._chunks[-1])
             self._at = at if count else self._start
@@ -67,13 +77,14 @@ class Arena:
         self._at = self._start
 
     def _grow(self, size: int) -> None:
-        pool = _POOL.chunks
+        pool = _POOL.of(self._purpose)
         pool.sort(key=lambda c: c.nbytes)
         needed = size + ALIGN + GUARD
-        fits = next((k for k, c in enumerate(pool) if c.nbytes >= needed), len(pool) - 1)
-        chunk = pool.pop(fits) if pool else _EMPTY
+        # The largest, even for a small need: the graph that asked for little just now asks for more later, and a graph that
+        # ends with several chunks has them joined, in memory that is touched for the first time.
+        chunk = pool.pop() if pool else _EMPTY
         if chunk.nbytes < needed:
-            # The largest free chunk is given up for a larger one: kept, the pool would hold one of every size there ever was.
+            # It is given up for a larger one: kept, the pool would hold one of every size there ever was.
             chunk = np.empty(max(_SMALLEST, self.reserved, needed, chunk.nbytes * 5 // 4), np.uint8)
         self._chunks.append(chunk)
         self._open(chunk)
@@ -98,7 +109,7 @@ class Arena:
         if len(self._chunks) > 1:
             total = self.reserved
             self._chunks = [np.empty(total, np.uint8)]
-        _POOL.chunks.extend(self._chunks)
+        _POOL.of(self._purpose).extend(self._chunks)
         self._chunks = []
         self._at = self._end = self._start = 0
 
@@ -114,7 +125,7 @@ def free_pool() -> None:
 
 def pooled() -> int:
     """Return the bytes that this thread keeps for its next graph."""
-    return sum(c.nbytes for c in _POOL.chunks)
+    return sum(c.nbytes for chunks in _POOL.chunks.values() for c in chunks)
 
 
 def read(address: int, count: int, dtype: str) -> np.ndarray:

@@ -82,7 +82,8 @@ _Cache._impl_class = _CacheImpl
 
 def compiled(function: Callable[..., Any]) -> Any:
     """Compile an ordinary function over arrays (a scheduler, a planner) on first call, without the GIL, disk-cached."""
-    dispatcher: Any = numba.njit(nogil=True, error_model="numpy", boundscheck=False, no_cfunc_wrapper=True)(function)
+    options: Any = {"nogil": True, "error_model": "numpy", "boundscheck": False, "no_cfunc_wrapper": True}
+    dispatcher: Any = numba.njit(**options)(function)
     dispatcher._cache = _Cache(function)
     dispatcher._can_cache = True
     return dispatcher

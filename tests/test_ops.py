@@ -182,6 +182,25 @@ def test_operators_with_numbers(c, symbol, of):
             close(p.grad_as_array(), left * np.ones((2, 2)), EXACT)
 
 
+def test_constants_with_different_zeros_are_different():
+    x, y, z = ab.zeros((2,)), ab.constant((2,), -0.0), ab.constant((2,), -0.0)
+    assert not np.signbit(x.npvalue()).any() and np.signbit(y.npvalue()).all() and z.index == y.index
+
+
+def test_weights_of_an_lstm_as_constants_get_no_gradient():
+    model = ab.ParameterCollection(dtype="float64")
+    lstm, p = ab.VanillaLSTMBuilder(2, 3, 4, model), model.add_parameters(3)
+    weights, gradients = [w for layer in lstm.get_parameters() for w in layer], {}
+    for update in (True, False):
+        with ab.Graph(dtype="float64"):
+            ab.sum_elems(lstm.initial_state(update=update).transduce([p, -p, p])[-1]).backward()
+        assert all(w.grad_as_array().any() == update for w in weights)
+        gradients[update] = p.grad_as_array()
+        for w in (p, *weights):
+            w._reset_gradient()
+    close(gradients[False], gradients[True], EXACT)
+
+
 @both_dtypes
 def test_values_at_the_edges(dtype):
     ab.configure(dtype=dtype)

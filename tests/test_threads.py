@@ -356,6 +356,22 @@ def test_memory_is_used_again():
         assert types == earlier_types
 
 
+def test_chunks_come_back_to_where_they_were():
+    """Also where values are asked for in between, small needs before large ones: no chunk is joined anew each time."""
+    chunks = []
+    for _ in range(12):
+        graph = ab.renew_cg()
+        x = ab.inputVector(np.ones(2000))
+        ab.sum_elems(x).value()
+        ys = [ab.tanh(x * (1.0 + k)) for k in range(400)]
+        ab.esum(ys).value()
+        ab.sum_elems(ab.esum([ab.square(y) for y in ys])).backward(full=True)
+        arenas = graph.execution.values, graph.execution.gradients, graph.execution.tables
+        chunks.append([[start for start, _ in arena.spans()] for arena in arenas])
+    assert all(len(starts) == 1 for starts in chunks[-1])
+    assert chunks[4:] == [chunks[4]] * 8
+
+
 def test_the_pool_does_not_keep_one_chunk_of_every_size():
     """Minibatches that grow from one to the next leave behind what the largest one needs, not the sum of all."""
     ab.free_memory()
