@@ -16,47 +16,27 @@ from autobatch.cg import (
     renew_cg,
 )
 from autobatch.expression import Expression
-from autobatch.functions import (
-    affine_transform,
-    average,
-    cdiv,
-    cmult,
+from autobatch.functions.arithmetic import average, cdiv, cmult, esum
+from autobatch.functions.elementwise import exp, log, logistic, rectify, sqrt, square, tanh
+from autobatch.functions.evaluation import forward, npvalues, values
+from autobatch.functions.gradients import nobackprop
+from autobatch.functions.linear import affine_transform, dot_product, squared_distance
+from autobatch.functions.losses import log_softmax, pickneglogsoftmax, pickneglogsoftmax_batch, softmax
+from autobatch.functions.noise import dropout
+from autobatch.functions.reductions import sum_batches, sum_elems
+from autobatch.functions.selection import (
     concatenate,
     concatenate_cols,
     concatenate_to_batch,
-    const_parameter,
-    dot_product,
-    dropout,
-    esum,
-    exp,
-    forward,
-    log,
-    log_softmax,
-    logistic,
-    lookup,
-    lookup_batch,
-    nobackprop,
-    npvalues,
-    parameter,
     pick,
     pick_batch,
     pick_range,
-    pickneglogsoftmax,
-    pickneglogsoftmax_batch,
     pickrange,
-    rectify,
     reshape,
-    softmax,
-    sqrt,
-    square,
-    squared_distance,
     strided_select,
-    sum_batches,
-    sum_elems,
-    tanh,
     transpose,
-    values,
 )
+from autobatch.functions.tables import const_parameter, lookup, lookup_batch, parameter
 from autobatch.graph import Graph, current_graph
 from autobatch.initializers import (
     ConstInitializer,

@@ -11,9 +11,12 @@ import numpy as np
 from autobatch import expression as ex
 from autobatch.arguments import _shape
 from autobatch.expression import Expression, check_expression, is_number, record
-from autobatch.functions import _PICKS, _matmul, _negate, _part, _range, pick
+from autobatch.functions.elementwise import _negate
+from autobatch.functions.linear import _matmul
+from autobatch.functions.selection import _PICKS, _range, pick
 from autobatch.kernels._errors import IndexRangeError, OperandError
 from autobatch.kernels._op import OPS
+from autobatch.shortcuts import _part
 
 _new = object.__new__
 _SLICES: dict[Any, tuple[int, int]] = {}  # what a slice of an expression of some type becomes: node type and start

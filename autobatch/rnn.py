@@ -22,7 +22,8 @@ from autobatch.expression import (
     scalar_type,
     view,
 )
-from autobatch.functions import cmult, dropout
+from autobatch.functions.arithmetic import cmult
+from autobatch.functions.noise import dropout
 from autobatch.graph import TYPES, Graph, current_graph
 from autobatch.inputs import constant, inputVector
 from autobatch.kernels._errors import ArgumentError, OperandError, ShapeError, StaleExpressionError

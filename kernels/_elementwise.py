@@ -225,21 +225,24 @@ def elementwise(
     name: str,
     doc: str,
     value: Callable[..., Any],
-    slopes: Sequence[Callable[..., Any]],
+    slopes: Sequence[Callable[..., Any] | None],
     *,
     reference: Callable[..., Any],
     samples: Callable[..., Any],
     path: str,
     shape: Callable[..., Shape] | None = None,
+    shapes: str = "",
+    surrogate: Callable[..., Any] | None = None,
     joins: bool = False,
 ) -> Op:
     """Return the record of an elementwise op with one formula for the value and one slope per argument.
 
-    `value(x0, x1, ...)` and `slopes[k](dy, y, x0, x1, ...)` are formulas on scalars of either dtype. `path` is the
-    op's file (`__file__`): its text stamps the compiled loops.
+    `value(x0, x1, ...)` and `slopes[k](dy, y, x0, x1, ...)` are formulas on scalars of either dtype; the slope of an argument
+    that is always a plain number (α of `elu`) may be None: no gradient. `path` is the op's file (`__file__`): its text stamps
+    the compiled loops.
     """
     count = len(slopes)
-    compiled_value, compiled_slopes = inline(value), [inline(s) for s in slopes]
+    compiled_value, compiled_slopes = inline(value), [s and inline(s) for s in slopes]
     kernels: dict[tuple[str, int | None], Kernel] = {}
 
     def kernel(form: str, k: int | None) -> Kernel:
@@ -259,7 +262,8 @@ def elementwise(
     def lower(shapes: Sequence[Shape], out: Shape, shared: Sequence[bool]) -> Lowering:
         form = _form(shapes, out)
         sizes = _walk(shapes, out) if form[0] == "b" else (out.total,)
-        return Lowering(kernel(form, None), sizes, tuple(Operand(backward=kernel(form, k)) for k in range(count)))
+        operands = tuple(Operand(backward=kernel(form, k) if slopes[k] else None) for k in range(count))
+        return Lowering(kernel(form, None), sizes, operands)
 
     return Op(
         name=name,
@@ -268,6 +272,8 @@ def elementwise(
         lower=lower,
         reference=reference,
         samples=samples,
+        shapes=shapes or ("x -> as x" if count == 1 else "dims that broadcast -> their common dims"),
+        surrogate=surrogate,
         joins=joins,
     )
 

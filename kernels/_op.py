@@ -2,10 +2,12 @@
 
 An op's file reads from top to bottom: docstring, formulas, kernels, record. The record answers
 
+    shapes      the same in words, for the reader: "(m,k) * (k,n) -> (m,n)"
     shape       which shapes fit, and what comes out; raises ShapeError at the user's own line
     lower       for given shapes: which kernels, how they read their operands (`Lowering`)
     reference   the definition of the truth, in NumPy, float64, for one node
-    samples     legal calls to test with
+    samples     legal calls to test with: its domain
+    surrogate   only if the gradient is, by intention, not that of the value: the function whose gradient it is
 
 `OPS` holds all records by name. Nobody outside an op's file knows it by name but `autobatch.functions`, which
 gives it its public spelling.
@@ -95,6 +97,8 @@ class Op:
     samples: Callable[..., Any]
     shared: Callable[[int], bool] | None = None  # of which arguments, if parameters, the identity belongs to the signature
     rows: bool = False  # takes rows of a table, and marks them as touched by itself
+    shapes: str = ""
+    surrogate: Callable[..., Any] | None = None
     joins: bool = False  # sums up scalars of different instances: does not make them one instance
     types: dict[Any, Any] = dataclasses.field(default_factory=dict)  # node types by the types of the arguments (a cache)
 
@@ -145,11 +149,15 @@ def columns(shape: Shape) -> int:
 
 
 class Tensor(NamedTuple):
-    """An argument of a sample call: an expression of this shape with numbers drawn from [low, high)."""
+    """An argument of a sample call: an expression of this shape with numbers drawn from [low, high).
+
+    `fit`, if given, turns these (dims, then the batch) into numbers of the op's domain: a matrix into one with an inverse.
+    """
 
     shape: Shape
     low: float = -2.0
     high: float = 2.0
+    fit: Callable[[Any], Any] | None = None
 
 
 class Choose(Protocol):
@@ -161,7 +169,7 @@ class Choose(Protocol):
     def one_of(self, choices: Sequence[Any]) -> Any:
         """Return one of `choices`."""
 
-    def dims(self, low: int = 1, high: int = 3) -> tuple[int, ...]:
+    def dims(self, low: int = 1, high: int = 4) -> tuple[int, ...]:
         """Return the dims of an element of rank `low` to `high`."""
 
     def batch(self) -> int:
@@ -175,7 +183,7 @@ class Sample(NamedTuple):
     attributes: dict[str, Any] = {}  # noqa: RUF012
 
 
-def one_tensor(low: float = -2.0, high: float = 2.0, ranks: tuple[int, int] = (1, 3)) -> Callable[[Choose], Sample]:
+def one_tensor(low: float = -2.0, high: float = 2.0, ranks: tuple[int, int] = (1, 4)) -> Callable[[Choose], Sample]:
     """Samples of functions of one argument: any dims, any batch."""
 
     def samples(choose: Choose) -> Sample:

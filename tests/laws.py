@@ -187,12 +187,12 @@ class Plan:
         rng = np.random.default_rng(self.seed + 1)
         return {k: rng.uniform(-1, 1, self.leaves[k][1].shape) for k in self.extra}
 
-    def results(self, arrays):
-        """Return the results of all calls, by the op's reference, for numbers of the leaves."""
-        results = []
+    def results(self, arrays, function=None):
+        """Return the results of all calls, by the op's reference (or another function), for numbers of the leaves."""
+        function, results = function or self.op.reference, []
         for call, use in zip(self.calls, self.uses, strict=True):
             arguments = filled(call.arguments, [arrays[k] for k in use])
-            results.append(several(self.op.reference(*arguments, **call.attributes)))
+            results.append(several(function(*arguments, **call.attributes)))
         return results
 
     def alone(self, i):
@@ -401,7 +401,7 @@ def gradient_equals_differences(plan):
         v = rng.uniform(0.5, 1.5, arrays[k].shape) * rng.choice([-1, 1], arrays[k].shape)
 
         def results(x, k=k):
-            return [y for ys in plan.results([*arrays[:k], x, *arrays[k + 1 :]]) for y in ys]
+            return [y for ys in plan.results([*arrays[:k], x, *arrays[k + 1 :]], plan.op.surrogate) for y in ys]
 
         def loss(x, k=k, results=results):
             return sum(np.sum(w * y) for w, y in zip(itertools.chain(*weights), results(x), strict=True))

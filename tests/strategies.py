@@ -33,7 +33,8 @@ from laws import (
 from autobatch.kernels._op import OPS, Shape
 
 SEEDS = st.integers(0, 2**32 - 1)
-SIZES = st.one_of(st.integers(1, 5), st.integers(1, 5), st.integers(1, 5), st.integers(6, 19))
+SIZES = st.one_of(st.integers(1, 3), st.integers(1, 3), st.integers(1, 9))
+LARGE = st.one_of(SIZES, SIZES, SIZES, st.integers(16, 130))  # of elements with few dims
 
 
 def examples(n):
@@ -44,7 +45,7 @@ def examples(n):
 class Drawn:
     """What `samples` of an op choose from (`Choose`): Hypothesis. With `batched`, each batch has more than one element."""
 
-    def __init__(self, draw, batched=False, sizes=SIZES):
+    def __init__(self, draw, batched=False, sizes=None):
         self.draw, self.batched, self.sizes = draw, batched, sizes
 
     def integer(self, low, high):
@@ -56,8 +57,10 @@ class Drawn:
     def one_of(self, choices):
         return self.draw(st.sampled_from(list(choices)))
 
-    def dims(self, low=1, high=3):
-        return tuple(self.draw(st.lists(self.sizes, min_size=low, max_size=high)))
+    def dims(self, low=1, high=4):
+        rank = self.integer(low, high)
+        first = self.sizes or (LARGE if rank < 3 else SIZES)
+        return tuple(self.draw(self.sizes or SIZES if k else first) for k in range(rank))
 
     def batch(self):
         return self.draw(st.integers(2, 4) if self.batched else st.sampled_from([1, 1, 2, 3]))
@@ -75,7 +78,7 @@ class Random:
     def one_of(self, choices):
         return choices[self.integer(0, len(choices) - 1)]
 
-    def dims(self, low=1, high=3):
+    def dims(self, low=1, high=4):
         return tuple(self.integer(1, 4) for _ in range(self.integer(low, high)))
 
     def batch(self):
@@ -84,7 +87,8 @@ class Random:
 
 def numbers(rng, tensor):
     """Return numbers for a tensor, dims and then the batch."""
-    return rng.uniform(tensor.low, tensor.high, (*tensor.shape.dims, tensor.shape.batch))
+    drawn = rng.uniform(tensor.low, tensor.high, (*tensor.shape.dims, tensor.shape.batch))
+    return drawn if tensor.fit is None else tensor.fit(drawn)
 
 
 def varied(op, sample, integer):

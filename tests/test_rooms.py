@@ -43,13 +43,20 @@ def rooms_in(names):
 
 def test_every_room_is_in_the_list():
     files = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
-    assert files == set(ROOMS)
+    packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")} - {"kernels"}
+    assert files | packages == set(ROOMS)
+
+
+def imports_of(room):
+    """Names of the modules that a room imports: a file, or a package of files."""
+    file = PACKAGE / f"{room}.py"
+    return set().union(*map(imports, [file] if file.exists() else (PACKAGE / room).glob("*.py")))
 
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_imports_point_down(room):
     below = set(ROOMS[ROOMS.index(room) + 1 :])
-    used = rooms_in(imports(PACKAGE / f"{room}.py")) - {room}
+    used = rooms_in(imports_of(room)) - {room}
     assert used <= below, f"{room}.py imports {used - below}, which lie above it"
 
 
@@ -62,7 +69,7 @@ def test_kernels_use_nothing_above_them(path):
 @pytest.mark.parametrize("room", ENGINE)
 def test_the_engine_knows_no_op(room):
     ops = {path.stem for path in KERNELS.glob("*.py") if not path.stem.startswith("_")}
-    used = {n.split(".")[2] for n in imports(PACKAGE / f"{room}.py") if n.startswith("autobatch.kernels.")}
+    used = {n.split(".")[2] for n in imports_of(room) if n.startswith("autobatch.kernels.")}
     assert not used & ops, f"{room}.py imports {used & ops}"
 
 

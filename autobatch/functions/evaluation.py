@@ -1,0 +1,44 @@
+"""Several expressions computed in one pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from autobatch import expression as ex
+from autobatch.expression import Expression, check_expression, owner
+from autobatch.kernels._errors import IndexRangeError, OperandError
+
+
+def _newest(name: str, exprs: Any) -> list[Expression]:
+    if not isinstance(exprs, list):
+        raise OperandError(f"{name}: {ex.describe(exprs)}\n  expected  a list of expressions")
+    if not exprs:
+        raise IndexRangeError(f"{name}: the list of expressions is empty")
+    for k, e in enumerate(exprs, 1):
+        check_expression(name, e, k)
+    return exprs
+
+
+def forward(exprs: list[Expression], recalculate: bool = False) -> None:
+    """Compute all expressions of a list in one pass."""
+    _forward("forward", exprs, recalculate)
+
+
+def _forward(name: str, exprs: Any, recalculate: bool) -> None:
+    expressions = _newest(name, exprs)
+    owner(name, expressions)
+    max(expressions, key=lambda e: e.index).forward(recalculate)
+
+
+def values(exprs: list[Expression], recalculate: bool = False) -> list[Any]:
+    """Compute all expressions of a list in one pass; return the `value()` of each."""
+    _forward("values", exprs, recalculate)
+    return [e.value() for e in exprs]
+
+
+def npvalues(exprs: list[Expression], recalculate: bool = False) -> list[np.ndarray]:
+    """Compute all expressions of a list in one pass; return the `npvalue()` of each."""
+    _forward("npvalues", exprs, recalculate)
+    return [e.npvalue() for e in exprs]

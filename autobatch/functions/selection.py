@@ -1,0 +1,187 @@
+"""Joining, reshaping, selecting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from autobatch import expression as ex
+from autobatch.arguments import _index, _integer, _new_shape, _sequence, _shape
+from autobatch.expression import Expression, check_expression, record, view
+from autobatch.kernels import select
+from autobatch.kernels._errors import ArgumentError, OperandError, ShapeError
+from autobatch.kernels._op import OPS, Op, Shape
+from autobatch.shortcuts import _nary, _part
+
+_CONCATENATE, _TO_BATCH = OPS["concatenate"], OPS["concatenate_to_batch"]
+
+
+def concatenate(exprs: Sequence[Expression], d: int = 0) -> Expression:
+    """Return the expressions one after the other along dim d, which may be the next new one."""
+    if d.__class__ is not int:
+        d = _integer("concatenate", "d", d)
+    table = _CONCATENATE.types.get(d)
+    if table is None:
+        table = _CONCATENATE.types.setdefault(d, {})
+    return _nary(_CONCATENATE, exprs, table, {"d": d})
+
+
+def concatenate_cols(exprs: Sequence[Expression]) -> Expression:
+    """Return the expressions side by side: vectors (n,) become the columns of a matrix."""
+    return concatenate(exprs, 1)
+
+
+def concatenate_to_batch(exprs: Sequence[Expression]) -> Expression:
+    """Return the expressions as elements of one minibatch."""
+    return _nary(_TO_BATCH, exprs, _TO_BATCH.types)
+
+
+# What a selection of an expression of some type becomes: node type and start, once it was asked for. (Parameters and dropped
+# graphs have no lists of their own, so `_part` fails on them and the long way is taken.)
+_RESHAPES: dict[Any, int] = {}
+_PICKS: dict[Any, tuple[int, int, int]] = {}
+
+
+def reshape(x: Expression, d: tuple[int, ...], batch_size: int = 1) -> Expression:
+    """Return the same numbers in other dims (column-major); no copy is made.
+
+    If ``d`` x ``batch_size`` has as many numbers as x in all, these are the new dims; if ``d`` has as many as one element of
+    the minibatch of x, the minibatch is kept.
+    """
+    try:
+        return _part(x, _RESHAPES[x.type, d, batch_size], 0)
+    except (AttributeError, KeyError, TypeError):
+        check_expression("reshape", x)
+    if not isinstance(d, tuple):
+        raise OperandError(f"reshape: dims {ex.describe(d)}\n  expected  a tuple of numbers")
+    old, new = _shape(x), _new_shape("reshape", d, batch_size)
+    if new.total != old.total:
+        if new.size != old.size:
+            raise ShapeError(
+                f"reshape: {new} has {new.total} numbers\n  got       {old}, {old.total} numbers\n  expected  as many numbers"
+            )
+        new = Shape(new.dims, old.batch)
+    e = view("reshape", x, new)
+    _RESHAPES[x.type, d, batch_size] = e.type
+    return e
+
+
+def _selected(op: Op, x: Expression, start: int, attributes: dict[str, Any], walk: Any) -> Expression:
+    """Record a selection: as a view where it takes numbers that lie one after the other."""
+    shape = _shape(x)
+    if select.contiguous(*walk):
+        return view(op.name, x, op.shape((shape,), **attributes), start)
+    return record(op, (x,), attributes, (start,))
+
+
+def pick(e: Expression, index: int = 0, dim: int = 0) -> Expression:
+    """Return the elements with this index along a dim, which vanishes; (n,) gives (1,).
+
+    Raises
+    ------
+    ArgumentError : index out of range; NegativeIndexError for a negative one (``e[-1]`` counts from the end).
+    """
+    try:
+        number, size, stride = _PICKS[e.type, dim]
+        if index.__class__ is int and dim.__class__ is int and 0 <= index < size:
+            return _part(e, number, index * stride)
+    except (AttributeError, KeyError, TypeError):
+        check_expression("pick", e)
+    op, shape = OPS["pick"], _shape(e)
+    dim = _integer("pick", "the dim", dim)
+    op.shape((shape,), dim=dim)
+    size, stride = shape.dims[dim], select.strides_of(shape)[dim]
+    picked = _selected(op, e, _index("pick", "the index", index, size) * stride, {"dim": dim}, select.pick_walk(shape, dim))
+    _PICKS[e.type, dim] = picked.type, size, stride
+    return picked
+
+
+def pick_batch(e: Expression, indices: Sequence[int], dim: int = 0) -> Expression:
+    """Return for each element of the minibatch the elements with its own index along a dim; an unbatched e is repeated."""
+    check_expression("pick_batch", e)
+    op, shape = OPS["pick_batch"], _shape(e)
+    dim, indices = _integer("pick_batch", "the dim", dim), _sequence("pick_batch", "the indices", indices)
+    attributes = {"dim": dim, "count": len(indices)}
+    op.shape((shape,), **attributes)
+    strides = select.strides_of(shape)
+    starts = [
+        _index("pick_batch", "an index", i, shape.dims[dim]) * strides[dim] + (b * shape.size if shape.batch > 1 else 0)
+        for b, i in enumerate(indices)
+    ]
+    return record(op, (e,), attributes, starts)
+
+
+def _range(op: str, x: Expression, steps: Sequence[int], begins: Sequence[int], ends: Sequence[int]) -> Expression:
+    """Record a range with steps in each dim; the lists may be shorter than the dims, or one longer (the batch)."""
+    shape = _shape(x)
+    full = (*shape.dims, shape.batch)
+    if len(begins) > len(full) or not len(steps) == len(begins) == len(ends):
+        raise ArgumentError(
+            f"{op}: {len(begins)} ranges for {shape}\n"
+            f"  expected  at most one for each of the {len(shape.dims)} dims and the batch"
+        )
+    strides, start, sizes, all_steps = select.strides_of(shape), 0, [], []
+    for k, size in enumerate(full):
+        step, begin, end = (steps[k], begins[k], ends[k]) if k < len(begins) else (1, 0, size)
+        what = f"the range of dim {k}" if k < len(shape.dims) else "the range of the batch"
+        step, begin, end = (_integer(op, what, v) for v in (step, begin, end))
+        if step < 1 or not 0 <= begin < end <= size:
+            raise ArgumentError(
+                f"{op}: {what} is {begin}:{end}:{step}\n  expected  0 <= begin < end <= {size}, a step of at least 1"
+            )
+        start += begin * strides[k]
+        sizes.append(-(-(end - begin) // step))
+        all_steps.append(step)
+    attributes = {"steps": tuple(all_steps), "sizes": tuple(sizes)}
+    record_op = OPS["pick_range" if op in ("pick_range", "pickrange") else "strided_select"]
+    return _selected(record_op, x, start, attributes, select.range_walk(shape, **attributes))
+
+
+def pick_range(x: Expression, s: int, e: int, d: int = 0) -> Expression:
+    """Return the elements from s to before e along dim d, which stays."""
+    check_expression("pick_range", x)
+    shape = _shape(x)
+    d = _integer("pick_range", "the dim", d)
+    if not 0 <= d < len(shape.dims):
+        raise ShapeError(f"pick_range: dim {d} of {shape}\n  expected  a dim from 0 to {len(shape.dims) - 1}")
+    ends = [*shape.dims[:d], e]
+    return _range("pick_range", x, [1] * (d + 1), [0] * d + [s], ends)
+
+
+def pickrange(x: Expression, s: int, e: int) -> Expression:
+    """Return the rows from s to before e. (DyNet: deprecated, `pick_range`.)"""
+    return pick_range(x, s, e)
+
+
+def strided_select(e: Expression, strides: Sequence[int], range_from: Sequence[int], range_to: Sequence[int]) -> Expression:
+    """Return ``e[from0:to0:stride0, from1:to1:stride1, ...]``; one more entry than dims addresses the batch."""
+    check_expression("strided_select", e)
+    full = (*_shape(e).dims, _shape(e).batch)
+    strides = _sequence("strided_select", "the strides", strides)
+    range_from = _sequence("strided_select", "the begins", range_from)
+    range_to = _sequence("strided_select", "the ends", range_to)
+    count = max(len(strides), len(range_from), len(range_to))
+    if count > len(full):
+        raise ArgumentError(f"strided_select: {count} ranges for {_shape(e)}\n  expected  at most {len(full)}")
+    steps = [*strides, *[1] * (count - len(strides))]
+    begins = [*range_from, *[0] * (count - len(range_from))]
+    ends = [*range_to, *full[len(range_to) : count]]
+    return _range("strided_select", e, steps, begins, ends)
+
+
+def transpose(x: Expression, dims: Sequence[int] = (1, 0)) -> Expression:
+    """Return x with its axes in another order; (n,) becomes (1,n)."""
+    order = tuple(dims) if isinstance(dims, (tuple, list)) else tuple(_sequence("transpose", "the dims", dims))
+    try:
+        return _part(x, _TRANSPOSES[x.type, order], 0)
+    except (AttributeError, KeyError, TypeError):
+        check_expression("transpose", x)
+    op, shape = OPS["transpose"], _shape(x)
+    axes = tuple(_integer("transpose", "a dim", d) for d in order)
+    op.shape((shape,), dims=axes)
+    e = _selected(op, x, 0, {"dims": axes}, select.transpose_walk(shape, axes))
+    _TRANSPOSES[x.type, order] = e.type
+    return e
+
+
+_TRANSPOSES: dict[Any, int] = {}
