@@ -66,16 +66,32 @@ from autobatch.kernels._errors import (
 from autobatch.params import LookupParameters, Model, ParameterCollection, Parameters
 from autobatch.rnn import LSTMBuilder, RNNState, VanillaLSTMBuilder
 from autobatch.seeds import reset_random_seed
-from autobatch.trainers import AdamTrainer, SimpleSGDTrainer, Trainer
+from autobatch.trainers import (
+    AdadeltaTrainer,
+    AdagradTrainer,
+    AdamTrainer,
+    AmsgradTrainer,
+    CyclicalSGDTrainer,
+    EGTrainer,
+    MomentumSGDTrainer,
+    RMSPropTrainer,
+    SimpleSGDTrainer,
+    Trainer,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdadeltaTrainer",
+    "AdagradTrainer",
     "AdamTrainer",
+    "AmsgradTrainer",
     "ArgumentError",
     "ConstInitializer",
     "ConstructionError",
+    "CyclicalSGDTrainer",
     "DeviceError",
+    "EGTrainer",
     "EmptyListError",
     "Expression",
     "FromFileInitializer",
@@ -87,6 +103,7 @@ __all__ = [
     "LSTMBuilder",
     "LookupParameters",
     "Model",
+    "MomentumSGDTrainer",
     "NegativeIndexError",
     "NormalInitializer",
     "NumericalError",
@@ -95,6 +112,7 @@ __all__ = [
     "ParameterCollection",
     "Parameters",
     "PyInitializer",
+    "RMSPropTrainer",
     "RNNState",
     "SaxeInitializer",
     "ShapeError",
