@@ -7,7 +7,7 @@ import pytest
 
 from autobatch import seeds, trainers
 from autobatch.kernels import _vm
-from autobatch.kernels._errors import ArgumentError, ConstructionError, NumericalError
+from autobatch.kernels._errors import ArgumentError, ConstructionError, ModelFileError, NumericalError
 from autobatch.kernels.update_adam import update_adam
 from autobatch.params import LookupParameters, ParameterCollection
 from autobatch.trainers import AdamTrainer, CyclicalSGDTrainer, EGTrainer, SimpleSGDTrainer, Trainer
@@ -570,6 +570,100 @@ def test_what_moving_averages_refuse():
     trainer.update()
     with pytest.raises(RuntimeError, match="begins with the first update"):
         trainer.cumulative_moving_average()
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("average", [None, 0.9, "cumulative"])
+@pytest.mark.parametrize("name", [*TRAINERS, "EGTrainer"])
+def test_training_goes_on_to_the_bit(tmp_path, model, name, average):
+    def made(m):
+        trainer = getattr(trainers, name)(m, *TRAINERS.get(name, ()))
+        if name == "EGTrainer":
+            trainer.enable_cyclical_learning_rate(0.01, 0.1, 3)
+        return trainer
+
+    def state(m):
+        return [a.tobytes() for p in [*m.parameters_list(), *m.lookup_parameters_list()] for a in (p.values, p.gradients)]
+
+    parameters, rng = network(model), np.random.default_rng(5)
+    if name == "EGTrainer":
+        for p in parameters:
+            p.values[:] = np.abs(p.values) + 0.1
+    steps = [random_gradients(rng, parameters, 3.0) for _ in range(7)]
+    trainer = made(model)
+    trainer.set_clip_threshold(4.0)
+    trainer.set_sparse_updates(False)
+    if average:
+        trainer.cumulative_moving_average(2) if average == "cumulative" else trainer.exponential_moving_average(average)
+    for gradients in steps[:3]:
+        add_gradients(parameters, gradients)
+        trainer.update()
+    if average:
+        trainer.swap_params_to_moving_average()
+    model.save(tmp_path / "model")
+    trainer.save(tmp_path / "trainer")
+
+    again = ParameterCollection(dtype=model.dtype)
+    others, other = network(again), made(again)
+    again.populate(tmp_path / "model")
+    other.populate(tmp_path / "trainer")
+    assert (other.updates, other.learning_rate) == (trainer.updates, trainer.learning_rate)
+    for gradients in steps[3:]:
+        for t, ps in ((trainer, parameters), (other, others)):
+            add_gradients(ps, gradients)
+            t.update()
+    assert state(again) == state(model)
+    if average:
+        for t in (trainer, other):
+            t.swap_params_to_moving_average()
+        assert state(again) == state(model)
+    other.populate(tmp_path / "trainer", 0.5)
+    assert other.learning_rate == 0.5
+
+
+def test_states_that_do_not_fit_change_nothing(tmp_path):
+    path = tmp_path / "state"
+    model = ParameterCollection()
+    p = model.add_parameters(3)
+    trainer = AdamTrainer(model)
+    with pytest.raises(FileNotFoundError, match="cannot be read"):
+        trainer.populate(path)
+    p.gradients[:] = 1
+    trainer.update()
+    trainer.save(path)
+    whole = path.read_bytes()
+    before = [m.tobytes() for m in trainer._moments[p.pid]]
+
+    def refused(t, text):
+        with pytest.raises(ModelFileError, match=text):
+            t.populate(path)
+
+    refused(SimpleSGDTrainer(model), "another trainer\n  got       AdamTrainer\n  expected  SimpleSGDTrainer")
+    other = ParameterCollection()
+    refused(AdamTrainer(other), "1 parameters\n  expected  0")
+    other.add_parameters(4)
+    refused(AdamTrainer(other), "does not fit /_0\n  got       3 float32 numbers\n  expected  4 float32 numbers")
+    wide = ParameterCollection(dtype="float64")
+    wide.add_parameters(3)
+    refused(AdamTrainer(wide), "3 float32 numbers\n  expected  3 float64 numbers")
+    rng = np.random.default_rng(1)
+    for _ in range(300):
+        data = bytearray(whole)
+        kind, at = rng.integers(3), rng.integers(len(data))
+        if kind == 0:
+            data[at] ^= 1 << int(rng.integers(8))
+        elif kind == 1:
+            del data[at:]
+        else:
+            del data[at : at + 5]
+        path.write_bytes(data)
+        try:
+            trainer.populate(path)
+        except ModelFileError as error:
+            assert str(path) in str(error)
+        assert [m.tobytes() for m in trainer._moments[p.pid]] == before and trainer.updates == 1
 
 
 # DyNet ----------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -89,3 +91,30 @@ class MovingAverage:
                 if p.pid in self.saved:
                     p.values[:] = self.saved[p.pid]
         self.swapped, self.saved = False, None
+
+    # Files
+
+    def about(self) -> dict[str, Any]:
+        """Return what is no array, for a file."""
+        return {"beta": self.beta, "every": self.every, "count": self.count, "swapped": self.swapped}
+
+    def arrays(self, everything: list[Storage]) -> dict[str, NDArray[np.floating]]:
+        """Return the arrays, for a file: by what they are and the number of the parameter."""
+        result = {f"average of {k}": self.averages[p.pid] for k, p in enumerate(everything) if p.pid in self.averages}
+        saved = self.saved or {}
+        return result | {f"saved of {k}": saved[p.pid] for k, p in enumerate(everything) if p.pid in saved}
+
+    @classmethod
+    def restored(cls, collection: ParameterCollection, about: dict[str, Any]) -> MovingAverage:
+        """Return an average as a file describes it, without its arrays."""
+        result = cls(collection, 0, about["every"], about["beta"])
+        result.count, result.swapped = int(about["count"]), bool(about["swapped"])
+        return result
+
+    def take(self, everything: list[Storage], arrays: dict[str, NDArray[np.floating]]) -> None:
+        """Take the arrays of a file."""
+        for k, p in enumerate(everything):
+            if f"average of {k}" in arrays:
+                self.of(p)[:] = arrays[f"average of {k}"]
+        saved = {p.pid: arrays[f"saved of {k}"].copy() for k, p in enumerate(everything) if f"saved of {k}" in arrays}
+        self.saved = saved or None

@@ -47,28 +47,24 @@ class SimpleSGDTrainer(Trainer):
         numbers[0] = self._learning_rate * scale
 
 
-class Cycle:
-    """A learning rate that goes up and down: "exp range" of Smith 2017 (arXiv 1506.01186), triangles of falling height.
+def cyclical(t: int, low: float, high: float, step_size: float, gamma: float) -> float:
+    """Return the learning rate after update t: it goes up and down in triangles of falling height.
 
         c = ⌊1 + t / 2s⌋        x = |t / s - 2c + 1|        η = min + max(0, 1 - x) (max - min) γᵗ
 
-    after each update, then t += 1.
+    Source: "exp range" of Smith 2017, "Cyclical learning rates for training neural networks".
     """
+    c = math.floor(1 + t / (2 * step_size))
+    x = abs(t / step_size - 2 * c + 1)
+    return low + max(0.0, 1 - x) * (high - low) * gamma**t
 
-    def __init__(self, trainer: Trainer, low: float, high: float, step_size: float, gamma: float) -> None:
-        self.low, self.high = single("learning_rate_min", low), single("learning_rate_max", high)
-        self.step_size, self.gamma = single("step_size", step_size), single("gamma", gamma)
-        if not self.step_size > 0:
-            raise ArgumentError(f"{trainer.whoami()}: step_size is {step_size}\n  expected  a number of updates above 0")
-        self.t = 0
 
-    def step(self) -> float:
-        """Return the learning rate of the next update."""
-        t, s = self.t, self.step_size
-        c = math.floor(1 + t / (2 * s))
-        x = abs(t / s - 2 * c + 1)
-        self.t += 1
-        return self.low + max(0.0, 1 - x) * (self.high - self.low) * self.gamma**t
+def _cycle(trainer: Trainer, low: float, high: float, step_size: float, gamma: float) -> tuple[float, float, float, float]:
+    """Return the numbers of a cycle, checked."""
+    numbers = single("learning_rate_min", low), single("learning_rate_max", high), single("step_size", step_size)
+    if not numbers[2] > 0:
+        raise ArgumentError(f"{trainer.whoami()}: step_size is {step_size}\n  expected  a number of updates above 0")
+    return (*numbers, single("gamma", gamma))
 
 
 class CyclicalSGDTrainer(Trainer):
@@ -83,11 +79,12 @@ class CyclicalSGDTrainer(Trainer):
 
     Source
     ------
-    Smith 2017, "Cyclical learning rates for training neural networks"; see `Cycle` for the formula. As in DyNet, η is
+    Smith 2017, "Cyclical learning rates for training neural networks"; see `cyclical` for the formula. As in DyNet, η is
     `learning_rate_min` for the first two updates.
     """
 
     rule = update_sgd
+    constants = ("_cycle",)
 
     def __init__(
         self,
@@ -98,13 +95,13 @@ class CyclicalSGDTrainer(Trainer):
         gamma: float = 1.0,
     ) -> None:
         super().__init__(m, learning_rate_min)
-        self._cycle = Cycle(self, learning_rate_min, learning_rate_max, step_size, gamma)
+        self._cycle = _cycle(self, learning_rate_min, learning_rate_max, step_size, gamma)
 
     def _fill(self, numbers: NDArray[np.float64], scale: float) -> None:
         numbers[0] = self._learning_rate * scale
 
     def _finish(self) -> None:
-        self.learning_rate = self._cycle.step()
+        self.learning_rate = cyclical(self.updates - 1, *self._cycle)
 
 
 class MomentumSGDTrainer(Trainer):
@@ -128,6 +125,7 @@ class MomentumSGDTrainer(Trainer):
 
     rule = update_momentum
     moments = 1
+    constants = ("_momentum",)
 
     def __init__(self, m: ParameterCollection, learning_rate: float = 0.01, mom: float = 0.9) -> None:
         super().__init__(m, learning_rate)
@@ -153,6 +151,7 @@ class AdagradTrainer(Trainer):
 
     rule = update_adagrad
     moments = 1
+    constants = ("_eps",)
 
     def __init__(self, m: ParameterCollection, learning_rate: float = 0.1, eps: float = 1e-20) -> None:
         super().__init__(m, learning_rate)
@@ -182,6 +181,7 @@ class AdadeltaTrainer(Trainer):
 
     rule = update_adadelta
     moments = 2
+    constants = ("_eps", "_rho")
 
     def __init__(self, m: ParameterCollection, eps: float = 1e-6, rho: float = 0.95) -> None:
         super().__init__(m, 1.0)
@@ -208,6 +208,7 @@ class RMSPropTrainer(Trainer):
 
     rule = update_rmsprop
     moments = 1
+    constants = ("_eps", "_rho")
 
     def __init__(self, m: ParameterCollection, learning_rate: float = 0.001, eps: float = 1e-8, rho: float = 0.9) -> None:
         super().__init__(m, learning_rate)
@@ -243,6 +244,7 @@ class AdamTrainer(Trainer):
 
     rule = update_adam
     moments = 2
+    constants = ("_betas", "_eps")
 
     def __init__(
         self, m: ParameterCollection, alpha: float = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, eps: float = 1e-8
@@ -301,11 +303,13 @@ class EGTrainer(Trainer):
     rule = update_exponentiated
     moments = 1
     by_rows = True
+    constants = ("_momentum", "_cycle", "_start")
 
     def __init__(self, m: ParameterCollection, learning_rate: float = 0.1, mom: float = 0.9, ne: float = 0.0) -> None:
         super().__init__(m, learning_rate)
         self._momentum = _in(self, "mom", mom, 0, 1)
-        self._cycle: Cycle | None = None
+        self._cycle: tuple[float, float, float, float] | None = None
+        self._start = 0  # updates before the cycle began
 
     def enable_cyclical_learning_rate(
         self,
@@ -315,11 +319,12 @@ class EGTrainer(Trainer):
         gamma: float = 0.0,
     ) -> None:
         """Let η go up and down as that of `CyclicalSGDTrainer` does. (DyNet: ``enableCyclicalLR``, with these defaults.)"""
-        self._cycle = Cycle(self, learning_rate_min, learning_rate_max, step_size, gamma)
+        self._cycle = _cycle(self, learning_rate_min, learning_rate_max, step_size, gamma)
+        self._start = self.updates
 
     def _fill(self, numbers: NDArray[np.float64], scale: float) -> None:
         numbers[:2] = self._learning_rate * scale, self._momentum
 
     def _finish(self) -> None:
         if self._cycle is not None:
-            self.learning_rate = self._cycle.step()
+            self.learning_rate = cyclical(self.updates - self._start - 1, *self._cycle)

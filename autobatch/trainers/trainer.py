@@ -24,15 +24,16 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from autobatch import params
+from autobatch import files, params
 from autobatch.initializers import number as as_number
-from autobatch.kernels._errors import ArgumentError, ConstructionError, NumericalError, message
+from autobatch.kernels._errors import ArgumentError, ConstructionError, ModelFileError, NumericalError, message
 from autobatch.kernels._jit import ACCUMULATE, Kernel
 from autobatch.kernels._vm import run
 from autobatch.kernels.update_norm import update_norm
 from autobatch.kernels.update_rows import update_forget, update_rows
 from autobatch.kernels.update_scale import update_scale
 from autobatch.params import LookupParameters, ParameterCollection, Storage
+from autobatch.trainers import state
 from autobatch.trainers.averages import MovingAverage
 from autobatch.trainers.tables import Rows, Table, address_of
 
@@ -78,6 +79,7 @@ class Trainer:
 
     rule: ClassVar[Kernel]  # slots: values, gradients, moments ..., numbers
     moments: ClassVar[int] = 0  # arrays of the parameter's size, zero at first
+    constants: ClassVar[tuple[str, ...]] = ()  # attributes that belong to the state in a file: numbers of the rule
     by_rows: ClassVar[bool] = False  # a row of a look-up table is an item of its own, also where all rows are updated
 
     def __init__(self, m: ParameterCollection, learning_rate: float) -> None:
@@ -331,6 +333,83 @@ class Trainer:
         """
         if self._average is not None:
             self._average.swap_back(asked=True)
+
+    # Files
+
+    def save(self, fname: files.Path) -> None:
+        """Write to a file all that the trainer knows beside the parameters: moments, counters, settings, averages.
+
+        Parameters
+        ----------
+        fname : path; the file is a NumPy archive (.npz).
+
+        Raises
+        ------
+        OSError
+            The file cannot be written; an old one stays.
+
+        Notes
+        -----
+        With ``model.save`` and ``model.populate`` training goes on to the bit. DyNet saves trainers in C++ only, in
+        another format.
+        """
+        everything = self._everything()
+        about: dict[str, Any] = {
+            "trainer": self.whoami(),
+            "parameters": state.listed(everything),
+            "learning_rate": self._learning_rate,
+            "threshold": self._threshold,
+            "sparse": self._sparse,
+            "counters": [self.updates, self._updates_since, self._clips],
+            "constants": {name: getattr(self, name) for name in self.constants},
+            "average": None if self._average is None else self._average.about(),
+        }
+        arrays = {
+            f"moment {j} of {k}": array
+            for k, p in enumerate(everything)
+            for j, array in enumerate(self._moments.get(p.pid, ()))
+        }
+        if self._average is not None:
+            arrays |= self._average.arrays(everything)
+        state.write(files.path_of("save", fname), about, arrays)
+
+    def populate(self, fname: files.Path, learning_rate: float | None = None) -> None:
+        """Set all that the trainer knows beside the parameters to what a file says.
+
+        Parameters
+        ----------
+        fname : path of a file that `save` of a trainer of this class wrote, for parameters of the same sizes in the same order
+            (further ones may have come after them).
+        learning_rate : η, in place of that of the file.
+
+        Raises
+        ------
+        MissingFileError, ModelFileError
+            No such file, a damaged one, one of another trainer or of other parameters; nothing was changed. (RuntimeErrors)
+        """
+        path, everything = files.path_of("populate", fname), self._everything()
+        sizes = {f"moment {j} of {k}": (p.values.size, p.dtype) for k, p in enumerate(everything) for j in range(self.moments)}
+        sizes |= {f"{what} of {k}": (p.values.size, p.dtype) for k, p in enumerate(everything) for what in ("average", "saved")}
+        rate = None if learning_rate is None else single("learning_rate", learning_rate)
+        about, arrays = state.read(path, self.whoami(), everything, sizes)
+        try:
+            updates, since, clips = map(int, about["counters"])
+            constants = {name: about["constants"][name] for name in self.constants}
+            average = None if about["average"] is None else MovingAverage.restored(self._collection, about["average"])
+            numbers = float(about["learning_rate"]), float(about["threshold"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelFileError(f"{path}: damaged: {error}") from None
+        for k, p in enumerate(everything):
+            for j, moment in enumerate(self._moments_of(p)):
+                moment[:] = arrays.get(f"moment {j} of {k}", 0)
+        if average is not None:
+            average.take(everything, arrays)
+        self._average = average
+        self._learning_rate, self._threshold = numbers if rate is None else (rate, numbers[1])
+        self.set_sparse_updates(about["sparse"])
+        self.updates, self._updates_since, self._clips = updates, since, clips
+        for name, value in constants.items():
+            setattr(self, name, tuple(value) if isinstance(value, list) else value)
 
     # Reports and old names
 
