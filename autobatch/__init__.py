@@ -66,6 +66,7 @@ from autobatch.kernels._errors import (
     StaleExpressionError,
 )
 from autobatch.params import LookupParameters, Model, ParameterCollection, Parameters
+from autobatch.persist import load, load_generator, save
 from autobatch.rnn import LSTMBuilder, RNNState, VanillaLSTMBuilder
 from autobatch.seeds import reset_random_seed
 from autobatch.trainers import (
@@ -149,6 +150,8 @@ __all__ = [
     "free_memory",
     "inputTensor",
     "inputVector",
+    "load",
+    "load_generator",
     "log",
     "log_softmax",
     "logistic",
@@ -169,6 +172,7 @@ __all__ = [
     "renew_cg",
     "reset_random_seed",
     "reshape",
+    "save",
     "scalarInput",
     "softmax",
     "sqrt",

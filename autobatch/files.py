@@ -148,8 +148,7 @@ def write(path: str, entries: Sequence[Entry], append: bool = False) -> None:
             raise ModelFileError(f"{path}: the last line is cut off, so nothing was added to it")
     with replaced(path) as (file,):
         file.write(old_text)
-        for entry in entries:
-            _write_entry(file, entry)
+        write_entries(file, entries)
 
 
 def read(path: str) -> list[Entry]:
@@ -176,6 +175,12 @@ def is_safetensors(path: str) -> bool:
 
 
 # DyNet's format -------------------------------------------------------------------------------------------------------
+
+
+def write_entries(file: BinaryIO, entries: Sequence[Entry]) -> None:
+    """Write entries in DyNet's format to an open file."""
+    for entry in entries:
+        _write_entry(file, entry)
 
 
 def _write_entry(file: BinaryIO, entry: Entry) -> None:

@@ -701,7 +701,7 @@ class ParameterCollection:
 
     def parameter_count(self) -> int:
         """Return how many numbers all parameters and tables have together."""
-        return sum(p.values.size for p in [*self._members, *self._tables])
+        return sum(p.values.size for p in self._everything())
 
     def name(self) -> str:
         """Return the full name: "/" for an outermost collection, else for example "/encoder/"."""
@@ -731,8 +731,7 @@ class ParameterCollection:
         """
         prefix = files.check_key("save", name) or self._prefix
         prefix = prefix if prefix.endswith("/") else prefix + "/"
-        everything: list[Storage] = [*self._members, *self._tables]
-        entries = [p._entry(prefix + p.name()[len(self._prefix) :]) for p in everything]
+        entries = [p._entry(prefix + p.name()[len(self._prefix) :]) for p in self._everything()]
         files.write(files.path_of("save", fname), entries, bool(append))
 
     def populate(self, fname: files.Path, key: str = "") -> None:
@@ -752,14 +751,20 @@ class ParameterCollection:
         prefix = files.check_key("populate", key)
         prefix = prefix if not prefix or prefix.endswith("/") else prefix + "/"
         entries = [entry for entry in files.read(path) if entry.name.startswith(prefix)]
-        everything: list[Storage] = [*self._members, *self._tables]
+        self._fill(path, f" under {prefix}" if prefix else "", entries)
+
+    def _everything(self) -> list[Storage]:
+        return [*self._members, *self._tables]
+
+    def _fill(self, path: str, under: str, entries: Sequence[files.Entry]) -> None:
+        """Take the numbers of entries, in their order, or raise and change nothing."""
+        everything = self._everything()
         chosen = [entry for kind in (files.PARAMETER, files.TABLE) for entry in entries if entry.kind == kind]
         counts = [
             " and ".join(f"{kinds.count(kind)} {kind}s" for kind in (files.PARAMETER, files.TABLE))
             for kinds in ([e.kind for e in entries], [p._kind for p in everything])
         ]
         if counts[0] != counts[1]:
-            under = f" under {prefix}" if prefix else ""
             raise ModelFileError(message(f"{path}{under} does not fit {self._prefix}", counts[0], counts[1]))
         for p, entry in zip(everything, chosen, strict=True):
             p._check_entry(path, entry)
@@ -768,40 +773,47 @@ class ParameterCollection:
 
     def load_param(self, fname: files.Path, key: str) -> Parameters:
         """Make a parameter of the dims, the name and the numbers of an entry of a file (see `Parameters.populate`)."""
-        entry, values = self._load("load_param", fname, files.PARAMETER, key)
-        result = _new(Parameters)
-        result._begin(entry.name, entry.dims, values)
-        for collection in self._and_outer():
-            collection._members.append(result)
-        result._take(entry)
-        _changed()
+        result: Parameters = self._load("load_param", fname, files.PARAMETER, key)
         return result
 
     def load_lookup_param(self, fname: files.Path, key: str) -> LookupParameters:
         """Make a look-up table of the dims, the name and the numbers of an entry of a file (see `Parameters.populate`)."""
-        entry, values = self._load("load_lookup_param", fname, files.TABLE, key)
-        result = _new(LookupParameters)
-        result._begin(entry.name, entry.dims, values)
-        for collection in self._and_outer():
-            collection._tables.append(result)
-        result._take(entry)
-        _changed()
+        result: LookupParameters = self._load("load_lookup_param", fname, files.TABLE, key)
         return result
 
-    def _load(self, what: str, fname: Any, kind: str, key: Any) -> tuple[files.Entry, NDArray[np.floating]]:
-        """Return an entry of a file, and memory for its values."""
+    def _load(self, what: str, fname: Any, kind: str, key: Any) -> Any:
         path = files.path_of(what, fname)
         if not isinstance(key, str):
             raise OperandError(f"{what}: key is {describe(key)}\n  expected  a str")
-        entry = _find(path, files.read(path), kind, key)
-        dims = _check_dims(path, entry.dims)
-        return entry, aligned(math.prod(dims), self.dtype)
+        return self._add_entry(path, _find(path, files.read(path), kind, key))
+
+    def _add_entry(self, path: str, entry: files.Entry) -> Any:
+        """Make a parameter, or a table, of the dims, the name and the numbers of an entry of a file."""
+        dims = _check_dims(f"{path}: {entry.name}", entry.dims)
+        made: Any = _new(Parameters if entry.kind == files.PARAMETER else LookupParameters)
+        made._begin(entry.name, dims, aligned(math.prod(dims), self.dtype))
+        made._check_entry(path, entry)
+        made._take(entry)
+        for collection in self._and_outer():
+            (collection._members if entry.kind == files.PARAMETER else collection._tables).append(made)
+        _changed()
+        return made
+
+    def _mark(self) -> Any:
+        """Return what `_undo` needs to take back all parameters made after it."""
+        return [(c, len(c._members), len(c._tables), dict(c._namesakes), dict(c._inner_namesakes)) for c in self._and_outer()]
+
+    def _undo(self, mark: Any) -> None:
+        for collection, members, tables, namesakes, inner in mark:
+            del collection._members[members:], collection._tables[tables:]
+            collection._namesakes, collection._inner_namesakes = namesakes, inner
+        _changed()
 
     # Training
 
     def reset_gradient(self) -> None:
         """Set the gradients of all parameters and tables to 0 (DyNet has it in C++ only)."""
-        for p in [*self._members, *self._tables]:
+        for p in self._everything():
             p._reset_gradient()
 
     def get_weight_decay(self) -> float:

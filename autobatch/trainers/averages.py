@@ -38,9 +38,6 @@ class MovingAverage:
         self._numbers = np.zeros(2)
         self._table, self._revision = Table(), -1
 
-    def _everything(self) -> list[Storage]:
-        return [*self.collection.parameters_list(), *self.collection.lookup_parameters_list()]
-
     def of(self, p: Storage) -> NDArray[np.floating]:
         """Return the average of a parameter, zeros if it is new."""
         if p.pid not in self.averages:
@@ -54,7 +51,7 @@ class MovingAverage:
         if self._revision != params.revision():
             kernel, numbers = update_average.address(self.collection.dtype), (address_of(self._numbers), 0)
             self._table, self._revision = Table(), params.revision()
-            for p in self._everything():
+            for p in self.collection._everything():
                 slots = [(address_of(self.of(p)), 0), (address_of(p.values), 0), numbers]
                 self._table.add(kernel, 1, [p.values.size], slots)
             self._table.close()
@@ -69,7 +66,7 @@ class MovingAverage:
             raise ConstructionError("moving average: there has been no update yet, so there is no average")
         if self.swapped:
             return
-        everything = self._everything()
+        everything = self.collection._everything()
         self.saved = {p.pid: p.values.copy() for p in everything} if save else None
         self.swapped = True
         scale = 1 / (1 - self.beta**self.count) if correct and self.beta is not None else 1.0
@@ -87,7 +84,7 @@ class MovingAverage:
                     "moving average: the weights were not saved\n  try       swap_params_to_moving_average(save_weights=True)"
                 )
         else:
-            for p in self._everything():
+            for p in self.collection._everything():
                 if p.pid in self.saved:
                     p.values[:] = self.saved[p.pid]
         self.swapped, self.saved = False, None

@@ -144,16 +144,13 @@ class Trainer:
     def _finish(self) -> None:
         """Do what a rule does after each update."""
 
-    def _everything(self) -> list[Storage]:
-        return [*self._collection.parameters_list(), *self._collection.lookup_parameters_list()]
-
     def _fill(self, numbers: NDArray[np.float64], scale: float) -> None:
         """Write the numbers the rule's kernel reads; `scale` is the factor of the gradients that clipping asks for."""
         raise NotImplementedError
 
     def _not_finite(self, norm: float) -> str:
         """Return the text of the error for a norm that is not finite."""
-        everything = self._everything()
+        everything = self._collection._everything()
         lines = []
         for p in everything:
             wrong = p.gradients.size - np.count_nonzero(np.isfinite(p.gradients))
@@ -175,7 +172,7 @@ class Trainer:
         )
         survey, steps = Table(), Table()
         numbers = address_of(self._numbers)
-        everything = self._everything()
+        everything = self._collection._everything()
         trained = [p for p in everything if p.is_updated()]
 
         # values, gradients, then for a table touched, then moments
@@ -353,7 +350,7 @@ class Trainer:
         With ``model.save`` and ``model.populate`` training goes on to the bit. DyNet saves trainers in C++ only, in
         another format.
         """
-        everything = self._everything()
+        everything = self._collection._everything()
         about: dict[str, Any] = {
             "trainer": self.whoami(),
             "parameters": state.listed(everything),
@@ -387,7 +384,7 @@ class Trainer:
         MissingFileError, ModelFileError
             No such file, a damaged one, one of another trainer or of other parameters; nothing was changed. (RuntimeErrors)
         """
-        path, everything = files.path_of("populate", fname), self._everything()
+        path, everything = files.path_of("populate", fname), self._collection._everything()
         sizes = {f"moment {j} of {k}": (p.values.size, p.dtype) for k, p in enumerate(everything) for j in range(self.moments)}
         sizes |= {f"{what} of {k}": (p.values.size, p.dtype) for k, p in enumerate(everything) for what in ("average", "saved")}
         rate = None if learning_rate is None else single("learning_rate", learning_rate)
