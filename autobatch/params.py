@@ -21,6 +21,8 @@ stored is θ w, what a graph sees is the same to rounding. Hence `as_array()` gi
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import math
 import operator
 from collections.abc import Iterator, Sequence
@@ -856,7 +858,25 @@ def _numbered(name: str, namesakes: dict[str, int]) -> str:
     return f"{name}_{count}" if count or not name else name
 
 
+@contextlib.contextmanager
+def room_for(numbers: int) -> Iterator[None]:
+    """Let no more than so many numbers be made, in all parameters together: what a file holds, while it is loaded."""
+    token = _room.set([numbers])
+    try:
+        yield
+    finally:
+        _room.reset(token)
+
+
+_room: contextvars.ContextVar[list[int] | None] = contextvars.ContextVar("room", default=None)
+
+
 def _initial(initializer: PyInitializer, dims: tuple[int, ...], dtype: str) -> NDArray[np.floating]:
+    room, size = _room.get(), math.prod(dims)
+    if room is not None:
+        room[0] -= size
+        if room[0] < 0:
+            raise ArgumentError(f"a parameter {dims} of {size:,} numbers is more than the file holds")
     values = aligned(math.prod(dims), dtype)
     initializer.fill(values, dims)
     return values

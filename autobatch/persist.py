@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from autobatch import files
 from autobatch.expression import describe
 from autobatch.kernels._errors import ArgumentError, MissingFileError, ModelFileError, OperandError
-from autobatch.params import LookupParameters, ParameterCollection, Parameters, Storage
+from autobatch.params import LookupParameters, ParameterCollection, Parameters, Storage, room_for
 
 _DYNET = ("_dynet", "dynet")  # modules that its classes lie in
 
@@ -152,7 +152,8 @@ def _made(path: str, about: Any, entries: dict[tuple[str, str], files.Entry], pa
     cls, spec, name = about
     before = params._mark()
     try:
-        made = cls.from_spec(spec, params)
+        with room_for(sum(entry.values.size for (_, full), entry in entries.items() if full.startswith(name))):
+            made = cls.from_spec(spec, params)
         collection = made.param_collection()
     except Exception as error:
         params._undo(before)

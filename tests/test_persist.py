@@ -98,8 +98,10 @@ def test_a_failed_load_leaves_the_collection_as_it_was(tmp_path):
         "no Parameter /nix": ("Parameters", "/nix"),
         r"object 1 is \('Parameters', 3\)": ("Parameters", 3),
         "object 1 is 7": 7,
-        "/pair/_0 does not fit": (Pair, (3,), "/pair/"),
-        "under /nix/ does not fit": (Pair, (3,), "/nix/"),
+        "of 15 numbers is more than the file holds": (Pair, (5,), "/pair/"),
+        "more than the file holds": (Pair, (2**30,), "/pair/"),
+        "/pair/_0 does not fit": (Pair, (1,), "/pair/"),
+        "is more than the file": (Pair, (3,), "/nix/"),
         r"Pair.from_spec\(\(-1,\), ...\) failed": (Pair, (-1,), "/pair/"),
     }.items():
         (tmp_path / "base.data").write_bytes(data)
