@@ -16,7 +16,7 @@ from autobatch.cg import (
     renew_cg,
 )
 from autobatch.expression import Expression
-from autobatch.functions.arithmetic import average, cdiv, cmult, esum
+from autobatch.functions.arithmetic import average, cdiv, cmult, esum, logsumexp
 from autobatch.functions.elementwise import exp, log, logistic, rectify, sqrt, square, tanh
 from autobatch.functions.evaluation import forward, npvalues, values
 from autobatch.functions.gradients import nobackprop
@@ -24,10 +24,15 @@ from autobatch.functions.linear import affine_transform, dot_product, squared_di
 from autobatch.functions.losses import log_softmax, pickneglogsoftmax, pickneglogsoftmax_batch, softmax
 from autobatch.functions.noise import dropout
 from autobatch.functions.reductions import (
+    cumsum,
+    kmax_pooling,
     l2_norm,
+    logsumexp_dim,
+    max_dim,
     mean_batches,
     mean_dim,
     mean_elems,
+    min_dim,
     moment_batches,
     moment_dim,
     moment_elems,
@@ -133,6 +138,7 @@ __all__ = [
     "configured",
     "const_parameter",
     "constant",
+    "cumsum",
     "current_graph",
     "dot_product",
     "dropout",
@@ -142,16 +148,21 @@ __all__ = [
     "free_memory",
     "inputTensor",
     "inputVector",
+    "kmax_pooling",
     "l2_norm",
     "log",
     "log_softmax",
     "logistic",
+    "logsumexp",
+    "logsumexp_dim",
     "lookup",
     "lookup_batch",
+    "max_dim",
     "mean_batches",
     "mean_dim",
     "mean_elems",
     "memory",
+    "min_dim",
     "moment_batches",
     "moment_dim",
     "moment_elems",

@@ -152,6 +152,8 @@ def dims_shape(name: str) -> Callable[..., Shape]:
 
     def rule(shapes: Sequence[Shape], dims: tuple[int, ...], batch: bool, r: int = 1) -> Shape:
         x = shapes[0]
+        if not dims and not batch:
+            raise wrong(name, "there is nothing to reduce", [x], "at least one dim in the list d, or b=True")
         for d in dims:
             _reduce.check_dim(name, x, d)
         if len(set(dims)) < len(dims):
@@ -185,9 +187,9 @@ def dims_reference(function: Callable[..., Any], name: str) -> Callable[..., Any
 def some_dims(choose: Any) -> tuple[Tensor, list[int], bool, int]:
     """Draw an argument, dims of it, whether over the batch, and how many numbers go into one."""
     dims, batch = choose.dims(), choose.batch()
-    d = [k for k in range(len(dims)) if choose.integer(0, 1)]
-    d = d[::-1] if choose.integer(0, 1) else d
     b = bool(choose.integer(0, 2) == 0)
+    d = [k for k in range(len(dims)) if choose.integer(0, 1)]
+    d = d[::-1] if d or b else [choose.integer(0, len(dims) - 1)]
     x = Shape(dims, batch)
     return Tensor(x), d, b, int(np.prod([dims[k] for k in d])) * (batch if b else 1)
 

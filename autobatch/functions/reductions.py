@@ -145,3 +145,77 @@ def _size(name: str, n: Any) -> int:
     if n < 0:
         raise NegativeIndexError(f"{name}: n is {n}\n  expected  how many numbers are meant, or 0 for all")
     return n
+
+
+# Along one dim --------------------------------------------------------------------------------------------------------
+
+
+def cumsum(x: Expression, d: int = 0) -> Expression:
+    """Return the running sum along dim d, of the dims of x. Any rank (DyNet: 3).
+
+    Raises
+    ------
+    ShapeError : x has no dim d.
+    """
+    return _along(OPS["cumsum"], x, d)
+
+
+def max_dim(x: Expression, d: int = 0) -> Expression:
+    """Return the largest numbers along dim d, which vanishes; NaN where there is one. Any rank (DyNet: 3).
+
+    The gradient goes to the first of equal ones.
+
+    Raises
+    ------
+    ShapeError : x has no dim d.
+    """
+    return _along(OPS["max_dim"], x, d)
+
+
+def min_dim(x: Expression, d: int = 0) -> Expression:
+    """Return the smallest numbers along dim d, which vanishes; NaN where there is one. Any rank (DyNet: 3).
+
+    The gradient goes to the first of equal ones.
+
+    Raises
+    ------
+    ShapeError : x has no dim d.
+    """
+    return _along(OPS["min_dim"], x, d)
+
+
+def logsumexp_dim(x: Expression, d: int = 0) -> Expression:
+    """Return log Σ eˣ along dim d, which vanishes, without overflow; -inf where all are -inf. Any rank (DyNet: 2).
+
+    Raises
+    ------
+    ShapeError : x has no dim d.
+    """
+    return _along(OPS["logsumexp_dim"], x, d)
+
+
+def _along(op: Op, x: Expression, d: Any) -> Expression:
+    e = _attributed(op, x, d)
+    if e is None:
+        check_expression(op.name, x)
+        d = _integer(op.name, "the dim", d)
+        e = record(op, (x,), {"d": d}, key=(d, x.type))
+    return e
+
+
+def kmax_pooling(x: Expression, k: int, d: int = 1) -> Expression:
+    """Return the k largest numbers along dim d in their original order; the size of dim d becomes k.
+
+    Of equal numbers the first are taken. Any rank.
+
+    Raises
+    ------
+    ShapeError : x has no dim d, or that is smaller than k; ArgumentError for k below 1.
+    """
+    op = OPS["kmax_pooling"]
+    e = _attributed(op, x, (k, d))
+    if e is None:
+        check_expression("kmax_pooling", x)
+        k, d = _integer("kmax_pooling", "k", k), _integer("kmax_pooling", "the dim", d)
+        e = record(op, (x,), {"k": k, "d": d}, key=((k, d), x.type))
+    return e
