@@ -23,6 +23,7 @@ from autobatch.functions.gradients import nobackprop
 from autobatch.functions.linear import affine_transform, dot_product, squared_distance
 from autobatch.functions.losses import log_softmax, pickneglogsoftmax, pickneglogsoftmax_batch, softmax
 from autobatch.functions.noise import dropout
+from autobatch.functions.normalization import layer_norm, weight_norm
 from autobatch.functions.reductions import (
     cumsum,
     kmax_pooling,
@@ -150,6 +151,7 @@ __all__ = [
     "inputVector",
     "kmax_pooling",
     "l2_norm",
+    "layer_norm",
     "log",
     "log_softmax",
     "logistic",
@@ -197,6 +199,7 @@ __all__ = [
     "transpose",
     "values",
     "vecInput",
+    "weight_norm",
     "zeroes",
     "zeros",
 ]

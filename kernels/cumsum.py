@@ -79,9 +79,7 @@ CUMSUM = Op(
     name="cumsum",
     doc=__doc__,
     shape=_shape,
-    lower=lambda shapes, out, shared, d: Lowering(
-        cumsum, along(shapes[0], d), (Operand(backward=cumsum_gradient, needs=()),)
-    ),
+    lower=lambda shapes, out, shared, d: Lowering(cumsum, along(shapes[0], d), (Operand(backward=cumsum_gradient, needs=()),)),
     reference=lambda x, d=0: np.cumsum(x, axis=d),
     samples=_samples,
     shapes="any -> as x",

@@ -57,6 +57,7 @@ TAKES = {
     "cumsum": ranks_up_to(3),
     "dropout": lambda wanted, call: call.arguments[1] == 0,  # the masks are others
     "kmax_pooling": ranks_up_to(3),
+    "layer_norm": lambda wanted, call: ranks_up_to(2)(wanted, call) and wanted[0].shape.size > 1,  # NaN of one number
     # a matrix of one column gets numbers of its own
     "logsumexp_dim": lambda wanted, call: ranks_up_to(2)(wanted, call) and wanted[0].shape.dims[1:] != (1,),
     "max_dim": ranks_up_to(3),
@@ -73,6 +74,7 @@ TAKES = {
     "std_elems": lambda wanted, call: ranks_up_to(2)(wanted, call) and wanted[0].shape.size > 1,
     "sum_batches": ranks_up_to(3),
     "sum_dim": few_dims,
+    "weight_norm": lambda wanted, call: all(t.shape.batch == 1 for t in wanted),  # no minibatch
 }
 
 
