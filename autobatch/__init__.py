@@ -4,26 +4,37 @@ The public vocabulary is DyNet's: ``import autobatch as dy``. See ``docs/design.
 """
 
 from autobatch import operators as _operators  # noqa: F401  gives expressions their operators
-from autobatch.cg import (
-    cg,
-    cg_checkpoint,
-    cg_revert,
-    cg_version,
-    configure,
-    configured,
-    free_memory,
-    memory,
-    renew_cg,
-)
+from autobatch.cg import cg, cg_checkpoint, cg_revert, cg_version, configure, configured, free_memory, memory, renew_cg
 from autobatch.expression import Expression
-from autobatch.functions.arithmetic import average, cdiv, cmult, esum
+from autobatch.functions.arithmetic import average, cdiv, cmult, esum, logsumexp
 from autobatch.functions.elementwise import exp, log, logistic, rectify, sqrt, square, tanh
 from autobatch.functions.evaluation import forward, npvalues, values
 from autobatch.functions.gradients import nobackprop
 from autobatch.functions.linear import affine_transform, dot_product, squared_distance
 from autobatch.functions.losses import log_softmax, pickneglogsoftmax, pickneglogsoftmax_batch, softmax
 from autobatch.functions.noise import dropout
-from autobatch.functions.reductions import sum_batches, sum_elems
+from autobatch.functions.normalization import layer_norm, weight_norm
+from autobatch.functions.reductions import (
+    cumsum,
+    kmax_pooling,
+    l2_norm,
+    logsumexp_dim,
+    max_dim,
+    mean_batches,
+    mean_dim,
+    mean_elems,
+    min_dim,
+    moment_batches,
+    moment_dim,
+    moment_elems,
+    squared_norm,
+    std_batches,
+    std_dim,
+    std_elems,
+    sum_batches,
+    sum_dim,
+    sum_elems,
+)
 from autobatch.functions.selection import (
     concatenate,
     concatenate_cols,
@@ -141,6 +152,7 @@ __all__ = [
     "configured",
     "const_parameter",
     "constant",
+    "cumsum",
     "current_graph",
     "dot_product",
     "dropout",
@@ -150,14 +162,27 @@ __all__ = [
     "free_memory",
     "inputTensor",
     "inputVector",
+    "kmax_pooling",
+    "l2_norm",
+    "layer_norm",
     "load",
     "load_generator",
     "log",
     "log_softmax",
     "logistic",
+    "logsumexp",
+    "logsumexp_dim",
     "lookup",
     "lookup_batch",
+    "max_dim",
+    "mean_batches",
+    "mean_dim",
+    "mean_elems",
     "memory",
+    "min_dim",
+    "moment_batches",
+    "moment_dim",
+    "moment_elems",
     "nobackprop",
     "npvalues",
     "ones",
@@ -178,13 +203,19 @@ __all__ = [
     "sqrt",
     "square",
     "squared_distance",
+    "squared_norm",
+    "std_batches",
+    "std_dim",
+    "std_elems",
     "strided_select",
     "sum_batches",
+    "sum_dim",
     "sum_elems",
     "tanh",
     "transpose",
     "values",
     "vecInput",
+    "weight_norm",
     "zeroes",
     "zeros",
 ]

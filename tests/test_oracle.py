@@ -3,6 +3,8 @@
 Needs DyNet (the extra "oracle"), which runs in this process, in float32 and without automatic batching.
 """
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -29,6 +31,22 @@ def same_shape_left(tensors):
     return len(x.dims) == len(z.dims) and all(a >= b for a, b in zip((*x.dims, x.batch), (*z.dims, z.batch), strict=True))
 
 
+def ranks_up_to(most):
+    """DyNet takes arguments of at most so many dims."""
+    return lambda wanted, call: all(len(t.shape.dims) <= most for t in wanted)
+
+
+def few_dims(wanted, call):
+    """At most 3 dims, at most 2 of them reduced."""
+    return len(wanted[0].shape.dims) <= 3 and len(call.arguments[1]) <= 2
+
+
+def reduced(call):
+    """How many numbers of x become one, in a reduction over dims."""
+    x, d, b = call.arguments[:3]
+    return math.prod(x.shape.dims[k] for k in d) * (x.shape.batch if b else 1)
+
+
 # Ops that DyNet does not have.
 ABSENT: set[str] = set()
 
@@ -36,7 +54,27 @@ ABSENT: set[str] = set()
 TAKES = {
     "average": lambda wanted, call: len({t.shape.batch for t in wanted}) == 1,  # a batch beside none gets a wrong gradient
     "cdiv": lambda wanted, call: same_shape_left(wanted),
+    "cumsum": ranks_up_to(3),
     "dropout": lambda wanted, call: call.arguments[1] == 0,  # the masks are others
+    "kmax_pooling": ranks_up_to(3),
+    "layer_norm": lambda wanted, call: ranks_up_to(2)(wanted, call) and wanted[0].shape.size > 1,  # NaN of one number
+    # a matrix of one column gets numbers of its own
+    "logsumexp_dim": lambda wanted, call: ranks_up_to(2)(wanted, call) and wanted[0].shape.dims[1:] != (1,),
+    "max_dim": ranks_up_to(3),
+    "mean_batches": ranks_up_to(3),
+    "mean_dim": few_dims,
+    "mean_elems": ranks_up_to(2),
+    "min_dim": ranks_up_to(3),
+    "moment_batches": ranks_up_to(3),
+    "moment_dim": few_dims,
+    "moment_elems": ranks_up_to(2),
+    # the gradient of the deviation of one number is NaN
+    "std_batches": lambda wanted, call: ranks_up_to(3)(wanted, call) and wanted[0].shape.batch > 1,
+    "std_dim": lambda wanted, call: few_dims(wanted, call) and len(call.arguments) < 4 and reduced(call) > 1,  # n is ignored
+    "std_elems": lambda wanted, call: ranks_up_to(2)(wanted, call) and wanted[0].shape.size > 1,
+    "sum_batches": ranks_up_to(3),
+    "sum_dim": few_dims,
+    "weight_norm": lambda wanted, call: all(t.shape.batch == 1 for t in wanted),  # no minibatch
 }
 
 
