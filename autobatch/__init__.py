@@ -20,7 +20,18 @@ from autobatch.functions.arithmetic import average, cdiv, cmult, esum
 from autobatch.functions.elementwise import exp, log, logistic, rectify, sqrt, square, tanh
 from autobatch.functions.evaluation import forward, npvalues, values
 from autobatch.functions.gradients import nobackprop
-from autobatch.functions.linear import affine_transform, dot_product, squared_distance
+from autobatch.functions.linear import (
+    affine_transform,
+    contract3d_1d,
+    contract3d_1d_1d,
+    contract3d_1d_1d_bias,
+    contract3d_1d_bias,
+    dot_product,
+    inverse,
+    logdet,
+    squared_distance,
+    trace_of_product,
+)
 from autobatch.functions.losses import log_softmax, pickneglogsoftmax, pickneglogsoftmax_batch, softmax
 from autobatch.functions.noise import dropout
 from autobatch.functions.reductions import sum_batches, sum_elems
@@ -118,6 +129,10 @@ __all__ = [
     "configured",
     "const_parameter",
     "constant",
+    "contract3d_1d",
+    "contract3d_1d_1d",
+    "contract3d_1d_1d_bias",
+    "contract3d_1d_bias",
     "current_graph",
     "dot_product",
     "dropout",
@@ -127,8 +142,10 @@ __all__ = [
     "free_memory",
     "inputTensor",
     "inputVector",
+    "inverse",
     "log",
     "log_softmax",
+    "logdet",
     "logistic",
     "lookup",
     "lookup_batch",
@@ -156,6 +173,7 @@ __all__ = [
     "sum_batches",
     "sum_elems",
     "tanh",
+    "trace_of_product",
     "transpose",
     "values",
     "vecInput",
