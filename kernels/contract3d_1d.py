@@ -28,7 +28,8 @@ def _lower(shapes, out, shared):
 
 
 def _samples(choose):
-    i, j, k, batch = (*(choose.integer(1, 4) for _ in range(3)), choose.batch())
+    i, j, k = (choose.integer(1, 4) for _ in range(3))
+    batch = choose.batch()
     x, z = (Shape(d, batch if choose.integer(0, 2) else 1) for d in ((i, j, k), (k,)))
     return Sample((Tensor(x), Tensor(z)))
 

@@ -1,9 +1,12 @@
 """Linear algebra: what the laws over single ops do not show. Ops made of several nodes, errors, edges, which products batch."""
 
+import importlib
+import json
 import types
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from hypothesis import assume, given
 from laws import (
     EXACT,
@@ -384,3 +387,44 @@ def test_products_of_computed_matrices_run_as_one_batch(shapes, batches, dtype):
         ):
             d = d if v.shape[-1] == d.shape[-1] else d.sum(axis=-1, keepdims=True)
             close(p.grad_as_array(), flat(d), tolerance)
+
+
+# The benchmark of all ops ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    return importlib.import_module("benchmarks.ops")
+
+
+def test_the_benchmark_runs(benchmark, tmp_path, capsys):
+    files = [str(tmp_path / name) for name in ("ops.json", "ops.md")]
+    few = ["--nodes", "5", "--rounds", "1", "--seconds", "0", "--json", files[0], "--markdown", files[1]]
+    results = benchmark.main(["--ops", "tanh", "matmul", *few])
+    assert set(results) >= {"tanh", "matmul", "matmul (computed)"}
+    assert results["tanh"]["numpy"] > 0 and "numpy" not in results["matmul"] and results["matmul"]["both"] > 0
+    assert results["tanh"]["rounds"] == 1
+    assert capsys.readouterr().out.count("tanh") == 1
+    with open(files[0], encoding="utf-8") as file:
+        assert json.load(file) == results
+    with open(files[1], encoding="utf-8") as file:
+        assert file.read().startswith("| op |")
+
+
+def test_the_benchmark_has_a_call_of_every_op(benchmark):
+    for op in OPS.values():
+        for size in (benchmark.SIZE, benchmark.STACKED_SIZE):
+            for example in benchmark.examples(op, size):
+                program = benchmark.Program(op, example, 2, "ratio", gradients=False)
+                assert op in {TYPES.records[t].op for t in program.graph.recorded_types}, f"{op.name}: another op was recorded"
+        if benchmark.family(op.name):
+            benchmark.Stacked(op, example, program)
+
+
+def test_the_benchmark_fails_loudly_for_an_op_without_a_call(benchmark, monkeypatch):
+    monkeypatch.delitem(benchmark.EXAMPLES, "lookup_batch")
+    with pytest.raises(LookupError, match="no call of lookup_batch of size 64"):
+        benchmark.examples(OPS["lookup_batch"], 64)
+    with pytest.raises(SystemExit, match="'tahn'"):
+        benchmark.main(["--ops", "tahn"])
