@@ -10,7 +10,18 @@ from autobatch.functions.arithmetic import average, cdiv, cmult, esum, logsumexp
 from autobatch.functions.elementwise import exp, log, logistic, rectify, sqrt, square, tanh
 from autobatch.functions.evaluation import forward, npvalues, values
 from autobatch.functions.gradients import nobackprop
-from autobatch.functions.linear import affine_transform, dot_product, squared_distance
+from autobatch.functions.linear import (
+    affine_transform,
+    contract3d_1d,
+    contract3d_1d_1d,
+    contract3d_1d_1d_bias,
+    contract3d_1d_bias,
+    dot_product,
+    inverse,
+    logdet,
+    squared_distance,
+    trace_of_product,
+)
 from autobatch.functions.losses import log_softmax, pickneglogsoftmax, pickneglogsoftmax_batch, softmax
 from autobatch.functions.noise import dropout
 from autobatch.functions.normalization import layer_norm, weight_norm
@@ -152,6 +163,10 @@ __all__ = [
     "configured",
     "const_parameter",
     "constant",
+    "contract3d_1d",
+    "contract3d_1d_1d",
+    "contract3d_1d_1d_bias",
+    "contract3d_1d_bias",
     "cumsum",
     "current_graph",
     "dot_product",
@@ -162,6 +177,7 @@ __all__ = [
     "free_memory",
     "inputTensor",
     "inputVector",
+    "inverse",
     "kmax_pooling",
     "l2_norm",
     "layer_norm",
@@ -169,6 +185,7 @@ __all__ = [
     "load_generator",
     "log",
     "log_softmax",
+    "logdet",
     "logistic",
     "logsumexp",
     "logsumexp_dim",
@@ -212,6 +229,7 @@ __all__ = [
     "sum_dim",
     "sum_elems",
     "tanh",
+    "trace_of_product",
     "transpose",
     "values",
     "vecInput",

@@ -3,6 +3,7 @@
 Needs DyNet (the extra "oracle"), which runs in this process, in float32 and without automatic batching.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -75,6 +76,15 @@ TAKES = {
     "sum_batches": ranks_up_to(3),
     "sum_dim": few_dims,
     "weight_norm": lambda wanted, call: all(t.shape.batch == 1 for t in wanted),  # no minibatch
+    "inverse": lambda wanted, call: wanted[0].shape.batch == 1,  # no minibatch
+    "logdet": lambda wanted, call: wanted[0].shape.batch == 1,  # no minibatch
+    "trace_of_product": lambda wanted, call: all(t.shape.batch == 1 for t in wanted),  # no minibatch
+}
+
+# Ops whose value is wrong in DyNet for all calls, and which other call gives it there.
+INSTEAD = {
+    # adds the products to what the memory held before; with a bias it begins at the bias
+    "contract3d_1d": lambda dy, x, y: dy.contract3d_1d_bias(x, y, dy.zeros(x.dim()[0][:2])),
 }
 
 
@@ -125,6 +135,8 @@ def outcome(library, op, call, arrays, weights):
         made = [argument(library, model, forced.get(k), array) for k, array in enumerate(arrays)]
         parameters = [p for p, _ in made]
         function = PUBLIC.get(op.name) or getattr(library, op.name)
+        if library is not ab and op.name in INSTEAD:
+            function = functools.partial(INSTEAD[op.name], library)
         if op.name == "dropout":
             function = lambda x, p, key: library.dropout(x, p)  # noqa: E731
         ys = several(function(*filled(call.arguments, [e for _, e in made]), **call.attributes))
