@@ -7,6 +7,6 @@ linear        products, distances, linear algebra
 reductions    sums, means, norms, extremes, over elements, dims or the minibatch
 selection     joining, reshaping, selecting
 losses        softmax family, losses
-noise         noise, dropout
+noise         noise, dropout, inputs of random numbers
 evaluation    several expressions computed in one pass
 """
