@@ -23,7 +23,17 @@ from autobatch.functions.linear import (
     trace_of_product,
 )
 from autobatch.functions.losses import log_softmax, pickneglogsoftmax, pickneglogsoftmax_batch, softmax
-from autobatch.functions.noise import dropout
+from autobatch.functions.noise import (
+    block_dropout,
+    dropout,
+    dropout_batch,
+    dropout_dim,
+    noise,
+    random_bernoulli,
+    random_gumbel,
+    random_normal,
+    random_uniform,
+)
 from autobatch.functions.normalization import layer_norm, weight_norm
 from autobatch.functions.reductions import (
     cumsum,
@@ -150,6 +160,7 @@ __all__ = [
     "VanillaLSTMBuilder",
     "affine_transform",
     "average",
+    "block_dropout",
     "cdiv",
     "cg",
     "cg_checkpoint",
@@ -171,6 +182,8 @@ __all__ = [
     "current_graph",
     "dot_product",
     "dropout",
+    "dropout_batch",
+    "dropout_dim",
     "esum",
     "exp",
     "forward",
@@ -201,6 +214,7 @@ __all__ = [
     "moment_dim",
     "moment_elems",
     "nobackprop",
+    "noise",
     "npvalues",
     "ones",
     "parameter",
@@ -210,6 +224,10 @@ __all__ = [
     "pickneglogsoftmax",
     "pickneglogsoftmax_batch",
     "pickrange",
+    "random_bernoulli",
+    "random_gumbel",
+    "random_normal",
+    "random_uniform",
     "rectify",
     "renew_cg",
     "reset_random_seed",

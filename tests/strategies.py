@@ -257,6 +257,8 @@ class Writer:
             steps.append(Call(op.name, filled(one.arguments, refs), one.attributes))
         for step, values in zip(steps, self.values, strict=True):
             read = sorted({r.at for r in refs})
+            if not read:
+                continue
             x = np.concatenate([values[k].ravel() for k in read])
             v = self.rng.uniform(0.5, 1.5, x.size) * self.rng.choice([-1, 1], x.size)
 

@@ -8,6 +8,6 @@ reductions    sums, means, norms, extremes, over elements, dims or the minibatch
 normalization layer and weight normalisation
 selection     joining, reshaping, selecting
 losses        softmax family, losses
-noise         noise, dropout
+noise         noise, dropout, inputs of random numbers
 evaluation    several expressions computed in one pass
 """
