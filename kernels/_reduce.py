@@ -120,7 +120,7 @@ def smaller(typingctx, x, z):
 
 @intrinsic
 def block(typingctx, like):
-    """block(like): pointer to BLOCK numbers of the dtype of the pointer `like`, on the stack; each mention is one such block."""
+    """block(like): pointer to BLOCK numbers of the dtype of the pointer `like`, on the stack; a new one each time."""
 
     def codegen(context, builder, signature, args):
         return cgutils.alloca_once(builder, context.get_data_type(like.dtype), size=ir.Constant(ir.IntType(32), BLOCK))

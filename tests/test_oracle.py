@@ -49,6 +49,12 @@ def reduced(call):
     return math.prod(x.shape.dims[k] for k in d) * (x.shape.batch if b else 1)
 
 
+def taller(tensor):
+    """Whether a matrix has more rows than columns: DyNet's sums along its rows are wrong."""
+    dims = tensor.shape.dims
+    return len(dims) == 2 and dims[0] > dims[1]
+
+
 # Ops that DyNet does not have.
 ABSENT: set[str] = set()
 
@@ -62,9 +68,8 @@ TAKES = {
     "cumsum": ranks_up_to(3),
     "dropout": lambda wanted, call: call.arguments[1] == 0,  # the masks are others
     "kmax_pooling": ranks_up_to(3),
-    "layer_norm": lambda wanted, call: ranks_up_to(2)(wanted, call) and wanted[0].shape.size > 1,  # NaN of one number
-    # a matrix of one column gets numbers of its own
-    "logsumexp_dim": lambda wanted, call: ranks_up_to(2)(wanted, call) and wanted[0].shape.dims[1:] != (1,),
+    "layer_norm": lambda wanted, call: ranks_up_to(2)(wanted, call) and wanted[0].shape.size > 2,  # of two: rounding alone
+    "logsumexp_dim": lambda wanted, call: ranks_up_to(2)(wanted, call) and not (call.arguments[1] == 1 and taller(wanted[0])),
     "max_dim": ranks_up_to(3),
     "mean_batches": ranks_up_to(3),
     "mean_dim": few_dims,
