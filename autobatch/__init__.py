@@ -4,23 +4,24 @@ The public vocabulary is DyNet's: ``import autobatch as dy``. See ``docs/design.
 """
 
 from autobatch import operators as _operators  # noqa: F401  gives expressions their operators
-from autobatch.cg import (
-    cg,
-    cg_checkpoint,
-    cg_revert,
-    cg_version,
-    configure,
-    configured,
-    free_memory,
-    memory,
-    renew_cg,
-)
+from autobatch.cg import cg, cg_checkpoint, cg_revert, cg_version, configure, configured, free_memory, memory, renew_cg
 from autobatch.expression import Expression
-from autobatch.functions.arithmetic import average, cdiv, cmult, esum
+from autobatch.functions.arithmetic import average, cdiv, cmult, esum, logsumexp
 from autobatch.functions.elementwise import exp, log, logistic, rectify, sqrt, square, tanh
 from autobatch.functions.evaluation import forward, npvalues, values
 from autobatch.functions.gradients import nobackprop
-from autobatch.functions.linear import affine_transform, dot_product, squared_distance
+from autobatch.functions.linear import (
+    affine_transform,
+    contract3d_1d,
+    contract3d_1d_1d,
+    contract3d_1d_1d_bias,
+    contract3d_1d_bias,
+    dot_product,
+    inverse,
+    logdet,
+    squared_distance,
+    trace_of_product,
+)
 from autobatch.functions.losses import (
     binary_log_loss,
     constrained_softmax,
@@ -49,7 +50,28 @@ from autobatch.functions.noise import (
     random_normal,
     random_uniform,
 )
-from autobatch.functions.reductions import sum_batches, sum_elems
+from autobatch.functions.normalization import layer_norm, weight_norm
+from autobatch.functions.reductions import (
+    cumsum,
+    kmax_pooling,
+    l2_norm,
+    logsumexp_dim,
+    max_dim,
+    mean_batches,
+    mean_dim,
+    mean_elems,
+    min_dim,
+    moment_batches,
+    moment_dim,
+    moment_elems,
+    squared_norm,
+    std_batches,
+    std_dim,
+    std_elems,
+    sum_batches,
+    sum_dim,
+    sum_elems,
+)
 from autobatch.functions.selection import (
     concatenate,
     concatenate_cols,
@@ -83,6 +105,8 @@ from autobatch.kernels._errors import (
     EmptyListError,
     IndexRangeError,
     InternalError,
+    MissingFileError,
+    ModelFileError,
     NegativeIndexError,
     NumericalError,
     OperandError,
@@ -90,18 +114,35 @@ from autobatch.kernels._errors import (
     StaleExpressionError,
 )
 from autobatch.params import LookupParameters, Model, ParameterCollection, Parameters
+from autobatch.persist import load, load_generator, save
 from autobatch.rnn import LSTMBuilder, RNNState, VanillaLSTMBuilder
 from autobatch.seeds import reset_random_seed
-from autobatch.trainers import AdamTrainer, SimpleSGDTrainer, Trainer
+from autobatch.trainers import (
+    AdadeltaTrainer,
+    AdagradTrainer,
+    AdamTrainer,
+    AmsgradTrainer,
+    CyclicalSGDTrainer,
+    EGTrainer,
+    MomentumSGDTrainer,
+    RMSPropTrainer,
+    SimpleSGDTrainer,
+    Trainer,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdadeltaTrainer",
+    "AdagradTrainer",
     "AdamTrainer",
+    "AmsgradTrainer",
     "ArgumentError",
     "ConstInitializer",
     "ConstructionError",
+    "CyclicalSGDTrainer",
     "DeviceError",
+    "EGTrainer",
     "EmptyListError",
     "Expression",
     "FromFileInitializer",
@@ -112,7 +153,10 @@ __all__ = [
     "InternalError",
     "LSTMBuilder",
     "LookupParameters",
+    "MissingFileError",
     "Model",
+    "ModelFileError",
+    "MomentumSGDTrainer",
     "NegativeIndexError",
     "NormalInitializer",
     "NumericalError",
@@ -121,6 +165,7 @@ __all__ = [
     "ParameterCollection",
     "Parameters",
     "PyInitializer",
+    "RMSPropTrainer",
     "RNNState",
     "SaxeInitializer",
     "ShapeError",
@@ -147,6 +192,11 @@ __all__ = [
     "const_parameter",
     "constant",
     "constrained_softmax",
+    "contract3d_1d",
+    "contract3d_1d_1d",
+    "contract3d_1d_1d_bias",
+    "contract3d_1d_bias",
+    "cumsum",
     "current_graph",
     "dot_product",
     "dropout",
@@ -162,13 +212,30 @@ __all__ = [
     "huber_distance",
     "inputTensor",
     "inputVector",
+    "inverse",
+    "kmax_pooling",
     "l1_distance",
+    "l2_norm",
+    "layer_norm",
+    "load",
+    "load_generator",
     "log",
     "log_softmax",
+    "logdet",
     "logistic",
+    "logsumexp",
+    "logsumexp_dim",
     "lookup",
     "lookup_batch",
+    "max_dim",
+    "mean_batches",
+    "mean_dim",
+    "mean_elems",
     "memory",
+    "min_dim",
+    "moment_batches",
+    "moment_dim",
+    "moment_elems",
     "nobackprop",
     "noise",
     "npvalues",
@@ -190,6 +257,7 @@ __all__ = [
     "renew_cg",
     "reset_random_seed",
     "reshape",
+    "save",
     "scalarInput",
     "softmax",
     "sparsemax",
@@ -197,13 +265,20 @@ __all__ = [
     "sqrt",
     "square",
     "squared_distance",
+    "squared_norm",
+    "std_batches",
+    "std_dim",
+    "std_elems",
     "strided_select",
     "sum_batches",
+    "sum_dim",
     "sum_elems",
     "tanh",
+    "trace_of_product",
     "transpose",
     "values",
     "vecInput",
+    "weight_norm",
     "zeroes",
     "zeros",
 ]

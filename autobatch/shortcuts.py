@@ -116,6 +116,33 @@ def _nary(op: Op, arguments: Any, table: dict[Any, Any], attributes: dict[str, A
     return e
 
 
+def _attributed(op: Op, x: Any, key: Any, n: int | None = None) -> Expression | None:
+    """Append a node of one argument whose type `op.types` remembers under a key and the type of x; None if it does not.
+
+    With n the type is kept under key, whether n is 0, and the type of x; if it is not 0 it is a second argument.
+    """
+    try:
+        graph = x.graph
+        types = graph.types
+        if n is None:
+            number, entries = op.types[key][x.type], (x.index,)
+        elif n:
+            number, entries = op.types[key][True][x.type], (x.index, graph.numbers[n])
+        else:
+            number, entries = op.types[key][False][x.type], (x.index,)
+        args = graph.args
+        index = len(types)
+        types.append(number)
+        args += entries
+    except (AttributeError, KeyError, TypeError):
+        return None
+    e = _new(Expression)
+    e.graph = graph
+    e.index = index
+    e.type = number
+    return e
+
+
 def _part(x: Any, number: int, start: int) -> Expression:
     """Append a node of one argument and one immediate whose type is known; x must not be a parameter."""
     graph = x.graph

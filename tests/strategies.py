@@ -62,8 +62,8 @@ class Drawn:
 
     def dims(self, low=1, high=4):
         rank = self.integer(low, high)
-        first, other = (LARGE if rank < 3 else SIZES, SIZES) if self.sizes is None else (self.sizes, self.sizes)
-        return tuple(self.draw(other if k else first) for k in range(rank))
+        first, others = (LARGE if rank < 3 else SIZES, SIZES) if self.sizes is None else (self.sizes, self.sizes)
+        return tuple(self.draw(others if k else first) for k in range(rank))
 
     def batch(self):
         return self.draw(st.integers(2, 4) if self.batched else st.sampled_from([1, 1, 2, 3]))
@@ -197,7 +197,11 @@ class Writer:
 
     def leaf(self, tensor):
         """Return a new leaf for a tensor."""
-        (dims, batch), low, high, _ = tensor
+        (dims, batch), low, high, fit = tensor
+        if fit is not None:
+            drawn = numbers(self.rng, tensor)
+            self.parameters.append(("parameter", drawn[..., 0] if batch == 1 else drawn.ravel(order="F")))
+            return self.shaped(self.same(Use(len(self.parameters) - 1)), Shape(dims, batch))
         kind = self.choose.one_of(["input", "input", "parameter", "parameter", "row", "row", "constant", "fill", "rows"])
         shape = Shape(dims, batch)
         if kind in ("parameter", "constant"):
@@ -219,7 +223,9 @@ class Writer:
 
     def argument(self, tensor, forced, parameter):
         """Return a value for a tensor: a parameter, a value of this very shape, a part of a larger one, or a leaf."""
-        shape, low, high, _ = tensor
+        shape, low, high, fit = tensor
+        if fit is not None:  # nothing else lies in the op's domain
+            return self.leaf(tensor)
         if forced is not None or parameter:
             return self.same(Use(self.parameter(forced or "parameter", shape.dims, low, high)))
         how, at = self.choose.integer(0, 9), None

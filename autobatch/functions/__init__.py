@@ -5,6 +5,7 @@ elementwise   functions of one argument, number by number
 arithmetic    the same of several arguments; sums of lists
 linear        products, distances, linear algebra
 reductions    sums, means, norms, extremes, over elements, dims or the minibatch
+normalization layer and weight normalisation
 selection     joining, reshaping, selecting
 losses        softmax family, losses
 noise         noise, dropout, inputs of random numbers
