@@ -64,15 +64,26 @@ def _other_ranges(arguments, integer):
     return x, steps, moved, [m + e - b for m, b, e in zip(moved, begins, ends, strict=True)]
 
 
+def _other_indices(axis):
+    def other(arguments, integer):
+        x, indices = arguments
+        return x, [integer(0, (*x.shape.dims, x.shape.batch)[axis] - 1) for _ in indices]
+
+    return other
+
+
 # Ops with immediates: the same call with others, from which nodes of the same type come.
 OTHER_IMMEDIATES = {
     "dropout": lambda a, integer: a,
     "lookup_batch": lambda a, integer: (a[0], [integer(0, a[0].shape.dims[-1] - 1) for _ in a[1]]),
     "pick": lambda a, integer: (a[0], integer(0, a[0].shape.dims[a[2]] - 1), a[2]),
     "pick_batch": lambda a, integer: (a[0], [integer(0, a[0].shape.dims[a[2]] - 1) for _ in a[1]], a[2]),
+    "pick_batch_elems": _other_indices(-1),
     "pick_range": _other_range,
     "pickneglogsoftmax": lambda a, integer: (a[0], integer(0, a[0].shape.dims[0] - 1)),
     "pickneglogsoftmax_batch": lambda a, integer: (a[0], [integer(0, a[0].shape.dims[0] - 1) for _ in a[1]]),
+    "select_cols": _other_indices(1),
+    "select_rows": _other_indices(0),
     "strided_select": _other_ranges,
     "transpose": lambda a, integer: a,
 }

@@ -37,6 +37,11 @@ TAKES = {
     "average": lambda wanted, call: len({t.shape.batch for t in wanted}) == 1,  # a batch beside none gets a wrong gradient
     "cdiv": lambda wanted, call: same_shape_left(wanted),
     "dropout": lambda wanted, call: call.arguments[1] == 0,  # the masks are others
+    "fold_rows": lambda wanted, call: wanted[0].shape.batch == 1,  # the minibatch gets lost
+    "kmh_ngram": lambda wanted, call: wanted[0].shape.batch == 1,  # takes no minibatch
+    "pick": lambda wanted, call: len(wanted[0].shape.dims) < 4,  # takes no more
+    "pick_batch": lambda wanted, call: len(wanted[0].shape.dims) < 4,
+    "pick_batch_elems": lambda wanted, call: len(wanted[0].shape.dims) < 4,
 }
 
 
@@ -120,6 +125,22 @@ def test_every_op_gives_what_dynet_gives(dy, op):
             close(a, b, AGREEMENT, op.name)
 
     check()
+
+
+@pytest.mark.parametrize("v", [0, 2])
+@pytest.mark.parametrize("dims", [(4,), (3, 2), (2, 3, 2)])
+def test_pick_batch_elem(dy, dims, v):  # a view, so no op of its own
+    array = np.random.default_rng(v).uniform(-1, 1, (*dims, 3))
+
+    def run(library):
+        library.renew_cg()
+        p, x = argument(library, library.ParameterCollection(), None, array)
+        y = library.pick_batch_elem(x, v)
+        library.sum_elems(library.square(y)).backward()
+        return y.npvalue(), p.grad_as_array()
+
+    for got, expected in zip(run(ab), run(dy), strict=True):
+        close(got, expected, AGREEMENT)
 
 
 @pytest.mark.parametrize("layers", [1, 2])
