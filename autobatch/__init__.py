@@ -17,6 +17,7 @@ from autobatch.cg import (
 )
 from autobatch.expression import Expression
 from autobatch.functions.arithmetic import average, cdiv, cmult, esum
+from autobatch.functions.convolution import circ_conv, circ_corr, conv2d, conv2d_bias, filter1d_narrow, maxpooling2d
 from autobatch.functions.elementwise import exp, log, logistic, rectify, sqrt, square, tanh
 from autobatch.functions.evaluation import forward, npvalues, values
 from autobatch.functions.gradients import nobackprop
@@ -116,6 +117,8 @@ __all__ = [
     "cg_checkpoint",
     "cg_revert",
     "cg_version",
+    "circ_conv",
+    "circ_corr",
     "cmult",
     "concatenate",
     "concatenate_cols",
@@ -124,11 +127,14 @@ __all__ = [
     "configured",
     "const_parameter",
     "constant",
+    "conv2d",
+    "conv2d_bias",
     "current_graph",
     "dot_product",
     "dropout",
     "esum",
     "exp",
+    "filter1d_narrow",
     "fold_rows",
     "forward",
     "free_memory",
@@ -140,6 +146,7 @@ __all__ = [
     "logistic",
     "lookup",
     "lookup_batch",
+    "maxpooling2d",
     "memory",
     "nobackprop",
     "npvalues",

@@ -29,6 +29,10 @@ def same_shape_left(tensors):
     return len(x.dims) == len(z.dims) and all(a >= b for a, b in zip((*x.dims, x.batch), (*z.dims, z.batch), strict=True))
 
 
+def no_minibatch(tensors):
+    return all(t.shape.batch == 1 for t in tensors)
+
+
 # Ops that DyNet does not have.
 ABSENT: set[str] = set()
 
@@ -36,9 +40,14 @@ ABSENT: set[str] = set()
 TAKES = {
     "average": lambda wanted, call: len({t.shape.batch for t in wanted}) == 1,  # a batch beside none gets a wrong gradient
     "cdiv": lambda wanted, call: same_shape_left(wanted),
+    "circ_conv": lambda wanted, call: no_minibatch(wanted),
+    "circ_corr": lambda wanted, call: no_minibatch(wanted),
+    "conv2d": lambda wanted, call: no_minibatch(wanted[1:]),  # takes no minibatch of filters
+    "conv2d_bias": lambda wanted, call: no_minibatch(wanted[1:]),
     "dropout": lambda wanted, call: call.arguments[1] == 0,  # the masks are others
-    "fold_rows": lambda wanted, call: wanted[0].shape.batch == 1,  # the minibatch gets lost
-    "kmh_ngram": lambda wanted, call: wanted[0].shape.batch == 1,  # takes no minibatch
+    "filter1d_narrow": lambda wanted, call: no_minibatch(wanted),  # it gets lost
+    "fold_rows": lambda wanted, call: no_minibatch(wanted),  # it gets lost
+    "kmh_ngram": lambda wanted, call: no_minibatch(wanted),
     "pick": lambda wanted, call: len(wanted[0].shape.dims) < 4,  # takes no more
     "pick_batch": lambda wanted, call: len(wanted[0].shape.dims) < 4,
     "pick_batch_elems": lambda wanted, call: len(wanted[0].shape.dims) < 4,

@@ -6,6 +6,7 @@ arithmetic    the same of several arguments; sums of lists
 linear        products, distances, linear algebra
 reductions    sums, means, norms, extremes, over elements, dims or the minibatch
 selection     joining, reshaping, selecting
+convolution   convolution of images, sequences and vectors; pooling
 losses        softmax family, losses
 noise         noise, dropout
 evaluation    several expressions computed in one pass
