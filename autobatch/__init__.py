@@ -23,7 +23,17 @@ from autobatch.functions.evaluation import forward, npvalues, values
 from autobatch.functions.gradients import nobackprop
 from autobatch.functions.linear import affine_transform, dot_product, squared_distance
 from autobatch.functions.losses import log_softmax, pickneglogsoftmax, pickneglogsoftmax_batch, softmax
-from autobatch.functions.noise import dropout
+from autobatch.functions.noise import (
+    block_dropout,
+    dropout,
+    dropout_batch,
+    dropout_dim,
+    noise,
+    random_bernoulli,
+    random_gumbel,
+    random_normal,
+    random_uniform,
+)
 from autobatch.functions.reductions import sum_batches, sum_elems
 from autobatch.functions.selection import (
     concatenate,
@@ -112,6 +122,7 @@ __all__ = [
     "VanillaLSTMBuilder",
     "affine_transform",
     "average",
+    "block_dropout",
     "cdiv",
     "cg",
     "cg_checkpoint",
@@ -132,6 +143,8 @@ __all__ = [
     "current_graph",
     "dot_product",
     "dropout",
+    "dropout_batch",
+    "dropout_dim",
     "esum",
     "exp",
     "filter1d_narrow",
@@ -149,6 +162,7 @@ __all__ = [
     "maxpooling2d",
     "memory",
     "nobackprop",
+    "noise",
     "npvalues",
     "ones",
     "parameter",
@@ -160,6 +174,10 @@ __all__ = [
     "pickneglogsoftmax",
     "pickneglogsoftmax_batch",
     "pickrange",
+    "random_bernoulli",
+    "random_gumbel",
+    "random_normal",
+    "random_uniform",
     "rectify",
     "renew_cg",
     "reset_random_seed",

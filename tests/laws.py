@@ -24,10 +24,21 @@ from autobatch.kernels._op import OPS, Op, Sample, Shape, Tensor
 # Ops and their public functions ---------------------------------------------------------------------------------------
 
 
-def _dropout(x, p, key):
-    """Dropout with the mask of a given key, which is otherwise drawn."""
-    with mock.patch.object(seeds, "draw", lambda: key):
-        return ab.dropout(x, p)
+# Ops that draw random numbers.
+RANDOM = (
+    *("dropout", "dropout_dim", "dropout_batch", "block_dropout", "noise"),
+    *("random_normal", "random_uniform", "random_bernoulli", "random_gumbel"),
+)
+
+
+def _keyed(name):
+    """Return the function that draws with a given key, which is otherwise drawn itself."""
+
+    def call(*arguments, key):
+        with mock.patch.object(seeds, "draw", lambda: key):
+            return getattr(ab, name)(*arguments)
+
+    return call
 
 
 def _lstm_step(x, h, c, wx, wh, b, forget_bias):
@@ -40,8 +51,8 @@ def _lstm_step(x, h, c, wx, wh, b, forget_bias):
 
 # An op has a public function of its own name, or it stands here.
 PUBLIC = {
+    **{name: _keyed(name) for name in RANDOM},
     "add": operator.add,
-    "dropout": _dropout,
     "lstm_step": _lstm_step,
     "matmul": operator.mul,
     "negate": operator.neg,
@@ -74,7 +85,7 @@ def _other_indices(axis):
 
 # Ops with immediates: the same call with others, from which nodes of the same type come.
 OTHER_IMMEDIATES = {
-    "dropout": lambda a, integer: a,
+    **{name: lambda a, integer: a for name in RANDOM},  # keys: see `strategies.varied`
     "lookup_batch": lambda a, integer: (a[0], [integer(0, a[0].shape.dims[-1] - 1) for _ in a[1]]),
     "pick": lambda a, integer: (a[0], integer(0, a[0].shape.dims[a[2]] - 1), a[2]),
     "pick_batch": lambda a, integer: (a[0], [integer(0, a[0].shape.dims[a[2]] - 1) for _ in a[1]], a[2]),

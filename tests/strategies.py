@@ -59,8 +59,8 @@ class Drawn:
 
     def dims(self, low=1, high=4):
         rank = self.integer(low, high)
-        first, others = (LARGE if rank < 3 else SIZES, SIZES) if self.sizes is None else (self.sizes, self.sizes)
-        return tuple(self.draw(others if k else first) for k in range(rank))
+        first, other = (LARGE if rank < 3 else SIZES, SIZES) if self.sizes is None else (self.sizes, self.sizes)
+        return tuple(self.draw(other if k else first) for k in range(rank))
 
     def batch(self):
         return self.draw(st.integers(2, 4) if self.batched else st.sampled_from([1, 1, 2, 3]))
@@ -191,7 +191,7 @@ class Writer:
 
     def leaf(self, tensor):
         """Return a new leaf for a tensor."""
-        (dims, batch), low, high = tensor
+        (dims, batch), low, high, _ = tensor
         kind = self.choose.one_of(["input", "input", "parameter", "parameter", "row", "row", "constant", "fill", "rows"])
         shape = Shape(dims, batch)
         if kind in ("parameter", "constant"):
@@ -213,7 +213,7 @@ class Writer:
 
     def argument(self, tensor, forced, parameter):
         """Return a value for a tensor: a parameter, a value of this very shape, a part of a larger one, or a leaf."""
-        shape, low, high = tensor
+        shape, low, high, _ = tensor
         if forced is not None or parameter:
             return self.same(Use(self.parameter(forced or "parameter", shape.dims, low, high)))
         how, at = self.choose.integer(0, 9), None
@@ -251,6 +251,8 @@ class Writer:
             steps.append(Call(op.name, filled(one.arguments, refs), one.attributes))
         for step, values in zip(steps, self.values, strict=True):
             read = sorted({r.at for r in refs})
+            if not read:
+                continue
             x = np.concatenate([values[k].ravel() for k in read])
             v = self.rng.uniform(0.5, 1.5, x.size) * self.rng.choice([-1, 1], x.size)
 

@@ -8,6 +8,6 @@ reductions    sums, means, norms, extremes, over elements, dims or the minibatch
 selection     joining, reshaping, selecting
 convolution   convolution of images, sequences and vectors; pooling
 losses        softmax family, losses
-noise         noise, dropout
+noise         noise, dropout, inputs of random numbers
 evaluation    several expressions computed in one pass
 """
