@@ -23,6 +23,14 @@ from autobatch.functions.evaluation import forward, npvalues, values
 from autobatch.functions.gradients import nobackprop
 from autobatch.functions.linear import affine_transform, dot_product, squared_distance
 from autobatch.functions.losses import log_softmax, pickneglogsoftmax, pickneglogsoftmax_batch, softmax
+from autobatch.functions.lstm import (
+    vanilla_lstm_c,
+    vanilla_lstm_gates,
+    vanilla_lstm_gates_concat,
+    vanilla_lstm_gates_dropout,
+    vanilla_lstm_gates_dropout_concat,
+    vanilla_lstm_h,
+)
 from autobatch.functions.noise import (
     block_dropout,
     dropout,
@@ -195,6 +203,12 @@ __all__ = [
     "tanh",
     "transpose",
     "values",
+    "vanilla_lstm_c",
+    "vanilla_lstm_gates",
+    "vanilla_lstm_gates_concat",
+    "vanilla_lstm_gates_dropout",
+    "vanilla_lstm_gates_dropout_concat",
+    "vanilla_lstm_h",
     "vecInput",
     "zeroes",
     "zeros",

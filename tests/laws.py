@@ -18,6 +18,7 @@ from hypothesis import assume
 
 import autobatch as ab
 from autobatch import seeds
+from autobatch.functions.lstm import _activated
 from autobatch.graph import IMMEDIATES, OP, TYPES
 from autobatch.kernels._op import OPS, Op, Sample, Shape, Tensor
 
@@ -53,6 +54,7 @@ def _lstm_step(x, h, c, wx, wh, b, forget_bias):
 PUBLIC = {
     **{name: _keyed(name) for name in RANDOM},
     "add": operator.add,
+    "lstm_gates": _activated,
     "lstm_step": _lstm_step,
     "matmul": operator.mul,
     "negate": operator.neg,

@@ -35,18 +35,33 @@ def no_minibatch(tensors):
     return all(t.shape.batch == 1 for t in tensors)
 
 
+def same_minibatch(tensors):
+    return len({t.shape.batch for t in tensors}) == 1
+
+
+def activations(library):
+    """The activations of the gates of an LSTM alone: products that change nothing."""
+
+    def function(x):
+        n = x.dim()[0][0]
+        h, identity, nothing, b = np.zeros(n // 4), np.eye(n), np.zeros((n, n // 4)), np.zeros(n)
+        return library.vanilla_lstm_gates(x, *(library.inputTensor(a) for a in (h, identity, nothing, b)))
+
+    return function
+
+
 # Ops that DyNet does not have.
 ABSENT: set[str] = set()
 
 # Ops that are called by another name: the function of a library.
-SPELLED: dict[str, Any] = {}
+SPELLED: dict[str, Any] = {"lstm_gates": activations}
 
 # Where DyNet takes less, or is wrong: which calls to compare.
 TAKES = {
-    "average": lambda wanted, call: len({t.shape.batch for t in wanted}) == 1,  # a batch beside none gets a wrong gradient
-    "cdiv": lambda wanted, call: same_shape_left(wanted),
+    "average": lambda wanted, call: same_minibatch(wanted),  # a batch beside none gets a wrong gradient
     "block_dropout": lambda wanted, call: call.arguments[1] == 0 and wanted[0].shape.batch == 1,  # takes no minibatch
-    "circ_conv": lambda wanted, call: no_minibatch(wanted),
+    "cdiv": lambda wanted, call: same_shape_left(wanted),
+    "circ_conv": lambda wanted, call: no_minibatch(wanted),  # takes no minibatch
     "circ_corr": lambda wanted, call: no_minibatch(wanted),
     "conv2d": lambda wanted, call: no_minibatch(wanted[1:]),  # takes no minibatch of filters
     "conv2d_bias": lambda wanted, call: no_minibatch(wanted[1:]),
@@ -61,6 +76,8 @@ TAKES = {
     "pick_batch": lambda wanted, call: len(wanted[0].shape.dims) < 4,
     "pick_batch_elems": lambda wanted, call: len(wanted[0].shape.dims) < 4,
     "random_gumbel": lambda wanted, call: call.arguments[1:3] == (0, 1),  # takes no others
+    "vanilla_lstm_c": lambda wanted, call: same_minibatch(wanted),  # a batch beside none is refused
+    "vanilla_lstm_h": lambda wanted, call: same_minibatch(wanted),
 }
 
 
@@ -150,6 +167,34 @@ def test_every_op_gives_what_dynet_gives(dy, op):
             close(a, b, AGREEMENT, op.name)
 
     check()
+
+
+# Batch sizes of x and h. DyNet takes the batch of x for that of the result; with masks the gradient of an h without a batch
+# beside an x with one is wrong.
+@pytest.mark.parametrize(
+    ("masked", "batch"), [(False, (1, 1)), (False, (3, 3)), (False, (3, 1)), (True, (1, 1)), (True, (3, 3))]
+)
+@pytest.mark.parametrize("parts", [(4,), (3, 1)])
+def test_gates_of_an_lstm(dy, parts, masked, batch):
+    rng = np.random.default_rng(len(parts) + batch[0])
+    H, I = 3, sum(parts)
+    xs = [rng.uniform(-1, 1, (n, batch[0])) for n in parts]
+    rest = [rng.uniform(-1, 1, (H, batch[1])), *(rng.uniform(-1, 1, (*d, 1)) for d in [(4 * H, I), (4 * H, H), (4 * H,)])]
+    masks = [rng.integers(0, 2, (n, 1)) * 2.0 for n in (I, H)] if masked else []
+    weights = rng.uniform(-1, 1, 4 * H * max(batch))
+
+    def run(library):
+        library.renew_cg()
+        model = library.ParameterCollection()
+        made = [argument(library, model, None, array) for array in (*xs, *rest, *masks)]
+        first, others = [e for _, e in made[: len(xs)]], [e for _, e in made[len(xs) :]]
+        name = "vanilla_lstm_gates" + "_dropout" * masked + "_concat" * (len(xs) > 1)
+        y = getattr(library, name)(first if len(xs) > 1 else first[0], *others)
+        library.dot_product(library.reshape(y, (weights.size,)), library.inputVector(weights)).backward()
+        return y.npvalue(), *(p.grad_as_array() for p, _ in made[: len(xs) + len(rest)])  # DyNet's masks get no gradient
+
+    for got, expected in zip(run(ab), run(dy), strict=True):
+        close(got, expected, AGREEMENT)
 
 
 @pytest.mark.parametrize("v", [0, 2])
