@@ -7,6 +7,7 @@ from autobatch import operators as _operators  # noqa: F401  gives expressions t
 from autobatch.cg import cg, cg_checkpoint, cg_revert, cg_version, configure, configured, free_memory, memory, renew_cg
 from autobatch.expression import Expression
 from autobatch.functions.arithmetic import average, cdiv, cmult, esum, logsumexp
+from autobatch.functions.convolution import circ_conv, circ_corr, conv2d, conv2d_bias, filter1d_narrow, maxpooling2d
 from autobatch.functions.elementwise import exp, log, logistic, rectify, sqrt, square, tanh
 from autobatch.functions.evaluation import forward, npvalues, values
 from autobatch.functions.gradients import nobackprop
@@ -38,6 +39,14 @@ from autobatch.functions.losses import (
     softmax,
     sparsemax,
     sparsemax_loss,
+)
+from autobatch.functions.lstm import (
+    vanilla_lstm_c,
+    vanilla_lstm_gates,
+    vanilla_lstm_gates_concat,
+    vanilla_lstm_gates_dropout,
+    vanilla_lstm_gates_dropout_concat,
+    vanilla_lstm_h,
 )
 from autobatch.functions.noise import (
     block_dropout,
@@ -76,11 +85,17 @@ from autobatch.functions.selection import (
     concatenate,
     concatenate_cols,
     concatenate_to_batch,
+    fold_rows,
+    kmh_ngram,
     pick,
     pick_batch,
+    pick_batch_elem,
+    pick_batch_elems,
     pick_range,
     pickrange,
     reshape,
+    select_cols,
+    select_rows,
     strided_select,
     transpose,
 )
@@ -183,6 +198,8 @@ __all__ = [
     "cg_checkpoint",
     "cg_revert",
     "cg_version",
+    "circ_conv",
+    "circ_corr",
     "cmult",
     "concatenate",
     "concatenate_cols",
@@ -196,6 +213,8 @@ __all__ = [
     "contract3d_1d_1d",
     "contract3d_1d_1d_bias",
     "contract3d_1d_bias",
+    "conv2d",
+    "conv2d_bias",
     "cumsum",
     "current_graph",
     "dot_product",
@@ -204,6 +223,8 @@ __all__ = [
     "dropout_dim",
     "esum",
     "exp",
+    "filter1d_narrow",
+    "fold_rows",
     "forward",
     "free_memory",
     "hinge",
@@ -214,6 +235,7 @@ __all__ = [
     "inputVector",
     "inverse",
     "kmax_pooling",
+    "kmh_ngram",
     "l1_distance",
     "l2_norm",
     "layer_norm",
@@ -228,6 +250,7 @@ __all__ = [
     "lookup",
     "lookup_batch",
     "max_dim",
+    "maxpooling2d",
     "mean_batches",
     "mean_dim",
     "mean_elems",
@@ -244,6 +267,8 @@ __all__ = [
     "parameter",
     "pick",
     "pick_batch",
+    "pick_batch_elem",
+    "pick_batch_elems",
     "pick_range",
     "pickneglogsoftmax",
     "pickneglogsoftmax_batch",
@@ -259,6 +284,8 @@ __all__ = [
     "reshape",
     "save",
     "scalarInput",
+    "select_cols",
+    "select_rows",
     "softmax",
     "sparsemax",
     "sparsemax_loss",
@@ -277,6 +304,12 @@ __all__ = [
     "trace_of_product",
     "transpose",
     "values",
+    "vanilla_lstm_c",
+    "vanilla_lstm_gates",
+    "vanilla_lstm_gates_concat",
+    "vanilla_lstm_gates_dropout",
+    "vanilla_lstm_gates_dropout_concat",
+    "vanilla_lstm_h",
     "vecInput",
     "weight_norm",
     "zeroes",
