@@ -32,8 +32,28 @@ def same_shape_left(tensors):
 # Ops that DyNet does not have.
 ABSENT: set[str] = set()
 
+
+def one_shape(tensors):
+    """No broadcasting, not even of the batch."""
+    return len({t.shape for t in tensors}) == 1
+
+
+def straight(wanted, call):
+    """The mode "zero_gradient" often passes the gradient on in DyNet."""
+    return call.arguments[1] == "straight_through_gradient"
+
+
 # Where DyNet takes less, or is wrong: which calls to compare.
 TAKES = {
+    "bmax": lambda wanted, call: one_shape(wanted),
+    "bmin": lambda wanted, call: one_shape(wanted),
+    "ceil": straight,
+    "emax": lambda wanted, call: one_shape(wanted),
+    "floor": straight,
+    "pow": lambda wanted, call: wanted[1].shape.batch == 1,  # one exponent for all
+    "round": straight,
+    "silu": lambda wanted, call: call.arguments[1] == 1,  # its gradient is wrong for others
+    "softsign": lambda wanted, call: wanted[0].shape.size == wanted[0].shape.dims[0],  # vectors only
     "average": lambda wanted, call: len({t.shape.batch for t in wanted}) == 1,  # a batch beside none gets a wrong gradient
     "cdiv": lambda wanted, call: same_shape_left(wanted),
     "dropout": lambda wanted, call: call.arguments[1] == 0,  # the masks are others
