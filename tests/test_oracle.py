@@ -115,6 +115,16 @@ def test_pick_batch_elem(dy, dims, v):  # a view, so no op of its own
         close(got, expected, AGREEMENT)
 
 
+def one_shape(tensors):
+    """No broadcasting, not even of the batch."""
+    return len({t.shape for t in tensors}) == 1
+
+
+def straight(wanted, call):
+    """The mode "zero_gradient" often passes the gradient on in DyNet."""
+    return call.arguments[1] == "straight_through_gradient"
+
+
 # Ops that DyNet does not have.
 ABSENT: set[str] = {"sparsemax_loss"}
 
@@ -148,7 +158,10 @@ TAKES = {
     "average": lambda wanted, call: same_minibatch(wanted),  # a batch beside none gets a wrong gradient
     "binary_log_loss": unbatched,
     "block_dropout": lambda wanted, call: call.arguments[1] == 0 and wanted[0].shape.batch == 1,  # takes no minibatch
+    "bmax": lambda wanted, call: one_shape(wanted),
+    "bmin": lambda wanted, call: one_shape(wanted),
     "cdiv": lambda wanted, call: same_shape_left(wanted),
+    "ceil": straight,
     "circ_conv": lambda wanted, call: no_minibatch(wanted),  # takes no minibatch
     "circ_corr": lambda wanted, call: no_minibatch(wanted),
     "constrained_softmax": unbatched,
@@ -158,7 +171,9 @@ TAKES = {
     "dropout": lambda wanted, call: call.arguments[1] == 0,  # the masks are others
     "dropout_batch": lambda wanted, call: call.arguments[1] == 0,
     "dropout_dim": lambda wanted, call: call.arguments[2] == 0 and len(wanted[0].shape.dims) < 4,  # takes no more dims
+    "emax": lambda wanted, call: one_shape(wanted),
     "filter1d_narrow": lambda wanted, call: no_minibatch(wanted),  # it gets lost
+    "floor": straight,
     "fold_rows": lambda wanted, call: no_minibatch(wanted),  # it gets lost
     "hinge_dim": rows_fit,
     "huber_distance": unbatched,
@@ -183,8 +198,12 @@ TAKES = {
     "pick_batch": lambda wanted, call: len(wanted[0].shape.dims) < 4,
     "pick_batch_elems": lambda wanted, call: len(wanted[0].shape.dims) < 4,
     "poisson_loss": lambda wanted, call: unbatched(wanted, call) and isinstance(call.arguments[1], int),
+    "pow": lambda wanted, call: wanted[1].shape.batch == 1,  # one exponent for all
     "random_gumbel": lambda wanted, call: call.arguments[1:3] == (0, 1),  # takes no others
     "restricted_log_softmax": lambda wanted, call: unbatched(wanted, call) and len(wanted[0].shape.dims) == 1,
+    "round": straight,
+    "silu": lambda wanted, call: call.arguments[1] == 1,  # its gradient is wrong for others
+    "softsign": lambda wanted, call: wanted[0].shape.size == wanted[0].shape.dims[0],  # vectors only
     "sparsemax": lambda wanted, call: unbatched(wanted, call) and len(wanted[0].shape.dims) == 1,
     # the gradient of the deviation of one number is NaN
     "std_batches": lambda wanted, call: ranks_up_to(3)(wanted, call) and wanted[0].shape.batch > 1,
