@@ -154,11 +154,11 @@ def _attributed(op: Op, x: Any, key: Any, n: int | None = None) -> Expression | 
         graph = x.graph
         types = graph.types
         if n is None:
-            number, entries = op.types[key][x.type], (x.index,)
+            number, entries = op.types[key][x.type], [x.index]
         elif n:
-            number, entries = op.types[key][True][x.type], (x.index, graph.numbers[n])
+            number, entries = op.types[key][True][x.type], [x.index, graph.numbers[n]]
         else:
-            number, entries = op.types[key][False][x.type], (x.index,)
+            number, entries = op.types[key][False][x.type], [x.index]
         args = graph.args
         index = len(types)
         types.append(number)
