@@ -450,8 +450,8 @@ def summary(results, args):
     compared = sum("numpy" in f for f in results.values())
     return (
         f"of {len(results)} rows at size {args.size} {met['passes']} are at least {FASTER:g} times faster than in passes of "
-        f'their own, {met["forward"]} than with policy "none"; of {compared} rows at size {args.stacked_size} {met["numpy"]} take at '
-        f"most {SLOWER:g} times as long as the stacked NumPy call, {met['numpy_kernels']} by their kernels alone"
+        f'their own, {met["forward"]} than with policy "none"; of {compared} rows at size {args.stacked_size} {met["numpy"]} '
+        f"take at most {SLOWER:g} times as long as the stacked NumPy call, {met['numpy_kernels']} by their kernels alone"
     )
 
 
