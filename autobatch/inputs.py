@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from autobatch import expression as ex
-from autobatch.arguments import _dims, _index, _integer, _new_shape, _numbers, _sequence
+from autobatch.arguments import _dims, _index, _integer, _new_shape, _numbers, _sequence, _shape
 from autobatch.expression import Expression, append, check_device, check_expression, is_list, is_number, view
 from autobatch.graph import current_graph
 from autobatch.kernels._errors import ArgumentError, OperandError, ShapeError
@@ -260,4 +260,4 @@ def to_device(e: Expression, device_str: str) -> Expression:
     """
     check_expression("to_device", e)
     check_device("to_device", device_str)
-    return view("to_device", e, Shape(*e.dim()))
+    return view("to_device", e, _shape(e))
