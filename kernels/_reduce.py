@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llvmlite import ir
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -119,8 +120,35 @@ def smaller(typingctx, x, z):
 
 
 @intrinsic
+def rank_of(typingctx, x):
+    """rank_of(x): an integer that grows with x from -inf to inf: the bits of x, those of negative numbers turned around."""
+    bits = ir.IntType(32 if x == types.float32 else 64)
+
+    def codegen(context, builder, signature, args):
+        value = builder.bitcast(args[0], bits)
+        sign = builder.ashr(value, bits(bits.width - 1))
+        rank = builder.xor(value, builder.lshr(sign, bits(1)))
+        return builder.sext(rank, ir.IntType(64)) if bits.width == 32 else rank
+
+    return types.int64(x), codegen
+
+
+@intrinsic
+def of_rank(typingctx, rank, like):
+    """of_rank(rank, like): the number that has this rank, of the type of `like`."""
+    bits = ir.IntType(32 if like == types.float32 else 64)
+
+    def codegen(context, builder, signature, args):
+        rank = builder.trunc(args[0], bits) if bits.width == 32 else args[0]
+        sign = builder.ashr(rank, bits(bits.width - 1))
+        return builder.bitcast(builder.xor(rank, builder.lshr(sign, bits(1))), context.get_value_type(like))
+
+    return like(types.int64, like), codegen
+
+
+@intrinsic
 def block(typingctx, like):
-    """block(like): pointer to BLOCK numbers of the dtype of the pointer `like`, on the stack; each mention is one such block."""
+    """block(like): pointer to BLOCK numbers of the dtype of `like`, on the stack; each mention is a block of its own."""
 
     def codegen(context, builder, signature, args):
         return cgutils.alloca_once(builder, context.get_data_type(like.dtype), size=ir.Constant(ir.IntType(32), BLOCK))

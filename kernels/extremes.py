@@ -9,9 +9,9 @@ NaN is larger (smaller) than all numbers, as in NumPy.
 import numpy as np
 
 from autobatch.kernels._errors import ArgumentError
-from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, inline, integers, item, kernel
+from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, inline, integers, item, kernel, number
 from autobatch.kernels._op import Lowering, Op, Operand, Sample, Shape, Tensor, wrong
-from autobatch.kernels._reduce import along, check_dim, dropped, larger, smaller
+from autobatch.kernels._reduce import BLOCK, along, block, check_dim, dropped, larger, of_rank, rank_of, smaller
 
 # max_dim, min_dim -----------------------------------------------------------------------------------------------------
 # sizes: inner, length, outer, 1 for the smallest
@@ -119,76 +119,128 @@ MIN_DIM = Op(
 
 # kmax_pooling ---------------------------------------------------------------------------------------------------------
 # sizes: inner, length, outer, k. Of equal numbers the first are taken.
+#
+# What is taken is told by a limit: all that is above it, and as many of those equal to it as are missing, in order. The limit
+# is found by halving the range of numbers, as ranks, until k of x are above it, or it is the k-th largest of x itself. That
+# takes at most 33 (65) passes over x, mostly about 16, of a comparison and a sum that become vector code. (A heap of the k
+# largest takes fewer comparisons, but one after the other: 10 to 20 times as long for 128 of 256.)
 
 
-@inline
-def _above(a, b):
-    """Whether a is larger than b, NaN larger than all numbers."""
-    return a > b or (a != a and b == b)
-
-
-@inline
-def _sink(y, to, inner, k, value):
-    """Put value in place of the root of the heap y[to::inner] of k numbers, the smallest of which is the root."""
-    h = 0
-    while True:
-        child = 2 * h + 1
-        if child >= k:
-            break
-        if child + 1 < k and _above(y[to + child * inner], y[to + (child + 1) * inner]):
-            child += 1
-        if not _above(value, y[to + child * inner]):
-            break
-        y[to + h * inner] = y[to + child * inner]
-        h = child
-    y[to + h * inner] = value
-
-
-@inline
-def _ties(x, at, inner, length, k, least):
-    """How many of the numbers that are equal to the least one taken are among the k."""
+@inline(reductions=True)
+def _above(x, at, length, limit):
+    """How many numbers are above the limit; NaN is above all."""
+    count = 0
     for j in range(length):
-        if _above(x[at + j * inner], least):
-            k -= 1
-    return k
+        count += 0 if x[at + j] <= limit else 1
+    return count
+
+
+@inline
+def _middle(low, high):
+    """The integer half way, rounded down; the sum of the two might be too large for one."""
+    return (low & high) + ((low ^ high) >> 1)
+
+
+@inline(reductions=True)
+def _ends(x, at, length):
+    """The smallest and the largest; NaN if there is one."""
+    low = high = x[at]
+    for j in range(1, length):
+        low, high = smaller(low, x[at + j]), larger(high, x[at + j])
+    return low, high
+
+
+@inline
+def _take(y, to, x, at, inner, length, k, limit, ties):
+    """The k numbers above the limit, and `ties` of those equal to it, in their order; `inner` from one number to the next."""
+    taken, j = 0, 0
+    while taken < k and j < length:
+        v = x[at + j * inner]
+        y[to + taken * inner] = v
+        equal = v == limit and ties > 0
+        ties -= 1 if equal else 0
+        taken += 0 if v <= limit and not equal else 1
+        j += 1
+
+
+@inline
+def _limit(x, at, length, k):
+    """The limit of the k largest of numbers side by side, and how many equal to it are among them."""
+    bottom, top = _ends(x, at, length)
+    infinity = number(np.inf, top)
+    count = 0
+    if top != top:
+        bottom, top = -infinity, infinity
+        count = _above(x, at, length, top)
+        if count >= k:
+            return top, 0
+    low, high, missing = rank_of(bottom), rank_of(top), k - count
+    while low < high:
+        middle = _middle(low, high)
+        limit = of_rank(middle, infinity)
+        count = _above(x, at, length, limit)
+        if count == k:
+            return limit, 0
+        if count > k:
+            low = middle + 1
+        else:
+            high, missing = middle, k - count
+    return of_rank(low, infinity), missing
 
 
 @kernel
 def kmax_pooling(ins, T):
-    """y = the k largest in their order. A heap of the k largest so far stands in y until the least of them is known."""
+    """y = the k largest in their order."""
     n, sizes = ins[ITEMS], integers(ins[SIZES])
     inner, length, outer, k = sizes[0], sizes[1], sizes[2], sizes[3]
+    infinity = number(np.inf, T)
+    lows, highs, above, ties, limits = block(integers(0)), block(integers(0)), block(integers(0)), block(integers(0)), block(T)
     for i in range(n):
         y, x = item(ins, 0, i, T), item(ins, 1, i, T)
         for o in range(outer):
-            for c in range(inner):
-                at, to = o * length * inner + c, o * k * inner + c
-                for j in range(k):
-                    y[to + j * inner] = x[at]
-                for j in range(1, length):
-                    v = x[at + j * inner]
-                    if j < k:  # the heap holds j numbers, and sinks them into k places of which the rest is not above them
-                        h = j
-                        while h > 0 and _above(y[to + (h - 1) // 2 * inner], v):
-                            y[to + h * inner] = y[to + (h - 1) // 2 * inner]
-                            h = (h - 1) // 2
-                        y[to + h * inner] = v
-                    elif _above(v, y[to]):
-                        _sink(y, to, inner, k, v)
-                least = y[to]
-                ties, taken = _ties(x, at, inner, length, k, least), 0
-                for j in range(length):
-                    v = x[at + j * inner]
-                    more = _above(v, least)
-                    if more or (ties > 0 and not _above(least, v)):
-                        ties -= 0 if more else 1
-                        y[to + taken * inner] = v
-                        taken += 1
+            if inner == 1:
+                limit, missing = _limit(x, o * length, length, k)
+                _take(y, o * k, x, o * length, 1, length, k, limit, missing)
+                continue
+            if length <= BLOCK:
+                for j in range(inner):
+                    at = o * length * inner + j
+                    for p in range(length):
+                        limits[p] = x[at + p * inner]
+                    limit, missing = _limit(limits, 0, length, k)
+                    _take(y, o * k * inner + j, x, at, inner, length, k, limit, missing)
+                continue
+            for c in range(0, inner, BLOCK):
+                width, at, active = min(BLOCK, inner - c), o * length * inner + c, True
+                for j in range(width):
+                    lows[j], highs[j], limits[j], ties[j] = rank_of(-infinity), rank_of(infinity), infinity, -1
+                while active:
+                    for j in range(width):
+                        above[j] = 0
+                    for p in range(length):
+                        for j in range(width):
+                            above[j] += 0 if x[at + p * inner + j] <= limits[j] else 1
+                    active = False
+                    for j in range(width):
+                        if lows[j] >= highs[j]:
+                            continue
+                        middle = rank_of(limits[j])
+                        if above[j] == k or (above[j] > k and middle == rank_of(infinity)):  # the latter: k times NaN
+                            lows[j], ties[j] = highs[j], 0
+                            continue
+                        if above[j] > k:
+                            lows[j] = middle + 1
+                        else:
+                            highs[j], ties[j] = middle, k - above[j]
+                        limits[j] = of_rank(_middle(lows[j], highs[j]), infinity)
+                        active = active or lows[j] < highs[j]
+                for j in range(width):
+                    _take(y, o * k * inner + c + j, x, at + j, inner, length, k, limits[j], ties[j])
 
 
 @kernel
 def kmax_pooling_gradient(ins, T):
-    """dx of the numbers that were taken += dy; without ACCUMULATE the rest is zero."""
+    """dx of those taken += dy, which are the first equal to the first y, and so on; without ACCUMULATE the rest is zero."""
     n, sizes = ins[ITEMS], integers(ins[SIZES])
     inner, length, outer, k = sizes[0], sizes[1], sizes[2], sizes[3]
     for i in range(n):
@@ -198,19 +250,13 @@ def kmax_pooling_gradient(ins, T):
                 dx[j] = 0
         for o in range(outer):
             for c in range(inner):
-                at, to = o * length * inner + c, o * k * inner + c
-                least = y[to]
-                for j in range(1, k):
-                    if _above(least, y[to + j * inner]):
-                        least = y[to + j * inner]
-                ties, taken = _ties(x, at, inner, length, k, least), 0
-                for j in range(length):
-                    v = x[at + j * inner]
-                    more = _above(v, least)
-                    if more or (ties > 0 and not _above(least, v)):
-                        ties -= 0 if more else 1
+                at, to, taken, j = o * length * inner + c, o * k * inner + c, 0, 0
+                while taken < k and j < length:
+                    v, wanted = x[at + j * inner], y[to + taken * inner]
+                    if v == wanted or (v != v and wanted != wanted):
                         dx[at + j * inner] += dy[to + taken * inner]
                         taken += 1
+                    j += 1
 
 
 def _kmax_shape(shapes, k, d):
@@ -234,13 +280,17 @@ def _kmax_samples(choose):
     return Sample((Tensor(Shape(dims, choose.batch())), choose.integer(1, dims[d]), d))
 
 
+def _kmax_lower(shapes, out, shared, k, d):
+    if k == 1:
+        return _lower(0)(shapes, out, shared, d)
+    return Lowering(kmax_pooling, (*along(shapes[0], d), k), (Operand(backward=kmax_pooling_gradient),))
+
+
 KMAX_POOLING = Op(
     name="kmax_pooling",
     doc="The k largest along one dim in their original order, of equal ones the first.    dx of those taken += dy",
     shape=_kmax_shape,
-    lower=lambda shapes, out, shared, k, d: Lowering(
-        kmax_pooling, (*along(shapes[0], d), k), (Operand(backward=kmax_pooling_gradient),)
-    ),
+    lower=_kmax_lower,
     reference=_kmax_reference,
     samples=_kmax_samples,
     shapes="any -> dim d becomes k",

@@ -18,6 +18,7 @@ from hypothesis import assume
 
 import autobatch as ab
 from autobatch import seeds
+from autobatch.functions.lstm import _activated
 from autobatch.graph import IMMEDIATES, OP, TYPES
 from autobatch.kernels._op import OPS, Op, Sample, Shape, Tensor
 
@@ -53,6 +54,7 @@ def _lstm_step(x, h, c, wx, wh, b, forget_bias):
 PUBLIC = {
     **{name: _keyed(name) for name in RANDOM},
     "add": operator.add,
+    "lstm_gates": _activated,
     "lstm_step": _lstm_step,
     "matmul": operator.mul,
     "negate": operator.neg,
@@ -91,6 +93,14 @@ def _other_sets(indices, size, integer):
     return moved
 
 
+def _other_indices(axis):
+    def other(arguments, integer):
+        x, indices = arguments
+        return x, [integer(0, (*x.shape.dims, x.shape.batch)[axis] - 1) for _ in indices]
+
+    return other
+
+
 # Ops with immediates: the same call with others, from which nodes of the same type come.
 OTHER_IMMEDIATES = {
     **{name: lambda a, integer: a for name in RANDOM},  # keys: see `strategies.varied`
@@ -100,12 +110,15 @@ OTHER_IMMEDIATES = {
     "lookup_batch": lambda a, integer: (a[0], [integer(0, a[0].shape.dims[-1] - 1) for _ in a[1]]),
     "pick": lambda a, integer: (a[0], integer(0, a[0].shape.dims[a[2]] - 1), a[2]),
     "pick_batch": lambda a, integer: (a[0], [integer(0, a[0].shape.dims[a[2]] - 1) for _ in a[1]], a[2]),
+    "pick_batch_elems": _other_indices(-1),
     "pick_range": _other_range,
     "pickneglogsoftmax": lambda a, integer: (a[0], integer(0, a[0].shape.dims[0] - 1)),
     "pickneglogsoftmax_batch": lambda a, integer: (a[0], [integer(0, a[0].shape.dims[0] - 1) for _ in a[1]]),
     "poisson_loss": lambda a, integer: (a[0], _others(a[1], 10, integer)),
     "restricted_log_softmax": lambda a, integer: (a[0], _other_sets(a[1], a[0].shape.dims[0], integer)),
     "sparsemax_loss": lambda a, integer: (a[0], _other_sets(a[1], a[0].shape.dims[0], integer)),
+    "select_cols": _other_indices(1),
+    "select_rows": _other_indices(0),
     "strided_select": _other_ranges,
     "transpose": lambda a, integer: a,
 }

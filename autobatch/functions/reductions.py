@@ -70,7 +70,9 @@ def sum_dim(x: Expression, d: Sequence[int], b: bool = False, n: int = 0) -> Exp
     ------
     ShapeError : a dim that x does not have, or one that is named twice (DyNet ends the process).
     """
-    return _over(OPS["sum_dim"], x, d, b, 0 if n.__class__ is int else _size("sum_dim", n))
+    if n.__class__ is not int or n < 0:
+        _size("sum_dim", n)
+    return _over(OPS["sum_dim"], x, d, b, 0)
 
 
 def mean_dim(x: Expression, d: Sequence[int], b: bool, n: int = 0) -> Expression:

@@ -194,6 +194,102 @@ def _range(op: str, x: Expression, steps: Sequence[int], begins: Sequence[int], 
     return _selected(record_op, x, start, attributes, select.range_walk(shape, **attributes))
 
 
+def pick_batch_elem(x: Expression, v: int) -> Expression:
+    """Return element v of the minibatch of x, without a minibatch; no copy is made.
+
+    Raises
+    ------
+    ArgumentError : v out of range; NegativeIndexError for a negative one. (DyNet finds out when it computes.)
+    """
+    try:
+        number, batch, size = _ELEMENTS[x.type]
+        if v.__class__ is int and 0 <= v < batch:
+            return _part(x, number, v * size)
+    except (AttributeError, KeyError, TypeError):
+        check_expression("pick_batch_elem", x)
+    shape = _shape(x)
+    e = view("pick_batch_elem", x, Shape(shape.dims), _index("pick_batch_elem", "the index", v, shape.batch) * shape.size)
+    _ELEMENTS[x.type] = e.type, shape.batch, shape.size
+    return e
+
+
+_ELEMENTS: dict[Any, tuple[int, int, int]] = {}
+
+
+def _taken(name: str, x: Expression, axis: int, indices: Sequence[int]) -> Expression:
+    """Record the elements with these indices along an axis, -1 for the minibatch."""
+    check_expression(name, x)
+    op, shape, numbers = OPS[name], _shape(x), _sequence(name, "the indices", indices)
+    attributes = {"count": len(numbers)}
+    op.shape((shape,), **attributes)
+    size = (*shape.dims, shape.batch)[axis]
+    return record(op, (x,), attributes, [_index(name, "an index", i, size) for i in numbers])
+
+
+def pick_batch_elems(x: Expression, vs: Sequence[int]) -> Expression:
+    """Return the elements of the minibatch of x with these indices as a minibatch of len(vs); an index may repeat.
+
+    Nodes with as many indices run as one batch, whatever the indices are.
+
+    Raises
+    ------
+    ArgumentError : no index, or one out of range; NegativeIndexError for a negative one.
+    """
+    return _taken("pick_batch_elems", x, -1, vs)
+
+
+def select_rows(x: Expression, rs: Sequence[int]) -> Expression:
+    """Return the rows of x with these indices, in this order: (r,...) gives (len(rs),...); an index may repeat.
+
+    Nodes with as many indices run as one batch, whatever the indices are.
+
+    Raises
+    ------
+    ArgumentError : no index, or one out of range; NegativeIndexError for a negative one.
+    """
+    return _taken("select_rows", x, 0, rs)
+
+
+def select_cols(x: Expression, cs: Sequence[int]) -> Expression:
+    """Return the columns of a matrix with these indices, in this order: (r,c) gives (r,len(cs)); an index may repeat.
+
+    Nodes with as many indices run as one batch, whatever the indices are.
+
+    Raises
+    ------
+    ShapeError : x is no matrix.
+    ArgumentError : no index, or one out of range; NegativeIndexError for a negative one.
+    """
+    return _taken("select_cols", x, 1, cs)
+
+
+def fold_rows(x: Expression, nrows: int = 2) -> Expression:
+    """Return the sums of groups of `nrows` consecutive rows of a matrix: (r,c) gives (r/nrows,c); a vector is one column.
+
+    Of each element of a minibatch by itself. (DyNet loses the minibatch.)
+
+    Raises
+    ------
+    ShapeError : `nrows` does not divide the number of rows, or x has more than 2 dims.
+    ArgumentError : `nrows` below 1.
+    """
+    check_expression("fold_rows", x)
+    return record(OPS["fold_rows"], (x,), {"nrows": _integer("fold_rows", "nrows", nrows)})
+
+
+def kmh_ngram(x: Expression, n: int) -> Expression:
+    """Return the sums of n neighbouring columns of a matrix: (r,c) gives (r,c-n+1).
+
+    Of each element of a minibatch by itself. (DyNet takes no minibatch, and does not survive n > c.)
+
+    Raises
+    ------
+    ShapeError : x is no matrix, or n is not from 1 to c.
+    """
+    check_expression("kmh_ngram", x)
+    return record(OPS["kmh_ngram"], (x,), {"n": _integer("kmh_ngram", "n", n)})
+
+
 def pick_range(x: Expression, s: int, e: int, d: int = 0) -> Expression:
     """Return the elements from s to before e along dim d, which stays."""
     check_expression("pick_range", x)
