@@ -17,8 +17,8 @@ import numpy as np
 
 from autobatch import graph as graphs
 from autobatch.execute import execution_of
-from autobatch.graph import OP, PARAMETER, PARAMETERS, STOP, TYPES, VIEW, Checkpoint, Graph, graph_of
-from autobatch.kernels._errors import ArgumentError, OperandError
+from autobatch.graph import ARGUMENTS, IMMEDIATES, OP, PARAMETER, PARAMETERS, STOP, TYPES, VIEW, Checkpoint, Graph, graph_of
+from autobatch.kernels._errors import ArgumentError, DeviceError, OperandError
 from autobatch.kernels._op import Op, Shape
 from autobatch.memory import read
 
@@ -253,6 +253,12 @@ def check_expression(op: str, x: Any, position: int | None = None) -> Expression
     raise OperandError(f"{op}: {which} is {describe(x)}\n  expected  an expression" + (f"\n  try       {cure}" if cure else ""))
 
 
+def check_device(op: str, device: Any) -> None:
+    """Raise DeviceError for a device that does not exist."""
+    if device is not None and not (isinstance(device, str) and device in ("", "CPU")):
+        raise DeviceError(f"{op}: there is no device {device!r}\n  expected  'CPU', or '' for the default")
+
+
 def owner(op: str, operands: Sequence[Any]) -> Graph:
     """Return the graph that the operands belong to, the current one if all are parameters or numbers; check that they agree."""
     graph = None
@@ -327,6 +333,16 @@ def record(
     if key is not None:
         remember(op.types, key, type_number)
     return result
+
+
+def set_immediates(e: Expression, immediates: Sequence[int]) -> None:
+    """Give a node other immediates, and forget all values of its graph."""
+    graph = graph_of(e.graph)
+    before = TYPES.info[graph.recorded_types[: e.index]]
+    at = int(before[:, [ARGUMENTS, IMMEDIATES]].sum() + TYPES.info[e.type, ARGUMENTS])
+    graph.recorded_args[at : at + len(immediates)] = immediates
+    if graph.execution is not None:
+        graph.execution.invalidate()
 
 
 def remember(table: dict[Any, Any], path: Sequence[Any], number: int) -> None:

@@ -32,12 +32,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from autobatch import files, graph
-from autobatch.expression import Expression, append, describe, is_list, record
+from autobatch.expression import Expression, append, check_device, describe, is_list, record, set_immediates
 from autobatch.initializers import PyInitializer, number, numbers, resolve
 from autobatch.kernels._errors import (
     ArgumentError,
     ConstructionError,
-    DeviceError,
     EmptyListError,
     IndexRangeError,
     ModelFileError,
@@ -114,11 +113,6 @@ def _name(what: str, name: Any) -> str:
             )
         )
     return name
-
-
-def _device(what: str, device: Any) -> None:
-    if device is not None and not (isinstance(device, str) and device in ("", "CPU")):
-        raise DeviceError(f"{what}: there is no device {device!r}; parameters live on 'CPU'")
 
 
 def aligned(n: int, dtype: str) -> NDArray[Any]:
@@ -353,6 +347,41 @@ class LookupExpression(Expression):
             owner.execution.invalidate()
 
 
+class LookupBatchExpression(Expression):
+    """Several looked-up rows as one minibatch, whose indices can be changed with `set`."""
+
+    __slots__ = ()
+
+    def set(self, indices: Sequence[int]) -> None:
+        """Look as many other rows up and forget all values of the graph.
+
+        Raises
+        ------
+        ArgumentError : a row is out of range, or another number of rows.
+        """
+        kind = graph.TYPES.records[self.type]
+        (table,), count = kind.shapes, kind.shape.batch
+        if not is_list(indices):
+            raise OperandError(f"set: the numbers of rows are {describe(indices)}\n  expected  a list of ints")
+        rows = [_row_number("set", i, table.dims[-1]) for i in indices]
+        if len(rows) != count:
+            raise ArgumentError(f"set: {len(rows)} rows\n  expected  {count}, as before")
+        set_immediates(self, rows)
+
+
+def _row_number(who: Any, i: Any, rows: int) -> int:
+    """Return the number of a row; raise for what is none."""
+    try:
+        number = operator.index(i)
+    except TypeError:
+        raise OperandError(f"{who}: the number of a row is {describe(i)}\n  expected  an int") from None
+    if number < 0:
+        raise NegativeIndexError(f"{who}: row {number}: rows are counted from 0, and not from the end")
+    if number >= rows:
+        raise IndexRangeError(f"{who}: row {number} of a table of {rows} rows")
+    return number
+
+
 class LookupParameters(Storage):
     """A table of V rows that are trained one by one; made by `ParameterCollection.add_lookup_parameters`.
 
@@ -434,18 +463,13 @@ class LookupParameters(Storage):
         if not rows:
             raise EmptyListError(f"{self}: the list of rows to look up is empty")
         table = self if update else self.expr(update=False)
-        return record(OPS["lookup_batch"], (table,), {"count": len(rows), "touched": self.touched.ctypes.data}, rows)
+        attributes = {"count": len(rows), "touched": self.touched.ctypes.data}
+        made: Any = record(OPS["lookup_batch"], (table,), attributes, rows)
+        made.__class__ = LookupBatchExpression
+        return made  # type: ignore[no-any-return]
 
     def _row(self, i: Any) -> int:
-        try:
-            number = operator.index(i)
-        except TypeError:
-            raise OperandError(f"{self}: the number of a row is {describe(i)}\n  expected  an int") from None
-        if number < 0:
-            raise NegativeIndexError(f"{self}: row {number}: rows are counted from 0, and not from the end")
-        if number >= len(self):
-            raise IndexRangeError(f"{self}: row {number} of a table of {len(self)} rows")
-        return number
+        return _row_number(self, i, len(self))
 
     def _rows(self, rows: Any) -> list[int]:
         if not is_list(rows):
@@ -606,7 +630,7 @@ class ParameterCollection:
         what = "add_parameters"
         dims = _check_dims(what, init.shape) if isinstance(init, np.ndarray) else _dims(what, dim)
         initializer = resolve(init, dims, scale=scale, mean=mean, std=std)
-        _device(what, device)
+        check_device(what, device)
         return self._add_parameters(what, dims, initializer, name)
 
     def add_lookup_parameters(
@@ -640,7 +664,7 @@ class ParameterCollection:
         if len(dims) == 1:
             dims = (*dims, 1)
         initializer = resolve(init, dims, lookup=True, scale=scale, mean=mean, std=std)
-        _device(what, device)
+        check_device(what, device)
         return self._add_table(what, (*dims[1:], dims[0]), initializer, name)
 
     def parameters_from_numpy(self, array: ArrayLike, name: str = "", device: str = "") -> Parameters:

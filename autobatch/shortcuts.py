@@ -174,7 +174,7 @@ def _attributed(op: Op, x: Any, key: Any, n: int | None = None) -> Expression | 
     return e
 
 
-def _part(x: Any, number: int, start: int) -> Expression:
+def _part(x: Any, number: int, start: int, kind: type[Expression] = Expression) -> Expression:
     """Append a node of one argument and one immediate whose type is known; x must not be a parameter."""
     graph = x.graph
     types = graph.types
@@ -183,7 +183,7 @@ def _part(x: Any, number: int, start: int) -> Expression:
     args = graph.args
     args.append(x.index)
     args.append(start)
-    e = _new(Expression)
+    e: Expression = _new(kind)
     e.graph = graph
     e.index = index
     e.type = number

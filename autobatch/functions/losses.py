@@ -129,10 +129,6 @@ def _number(op: str, what: str, value: Any) -> float:
     return ex.as_float(op, what, value)
 
 
-def _both(op: str, x: Any, y: Any) -> tuple[Expression, Expression]:
-    return check_expression(op, x, 1), check_expression(op, y, 2)
-
-
 def hinge(x: Expression, v: int, m: float = 1.0) -> Expression:
     """Return Σ over i ≠ v of max(0, m - x[v] + x[i]), (1,), for a vector of scores (n,).
 
@@ -141,10 +137,30 @@ def hinge(x: Expression, v: int, m: float = 1.0) -> Expression:
     ArgumentError : v is out of range; NegativeIndexError for a negative one.
     ShapeError : x is no vector, or a minibatch (`hinge_batch`).
     """
-    check_expression("hinge", x)
-    op, m = OPS["hinge"], _number("hinge", "the margin", m)
-    op.shape((_shape(x),))
-    return record(op, (x, m), {}, (_index("hinge", "the index", v, _shape(x).size),))
+    op = OPS["hinge"]
+    try:
+        graph = x.graph
+        types = graph.types
+        number, size = op.types[x.type]
+        place = graph.numbers[m]
+        if v.__class__ is not int or not 0 <= v < size:
+            raise KeyError
+        index = len(types)
+        types.append(number)
+        graph.args += (x.index, place, v)
+    except (AttributeError, KeyError, TypeError):
+        check_expression("hinge", x)
+        m = _number("hinge", "the margin", m)
+        op.shape((_shape(x),))
+        size = _shape(x).size
+        e = record(op, (x, m), {}, (_index("hinge", "the index", v, size),))
+        op.types[x.type] = e.type, size
+        return e
+    e = _new(Expression)
+    e.graph = graph
+    e.index = index
+    e.type = number
+    return e
 
 
 def hinge_batch(x: Expression, vs: Sequence[int], m: float = 1.0) -> Expression:
@@ -188,11 +204,35 @@ def pairwise_rank_loss(x: Expression, y: Expression, m: float = 1.0) -> Expressi
 
     Equal dims of any rank (DyNet: one row); batch sizes may be 1 and B.
     """
-    m = _number("pairwise_rank_loss", "the margin", m)
-    return record(OPS["pairwise_rank_loss"], (*_both("pairwise_rank_loss", x, y), m))
+    return _pair("pairwise_rank_loss", x, y, "the margin", m)
 
 
 # Sums over pairs ------------------------------------------------------------------------------------------------------
+
+
+def _pair(name: str, x: Expression, y: Expression, what: str, value: float) -> Expression:
+    """Record an op of two expressions and a number, the short way if all of them were seen before."""
+    op = OPS[name]
+    try:
+        graph = x.graph
+        if y.graph is not graph:
+            raise KeyError
+        types = graph.types
+        number, place = op.types[x.type, y.type], graph.numbers[value]
+        index = len(types)
+        types.append(number)
+        graph.args += (x.index, y.index, place)
+    except (AttributeError, KeyError, TypeError):
+        check_expression(name, x, 1)
+        check_expression(name, y, 2)
+        e = record(op, (x, y, _number(name, what, value)))
+        op.types[x.type, y.type] = e.type
+        return e
+    e = _new(Expression)
+    e.graph = graph
+    e.index = index
+    e.type = number
+    return e
 
 
 def binary_log_loss(x: Expression, y: Expression) -> Expression:
@@ -210,8 +250,7 @@ def huber_distance(x: Expression, y: Expression, c: float = 1.345) -> Expression
 
     Equal dims; one number for each element of a minibatch; batch sizes may be 1 and B.
     """
-    c = _number("huber_distance", "c", c)
-    return record(OPS["huber_distance"], (*_both("huber_distance", x, y), c))
+    return _pair("huber_distance", x, y, "c", c)
 
 
 def poisson_loss(log_lambda: Expression, x: int | Sequence[int]) -> Expression:

@@ -8,6 +8,7 @@ draws anew. There is no switch for training: who predicts records no dropout.
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 from autobatch import expression as ex
@@ -45,6 +46,8 @@ def _dropped(op: Op, table: dict[Any, Any], x: Expression, p: float, attributes:
 
 
 def _probability(op: str, p: Any) -> float:
+    if p.__class__ is float and 0 <= p <= 1:
+        return p  # type: ignore[no-any-return]
     if not is_number(p) or not 0 <= p <= 1:
         raise ArgumentError(f"{op}: p is {ex.describe(p)}\n  expected  a probability from 0 to 1")
     return float(p)
@@ -109,13 +112,18 @@ _DROPOUT_BATCH, _BLOCK_DROPOUT = OPS["dropout_batch"], OPS["block_dropout"]
 # Noise, random inputs -------------------------------------------------------------------------------------------------
 
 
-def _finite(op: str, what: str, value: Any, least: float = -math.inf) -> float:
+_LARGEST = sys.float_info.max
+
+
+def _finite(op: str, what: str, value: Any, least: float = -_LARGEST) -> float:
     """Return a finite number, at least `least`; raise for others."""
+    if value.__class__ is float and least <= value <= _LARGEST:
+        return value  # type: ignore[no-any-return]
     if not is_number(value):
         raise OperandError(f"{op}: {what} is {ex.describe(value)}\n  expected  a number")
     number = ex.as_float(op, what, value)
     if not math.isfinite(number) or number < least:
-        bound = "" if least == -math.inf else f", at least {least:g}"
+        bound = "" if least == -_LARGEST else f", at least {least:g}"
         raise ArgumentError(f"{op}: {what} is {ex.describe(value)}\n  expected  a finite number{bound}")
     return number
 

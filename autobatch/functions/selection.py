@@ -8,6 +8,7 @@ from typing import Any
 from autobatch import expression as ex
 from autobatch.arguments import _index, _integer, _new_shape, _sequence, _shape
 from autobatch.expression import Expression, check_expression, record, view
+from autobatch.graph import TYPES
 from autobatch.kernels import select
 from autobatch.kernels._errors import ArgumentError, OperandError, ShapeError
 from autobatch.kernels._op import OPS, Op, Shape
@@ -74,8 +75,57 @@ def _selected(op: Op, x: Expression, start: int, attributes: dict[str, Any], wal
     return record(op, (x,), attributes, (start,))
 
 
+class PickExpression(Expression):
+    """What `pick` picked; the index can be changed."""
+
+    __slots__ = ()
+
+    def set_index(self, index: int) -> None:
+        """Pick with another index, and forget all values of the graph.
+
+        Raises
+        ------
+        ArgumentError : index out of range, or negative.
+        """
+        kind = TYPES.records[self.type]
+        (shape,), attributes = kind.shapes, dict(kind.attributes)
+        if kind.op is not None:
+            size, stride = shape.dims[attributes["dim"]], select.strides_of(shape)[attributes["dim"]]
+        else:  # a view: what is picked lies in one piece, so the pieces lie one after the other
+            size, stride = shape.total // kind.shape.total, kind.shape.total
+        ex.set_immediates(self, [_index("set_index", "the index", index, size) * stride])
+
+
+class PickBatchExpression(Expression):
+    """What `pick_batch` picked; the indices can be changed."""
+
+    __slots__ = ()
+
+    def set_index(self, indices: Sequence[int]) -> None:
+        """Pick with other indices, as many, and forget all values of the graph.
+
+        Raises
+        ------
+        ArgumentError : an index is out of range, or negative; another number of indices.
+        """
+        kind = TYPES.records[self.type]
+        (shape,), attributes = kind.shapes, dict(kind.attributes)
+        given = _sequence("set_index", "the indices", indices)
+        if len(given) != attributes["count"]:
+            raise ArgumentError(f"set_index: {len(given)} indices\n  expected  {attributes['count']}, as before")
+        ex.set_immediates(self, _starts("set_index", shape, given, attributes["dim"]))
+
+
+def _as(kind: type[Expression], e: Any) -> Expression:
+    """Return an expression as one of another class, without parts of its own."""
+    e.__class__ = kind
+    return e  # type: ignore[no-any-return]
+
+
 def pick(e: Expression, index: int = 0, dim: int = 0) -> Expression:
     """Return the elements with this index along a dim, which vanishes; (n,) gives (1,).
+
+    The result has a method `set_index`, which changes the index.
 
     Raises
     ------
@@ -84,7 +134,7 @@ def pick(e: Expression, index: int = 0, dim: int = 0) -> Expression:
     try:
         number, size, stride = _PICKS[e.type, dim]
         if index.__class__ is int and dim.__class__ is int and 0 <= index < size:
-            return _part(e, number, index * stride)
+            return _part(e, number, index * stride, PickExpression)
     except (AttributeError, KeyError, TypeError):
         check_expression("pick", e)
     op, shape = OPS["pick"], _shape(e)
@@ -93,22 +143,29 @@ def pick(e: Expression, index: int = 0, dim: int = 0) -> Expression:
     size, stride = shape.dims[dim], select.strides_of(shape)[dim]
     picked = _selected(op, e, _index("pick", "the index", index, size) * stride, {"dim": dim}, select.pick_walk(shape, dim))
     _PICKS[e.type, dim] = picked.type, size, stride
-    return picked
+    return _as(PickExpression, picked)
+
+
+def _starts(op: str, shape: Shape, indices: Sequence[int], dim: int) -> list[int]:
+    """Return where in x that begins what `pick_batch` picks for each element of the minibatch."""
+    stride = select.strides_of(shape)[dim]
+    return [
+        _index(op, "an index", i, shape.dims[dim]) * stride + (b * shape.size if shape.batch > 1 else 0)
+        for b, i in enumerate(indices)
+    ]
 
 
 def pick_batch(e: Expression, indices: Sequence[int], dim: int = 0) -> Expression:
-    """Return for each element of the minibatch the elements with its own index along a dim; an unbatched e is repeated."""
+    """Return for each element of the minibatch the elements with its own index along a dim; an unbatched e is repeated.
+
+    The result has a method `set_index`, which changes the indices.
+    """
     check_expression("pick_batch", e)
     op, shape = OPS["pick_batch"], _shape(e)
     dim, indices = _integer("pick_batch", "the dim", dim), _sequence("pick_batch", "the indices", indices)
     attributes = {"dim": dim, "count": len(indices)}
     op.shape((shape,), **attributes)
-    strides = select.strides_of(shape)
-    starts = [
-        _index("pick_batch", "an index", i, shape.dims[dim]) * strides[dim] + (b * shape.size if shape.batch > 1 else 0)
-        for b, i in enumerate(indices)
-    ]
-    return record(op, (e,), attributes, starts)
+    return _as(PickBatchExpression, record(op, (e,), attributes, _starts("pick_batch", shape, indices, dim)))
 
 
 def _range(op: str, x: Expression, steps: Sequence[int], begins: Sequence[int], ends: Sequence[int]) -> Expression:
