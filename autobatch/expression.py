@@ -1,6 +1,6 @@
 """Expressions: a handle to one node, with operators, values and gradients; and the general way to record a node.
 
-The functions users call record common cases by themselves, in a few lines without checks (`functions.py`): two appends to the
+The functions users call record common cases by themselves, in a few lines without checks (`functions/`): two appends to the
 graph's lists, one look-up of the node type. Whenever anything is unusual there, the look-up or an append fails and they come
 here: `record` checks everything, says what is wrong, makes new node types, and takes numbers, parameters and checkpoints in its
 stride.

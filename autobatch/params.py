@@ -21,15 +21,17 @@ stored is θ w, what a graph sees is the same to rounding. Hence `as_array()` gi
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import math
 import operator
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from autobatch import graph
+from autobatch import files, graph
 from autobatch.expression import Expression, append, describe, is_list, record
 from autobatch.initializers import PyInitializer, number, numbers, resolve
 from autobatch.kernels._errors import (
@@ -38,6 +40,7 @@ from autobatch.kernels._errors import (
     DeviceError,
     EmptyListError,
     IndexRangeError,
+    ModelFileError,
     NegativeIndexError,
     OperandError,
     ShapeError,
@@ -192,6 +195,78 @@ class Storage(Expression):
     def _reset_gradient(self) -> None:
         self.gradients.fill(0)
 
+    # Files
+
+    _kind: ClassVar[str]  # what it is called in files
+
+    def save(self, fname: files.Path, key: str = "", append: bool = False) -> None:
+        """Write values (and the gradient, if there is one) to a file; an old one stays until the new one is complete.
+
+        Parameters
+        ----------
+        fname : path. DyNet's format, or safetensors if the name ends in ".safetensors" (extra "safetensors").
+        key : name in the file, in place of the full name; begins with "/", without blanks and "#".
+        append : add to the file in place of replacing it.
+
+        Raises
+        ------
+        ArgumentError
+            Such a key cannot be.
+        OSError
+            The file cannot be written.
+        """
+        files.write(files.path_of("save", fname), [self._entry(files.check_key("save", key) or self._name)], bool(append))
+
+    def populate(self, fname: files.Path, key: str) -> None:
+        """Set values and gradient to those of an entry of a file.
+
+        Parameters
+        ----------
+        fname : path, as of `save`; files of DyNet too.
+        key : name of the entry, for example "/encoder/W".
+
+        Raises
+        ------
+        MissingFileError, ModelFileError
+            No such file, a damaged one, no such key, another kind or other dims; nothing was changed. (RuntimeErrors)
+        ArgumentError
+            An empty key.
+        """
+        path = files.path_of("populate", fname)
+        if not files.check_key("populate", key):
+            raise ArgumentError(f"populate: the key is empty\n  expected  the name of an entry, for example {self._name!r}")
+        self._check_entry(path, entry := _find(path, files.read(path), self._kind, key))
+        self._take(entry)
+
+    def _entry(self, name: str) -> files.Entry:
+        return files.Entry(self._kind, name, self.dims, self.values, self.gradients if self.gradients.any() else None)
+
+    def _check_entry(self, path: str, entry: files.Entry) -> None:
+        """Raise if an entry of a file is not one of this parameter."""
+        if entry.kind != self._kind or entry.dims != self.dims:
+            expected = f"{self._kind} {self.dims}, as {self._name} is"
+            raise ModelFileError(message(f"{path}: {entry.name} does not fit", f"{entry.kind} {entry.dims}", expected))
+        with np.errstate(over="ignore"):
+            if np.isfinite(entry.values).sum() != np.isfinite(entry.values.astype(self.dtype)).sum():
+                raise ModelFileError(f"{path}: {entry.name} holds numbers that are too large for {self.dtype}")
+
+    def _take(self, entry: files.Entry) -> None:
+        """Take over the numbers of an entry that fits."""
+        self.values[:] = entry.values
+        self._reset_gradient()
+        if entry.gradients is not None:
+            self.gradients[:] = entry.gradients
+
+
+def _find(path: str, entries: Sequence[files.Entry], kind: str, key: str) -> files.Entry:
+    """Return the first entry of a kind and a name."""
+    for entry in entries:
+        if entry.kind == kind and entry.name == key:
+            return entry
+    names = [entry.name for entry in entries if entry.kind == kind]
+    listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    raise ModelFileError(message(f"{path}: there is no {kind} {key}", f"{listed or 'none'} in the file"))
+
 
 class _Constant(Expression):
     """The values of a parameter, passing no gradient on. Keeps the parameter, and so the memory, alive."""
@@ -216,6 +291,8 @@ class Parameters(Storage):
     """
 
     __slots__ = ()
+
+    _kind = files.PARAMETER
 
     def as_array(self) -> NDArray[np.float64]:
         """Return a copy of the values: float64, of the dims."""
@@ -290,6 +367,8 @@ class LookupParameters(Storage):
     """
 
     __slots__ = ("_row_type", "row_dims", "touched")
+
+    _kind = files.TABLE
 
     def _begin(
         self, name: str, dims: tuple[int, ...], values: NDArray[np.floating], touched: NDArray[np.uint8] | None = None
@@ -445,6 +524,10 @@ class LookupParameters(Storage):
     def _reset_gradient(self) -> None:
         self.gradients.fill(0)
         self.touched.fill(0)
+
+    def _take(self, entry: files.Entry) -> None:
+        super()._take(entry)
+        self.touched[:] = self.gradients.reshape(len(self), -1).any(axis=1)
 
     def __repr__(self) -> str:
         return f"LookupParameter {self._name}"
@@ -620,7 +703,7 @@ class ParameterCollection:
 
     def parameter_count(self) -> int:
         """Return how many numbers all parameters and tables have together."""
-        return sum(p.values.size for p in [*self._members, *self._tables])
+        return sum(p.values.size for p in self._everything())
 
     def name(self) -> str:
         """Return the full name: "/" for an outermost collection, else for example "/encoder/"."""
@@ -629,11 +712,110 @@ class ParameterCollection:
     def __repr__(self) -> str:
         return f"<ParameterCollection {self._prefix}: {len(self._members)} parameters, {len(self._tables)} look-up tables>"
 
+    # Files
+
+    def save(self, fname: files.Path, name: str = "", append: bool = False) -> None:
+        """Write all parameters and tables to a file: the old file, if any, stays until the new one is complete.
+
+        Parameters
+        ----------
+        fname : path. DyNet's format, which DyNet reads too, or safetensors if the name ends in ".safetensors" (extra
+            "safetensors").
+        name : prefix of the names in the file, in place of the collection's own; begins with "/", without blanks and "#".
+        append : add to the file in place of replacing it.
+
+        Raises
+        ------
+        ArgumentError
+            Such a name cannot be.
+        OSError
+            The file cannot be written.
+        """
+        prefix = files.check_key("save", name) or self._prefix
+        prefix = prefix if prefix.endswith("/") else prefix + "/"
+        entries = [p._entry(prefix + p.name()[len(self._prefix) :]) for p in self._everything()]
+        files.write(files.path_of("save", fname), entries, bool(append))
+
+    def populate(self, fname: files.Path, key: str = "") -> None:
+        """Set all parameters and tables to those of a file, in the order in which they were made; names do not count.
+
+        Parameters
+        ----------
+        fname : path, as of `save`; files of DyNet too.
+        key : only entries whose names begin with it, for example "/encoder/".
+
+        Raises
+        ------
+        MissingFileError, ModelFileError
+            No such file, a damaged one, more or fewer entries, other dims; nothing was changed. (RuntimeErrors)
+        """
+        path = files.path_of("populate", fname)
+        prefix = files.check_key("populate", key)
+        prefix = prefix if not prefix or prefix.endswith("/") else prefix + "/"
+        entries = [entry for entry in files.read(path) if entry.name.startswith(prefix)]
+        self._fill(path, f" under {prefix}" if prefix else "", entries)
+
+    def _everything(self) -> list[Storage]:
+        return [*self._members, *self._tables]
+
+    def _fill(self, path: str, under: str, entries: Sequence[files.Entry]) -> None:
+        """Take the numbers of entries, in their order, or raise and change nothing."""
+        everything = self._everything()
+        chosen = [entry for kind in (files.PARAMETER, files.TABLE) for entry in entries if entry.kind == kind]
+        counts = [
+            " and ".join(f"{kinds.count(kind)} {kind}s" for kind in (files.PARAMETER, files.TABLE))
+            for kinds in ([e.kind for e in entries], [p._kind for p in everything])
+        ]
+        if counts[0] != counts[1]:
+            raise ModelFileError(message(f"{path}{under} does not fit {self._prefix}", counts[0], counts[1]))
+        for p, entry in zip(everything, chosen, strict=True):
+            p._check_entry(path, entry)
+        for p, entry in zip(everything, chosen, strict=True):
+            p._take(entry)
+
+    def load_param(self, fname: files.Path, key: str) -> Parameters:
+        """Make a parameter of the dims, the name and the numbers of an entry of a file (see `Parameters.populate`)."""
+        result: Parameters = self._load("load_param", fname, files.PARAMETER, key)
+        return result
+
+    def load_lookup_param(self, fname: files.Path, key: str) -> LookupParameters:
+        """Make a look-up table of the dims, the name and the numbers of an entry of a file (see `Parameters.populate`)."""
+        result: LookupParameters = self._load("load_lookup_param", fname, files.TABLE, key)
+        return result
+
+    def _load(self, what: str, fname: Any, kind: str, key: Any) -> Any:
+        path = files.path_of(what, fname)
+        if not isinstance(key, str):
+            raise OperandError(f"{what}: key is {describe(key)}\n  expected  a str")
+        return self._add_entry(path, _find(path, files.read(path), kind, key))
+
+    def _add_entry(self, path: str, entry: files.Entry) -> Any:
+        """Make a parameter, or a table, of the dims, the name and the numbers of an entry of a file."""
+        dims = _check_dims(f"{path}: {entry.name}", entry.dims)
+        made: Any = _new(Parameters if entry.kind == files.PARAMETER else LookupParameters)
+        made._begin(entry.name, dims, aligned(math.prod(dims), self.dtype))
+        made._check_entry(path, entry)
+        made._take(entry)
+        for collection in self._and_outer():
+            (collection._members if entry.kind == files.PARAMETER else collection._tables).append(made)
+        _changed()
+        return made
+
+    def _mark(self) -> Any:
+        """Return what `_undo` needs to take back all parameters made after it."""
+        return [(c, len(c._members), len(c._tables), dict(c._namesakes), dict(c._inner_namesakes)) for c in self._and_outer()]
+
+    def _undo(self, mark: Any) -> None:
+        for collection, members, tables, namesakes, inner in mark:
+            del collection._members[members:], collection._tables[tables:]
+            collection._namesakes, collection._inner_namesakes = namesakes, inner
+        _changed()
+
     # Training
 
     def reset_gradient(self) -> None:
         """Set the gradients of all parameters and tables to 0 (DyNet has it in C++ only)."""
-        for p in [*self._members, *self._tables]:
+        for p in self._everything():
             p._reset_gradient()
 
     def get_weight_decay(self) -> float:
@@ -676,7 +858,25 @@ def _numbered(name: str, namesakes: dict[str, int]) -> str:
     return f"{name}_{count}" if count or not name else name
 
 
+@contextlib.contextmanager
+def room_for(numbers: int) -> Iterator[None]:
+    """Let no more than so many numbers be made, in all parameters together: what a file holds, while it is loaded."""
+    token = _room.set([numbers])
+    try:
+        yield
+    finally:
+        _room.reset(token)
+
+
+_room: contextvars.ContextVar[list[int] | None] = contextvars.ContextVar("room", default=None)
+
+
 def _initial(initializer: PyInitializer, dims: tuple[int, ...], dtype: str) -> NDArray[np.floating]:
+    room, size = _room.get(), math.prod(dims)
+    if room is not None:
+        room[0] -= size
+        if room[0] < 0:
+            raise ArgumentError(f"a parameter {dims} of {size:,} numbers is more than the file holds")
     values = aligned(math.prod(dims), dtype)
     initializer.fill(values, dims)
     return values

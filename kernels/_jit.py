@@ -90,9 +90,11 @@ def compiled(function: Callable[..., Any]) -> Any:
     return dispatcher
 
 
-def inline(function: Callable[..., Any]) -> Any:
-    """Compile a small helper that kernels call; LLVM inlines it into them."""
-    return numba.njit(**_HELPER, fastmath=_FASTMATH)(function)
+def inline(function: Callable[..., Any] | None = None, *, reductions: bool = False) -> Any:
+    """Compile a small helper that kernels call; LLVM inlines it into them. `reductions` as for `kernel`, of its own sums."""
+    if function is None:
+        return lambda f: inline(f, reductions=reductions)
+    return numba.njit(**_HELPER, fastmath=_FASTMATH | {"reassoc"} if reductions else _FASTMATH)(function)
 
 
 # Kernels --------------------------------------------------------------------------------------------------------------

@@ -57,10 +57,13 @@ class Drawn:
     def one_of(self, choices):
         return self.draw(st.sampled_from(list(choices)))
 
+    def some(self, n):
+        return self.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=min(n, 9), unique=True))
+
     def dims(self, low=1, high=4):
         rank = self.integer(low, high)
-        first, other = (LARGE if rank < 3 else SIZES, SIZES) if self.sizes is None else (self.sizes, self.sizes)
-        return tuple(self.draw(other if k else first) for k in range(rank))
+        first, others = (LARGE if rank < 3 else SIZES, SIZES) if self.sizes is None else (self.sizes, self.sizes)
+        return tuple(self.draw(others if k else first) for k in range(rank))
 
     def batch(self):
         return self.draw(st.integers(2, 4) if self.batched else st.sampled_from([1, 1, 2, 3]))
@@ -77,6 +80,9 @@ class Random:
 
     def one_of(self, choices):
         return choices[self.integer(0, len(choices) - 1)]
+
+    def some(self, n):
+        return self.rng.permutation(n)[: self.integer(1, n)].tolist()
 
     def dims(self, low=1, high=4):
         return tuple(self.integer(1, 4) for _ in range(self.integer(low, high)))
@@ -191,7 +197,11 @@ class Writer:
 
     def leaf(self, tensor):
         """Return a new leaf for a tensor."""
-        (dims, batch), low, high, _ = tensor
+        (dims, batch), low, high, fit = tensor
+        if fit is not None:
+            drawn = numbers(self.rng, tensor)
+            self.parameters.append(("parameter", drawn[..., 0] if batch == 1 else drawn.ravel(order="F")))
+            return self.shaped(self.same(Use(len(self.parameters) - 1)), Shape(dims, batch))
         kind = self.choose.one_of(["input", "input", "parameter", "parameter", "row", "row", "constant", "fill", "rows"])
         shape = Shape(dims, batch)
         if kind in ("parameter", "constant"):
@@ -213,7 +223,9 @@ class Writer:
 
     def argument(self, tensor, forced, parameter):
         """Return a value for a tensor: a parameter, a value of this very shape, a part of a larger one, or a leaf."""
-        shape, low, high, _ = tensor
+        shape, low, high, fit = tensor
+        if fit is not None:  # nothing else lies in the op's domain
+            return self.leaf(tensor)
         if forced is not None or parameter:
             return self.same(Use(self.parameter(forced or "parameter", shape.dims, low, high)))
         how, at = self.choose.integer(0, 9), None
