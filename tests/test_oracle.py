@@ -58,6 +58,12 @@ def no_minibatch(tensors):
     return all(t.shape.batch == 1 for t in tensors)
 
 
+def reaches_the_end(x, window, stride, is_valid):
+    """Where windows with padding end before the image does, DyNet's gradient is of other windows than its value."""
+    sizes = list(zip(x.shape.dims, window, stride, strict=False))
+    return is_valid or all((-(-n // s) - 1) * s + w >= n for n, w, s in sizes)
+
+
 def same_minibatch(tensors):
     return len({t.shape.batch for t in tensors}) == 1
 
@@ -165,14 +171,20 @@ TAKES = {
     "circ_conv": lambda wanted, call: no_minibatch(wanted),  # takes no minibatch
     "circ_corr": lambda wanted, call: no_minibatch(wanted),
     "constrained_softmax": unbatched,
-    "conv2d": lambda wanted, call: no_minibatch(wanted[1:]),  # takes no minibatch of filters
-    "conv2d_bias": lambda wanted, call: no_minibatch(wanted[1:]),
+    # Takes no minibatch of filters.
+    "conv2d": lambda wanted, call: (
+        no_minibatch(wanted[1:]) and reaches_the_end(wanted[0], wanted[1].shape.dims, *call.arguments[-2:])
+    ),
+    "conv2d_bias": lambda wanted, call: (
+        no_minibatch(wanted[1:]) and reaches_the_end(wanted[0], wanted[1].shape.dims, *call.arguments[-2:])
+    ),
     "cumsum": ranks_up_to(3),
     "dropout": lambda wanted, call: call.arguments[1] == 0,  # the masks are others
     "dropout_batch": lambda wanted, call: call.arguments[1] == 0,
     "dropout_dim": lambda wanted, call: call.arguments[2] == 0 and len(wanted[0].shape.dims) < 4,  # takes no more dims
     "emax": lambda wanted, call: one_shape(wanted),
-    "filter1d_narrow": lambda wanted, call: no_minibatch(wanted),  # it gets lost
+    # A minibatch gets lost; of a single filter (r,w,1) all columns but the first get no gradient.
+    "filter1d_narrow": lambda wanted, call: no_minibatch(wanted) and wanted[1].shape.dims[2:] != (1,),
     "floor": straight,
     "fold_rows": lambda wanted, call: no_minibatch(wanted),  # it gets lost
     "hinge_dim": rows_fit,
@@ -185,6 +197,7 @@ TAKES = {
     "logdet": lambda wanted, call: wanted[0].shape.batch == 1,  # no minibatch
     "logsumexp_dim": lambda wanted, call: ranks_up_to(2)(wanted, call) and not (call.arguments[1] == 1 and taller(wanted[0])),
     "max_dim": ranks_up_to(3),
+    "maxpooling2d": lambda wanted, call: reaches_the_end(wanted[0], *call.arguments[1:]),
     "mean_batches": ranks_up_to(3),
     "mean_dim": few_dims,
     "mean_elems": ranks_up_to(2),
