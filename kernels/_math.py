@@ -594,4 +594,7 @@ def with_sign(x: Real, y: Real) -> Real:
 
 @overload(with_sign, jit_options=_OPTIONS)
 def _choose_with_sign(x: Real, y: Real) -> Any:
-    return (lambda x, y: _with_sign(x, y)) if x in _CONSTANTS and x == y else None
+    def body(x: Real, y: Real) -> Real:
+        return _with_sign(x, y)
+
+    return body if x in _CONSTANTS and x == y else None

@@ -45,6 +45,7 @@ PUBLIC = {
     "lstm_step": _lstm_step,
     "matmul": operator.mul,
     "negate": operator.neg,
+    "rpow": operator.pow,
     "subtract": operator.sub,
 }
 

@@ -59,8 +59,8 @@ class Drawn:
 
     def dims(self, low=1, high=4):
         rank = self.integer(low, high)
-        first = self.sizes or (LARGE if rank < 3 else SIZES)
-        return tuple(self.draw(self.sizes or SIZES if k else first) for k in range(rank))
+        first, others = (LARGE if rank < 3 else SIZES, SIZES) if self.sizes is None else (self.sizes, self.sizes)
+        return tuple(self.draw(others if k else first) for k in range(rank))
 
     def batch(self):
         return self.draw(st.integers(2, 4) if self.batched else st.sampled_from([1, 1, 2, 3]))

@@ -30,7 +30,10 @@ def same_shape_left(tensors):
 
 
 # Ops that DyNet does not have.
-ABSENT: set[str] = set()
+ABSENT = {"rpow"}
+
+# Ops whose gradient is now this, now that in DyNet, whatever the mode: only the values are compared.
+UNSTEADY = {"ceil", "floor", "round"}
 
 
 def one_shape(tensors):
@@ -38,20 +41,12 @@ def one_shape(tensors):
     return len({t.shape for t in tensors}) == 1
 
 
-def straight(wanted, call):
-    """The mode "zero_gradient" often passes the gradient on in DyNet."""
-    return call.arguments[1] == "straight_through_gradient"
-
-
 # Where DyNet takes less, or is wrong: which calls to compare.
 TAKES = {
     "bmax": lambda wanted, call: one_shape(wanted),
     "bmin": lambda wanted, call: one_shape(wanted),
-    "ceil": straight,
     "emax": lambda wanted, call: one_shape(wanted),
-    "floor": straight,
-    "pow": lambda wanted, call: wanted[1].shape.batch == 1,  # one exponent for all
-    "round": straight,
+    "pow": lambda wanted, call: wanted[1].shape.batch == 1 and wanted[0].shape.dims[1:][-1:] != (1,),  # one e; drops ones
     "silu": lambda wanted, call: call.arguments[1] == 1,  # its gradient is wrong for others
     "softsign": lambda wanted, call: wanted[0].shape.size == wanted[0].shape.dims[0],  # vectors only
     "average": lambda wanted, call: len({t.shape.batch for t in wanted}) == 1,  # a batch beside none gets a wrong gradient
@@ -122,7 +117,8 @@ def outcome(library, op, call, arrays, weights):
 
 @pytest.mark.parametrize("op", OPS.values(), ids=OPS)
 def test_every_op_gives_what_dynet_gives(dy, op):
-    assert (op.name in PUBLIC or hasattr(dy, op.name)) != (op.name in ABSENT)
+    assert op.name in ABSENT or op.name in PUBLIC or hasattr(dy, op.name)
+    assert not (op.name in ABSENT and hasattr(dy, op.name))
     if op.name in ABSENT:
         return
 
@@ -137,7 +133,8 @@ def test_every_op_gives_what_dynet_gives(dy, op):
         for a, b in zip(values, theirs, strict=True):
             close(a, b, AGREEMENT, op.name)
         for a, b in zip(gradients, their_gradients, strict=True):
-            close(a, b, AGREEMENT, op.name)
+            if op.name not in UNSTEADY:
+                close(a, b, AGREEMENT, op.name)
 
     check()
 
