@@ -89,9 +89,9 @@ def compiled(function: Callable[..., Any]) -> Any:
     return dispatcher
 
 
-def inline(function: Callable[..., Any]) -> Any:
-    """Compile a small helper that kernels call; LLVM inlines it into them."""
-    return numba.njit(**_HELPER, fastmath=_FASTMATH)(function)
+def inline(function: Callable[..., Any], always: bool = False) -> Any:
+    """Compile a small helper that kernels call; LLVM inlines it into them if it likes, or `always`: a loop around a call is slow."""
+    return numba.njit(**_HELPER, fastmath=_FASTMATH, forceinline=always)(function)
 
 
 # Kernels --------------------------------------------------------------------------------------------------------------

@@ -215,6 +215,22 @@ def _split(typingctx, x):
     return types.UniTuple(x, 2)(x), codegen
 
 
+@intrinsic
+def order_of(typingctx, x):
+    """order_of(x): an integer as wide as x, in the order of the numbers, NaN highest: their maxima are vector code."""
+    integer, _, _, _ = _layout(x)
+    result = types.int32 if integer.width == 32 else types.int64
+
+    def codegen(context, builder, signature, args):
+        bits = builder.bitcast(args[0], integer)
+        low = integer((1 << (integer.width - 1)) - 1)
+        sign = builder.ashr(bits, integer(integer.width - 1))
+        order = builder.sub(builder.xor(bits, builder.and_(sign, low)), sign)  # -0 becomes 0
+        return builder.select(builder.fcmp_unordered("uno", args[0], args[0]), low, order)
+
+    return result(x), codegen
+
+
 def _instruction(builder: ir.IRBuilder, name: str, *args: ir.Value) -> ir.Value:
     """Call of an LLVM intrinsic whose arguments and result are all of one type."""
     kind = args[0].type
