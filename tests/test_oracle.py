@@ -211,7 +211,7 @@ TAKES = {
     "pick_batch": lambda wanted, call: len(wanted[0].shape.dims) < 4,
     "pick_batch_elems": lambda wanted, call: len(wanted[0].shape.dims) < 4,
     "poisson_loss": lambda wanted, call: unbatched(wanted, call) and isinstance(call.arguments[1], int),
-    "pow": lambda wanted, call: wanted[1].shape.batch == 1,  # one exponent for all
+    "pow": lambda wanted, call: wanted[1].shape.batch == 1 and wanted[0].shape.dims[1:][-1:] != (1,),  # one e; drops ones
     "random_gumbel": lambda wanted, call: call.arguments[1:3] == (0, 1),  # takes no others
     "restricted_log_softmax": lambda wanted, call: unbatched(wanted, call) and len(wanted[0].shape.dims) == 1,
     "round": straight,
