@@ -91,7 +91,7 @@ def compiled(function: Callable[..., Any]) -> Any:
 
 
 def inline(function: Callable[..., Any] | None = None, *, reductions: bool = False, always: bool = False) -> Any:
-    """Compile a small helper that kernels call; LLVM inlines it into them if it likes, or `always`: a loop around a call is slow.
+    """Compile a small helper that kernels call; LLVM inlines it if it likes, or `always`: a loop around a call is slow.
 
     `reductions` as for `kernel`, of the helper's own sums.
     """

@@ -79,48 +79,6 @@ def activations(library):
     return function
 
 
-@pytest.mark.parametrize(
-    ("masked", "batch"), [(False, (1, 1)), (False, (3, 3)), (False, (3, 1)), (True, (1, 1)), (True, (3, 3))]
-)
-@pytest.mark.parametrize("parts", [(4,), (3, 1)])
-def test_gates_of_an_lstm(dy, parts, masked, batch):
-    rng = np.random.default_rng(len(parts) + batch[0])
-    H, I = 3, sum(parts)
-    xs = [rng.uniform(-1, 1, (n, batch[0])) for n in parts]
-    rest = [rng.uniform(-1, 1, (H, batch[1])), *(rng.uniform(-1, 1, (*d, 1)) for d in [(4 * H, I), (4 * H, H), (4 * H,)])]
-    masks = [rng.integers(0, 2, (n, 1)) * 2.0 for n in (I, H)] if masked else []
-    weights = rng.uniform(-1, 1, 4 * H * max(batch))
-
-    def run(library):
-        library.renew_cg()
-        model = library.ParameterCollection()
-        made = [argument(library, model, None, array) for array in (*xs, *rest, *masks)]
-        first, others = [e for _, e in made[: len(xs)]], [e for _, e in made[len(xs) :]]
-        name = "vanilla_lstm_gates" + "_dropout" * masked + "_concat" * (len(xs) > 1)
-        y = getattr(library, name)(first if len(xs) > 1 else first[0], *others)
-        library.dot_product(library.reshape(y, (weights.size,)), library.inputVector(weights)).backward()
-        return y.npvalue(), *(p.grad_as_array() for p, _ in made[: len(xs) + len(rest)])  # DyNet's masks get no gradient
-
-    for got, expected in zip(run(ab), run(dy), strict=True):
-        close(got, expected, AGREEMENT)
-
-
-@pytest.mark.parametrize("v", [0, 2])
-@pytest.mark.parametrize("dims", [(4,), (3, 2), (2, 3, 2)])
-def test_pick_batch_elem(dy, dims, v):  # a view, so no op of its own
-    array = np.random.default_rng(v).uniform(-1, 1, (*dims, 3))
-
-    def run(library):
-        library.renew_cg()
-        p, x = argument(library, library.ParameterCollection(), None, array)
-        y = library.pick_batch_elem(x, v)
-        library.sum_elems(library.square(y)).backward()
-        return y.npvalue(), p.grad_as_array()
-
-    for got, expected in zip(run(ab), run(dy), strict=True):
-        close(got, expected, AGREEMENT)
-
-
 def one_shape(tensors):
     """No broadcasting, not even of the batch."""
     return len({t.shape for t in tensors}) == 1
@@ -132,7 +90,7 @@ def straight(wanted, call):
 
 
 # Ops that DyNet does not have.
-ABSENT: set[str] = {"sparsemax_loss"}
+ABSENT = {"rpow", "sparsemax_loss"}
 
 # Ops that are called by another name: the function of a library.
 SPELLED = {
@@ -157,7 +115,13 @@ def rows_fit(wanted, call):
 
 
 # Arguments, by position, by which DyNet's gradient is wrong.
-WRONG_BY = {"binary_log_loss": {1}, "poisson_loss": {0}}  # of poisson_loss: as if it were the whole loss
+WRONG_BY = {
+    "binary_log_loss": {1},
+    "ceil": {0},  # now this, now that, whatever the mode; floor and round too
+    "floor": {0},
+    "poisson_loss": {0},  # as if it were the whole loss
+    "round": {0},
+}
 
 # Where DyNet takes less, or is wrong: which calls to compare.
 TAKES = {
@@ -303,7 +267,8 @@ def outcome(library, op, call, arrays, weights):
 
 @pytest.mark.parametrize("op", OPS.values(), ids=OPS)
 def test_every_op_gives_what_dynet_gives(dy, op):
-    assert (op.name in PUBLIC or hasattr(dy, op.name)) != (op.name in ABSENT)
+    assert op.name in ABSENT or op.name in PUBLIC or hasattr(dy, op.name)
+    assert not (op.name in ABSENT and hasattr(dy, op.name))
     if op.name in ABSENT:
         return
 
@@ -383,3 +348,45 @@ def test_operators_with_numbers(dy, symbol):
 
     for a, b in zip(run(ab), run(dy), strict=True):
         close(a, b, AGREEMENT)
+
+
+@pytest.mark.parametrize(
+    ("masked", "batch"), [(False, (1, 1)), (False, (3, 3)), (False, (3, 1)), (True, (1, 1)), (True, (3, 3))]
+)
+@pytest.mark.parametrize("parts", [(4,), (3, 1)])
+def test_gates_of_an_lstm(dy, parts, masked, batch):
+    rng = np.random.default_rng(len(parts) + batch[0])
+    H, I = 3, sum(parts)
+    xs = [rng.uniform(-1, 1, (n, batch[0])) for n in parts]
+    rest = [rng.uniform(-1, 1, (H, batch[1])), *(rng.uniform(-1, 1, (*d, 1)) for d in [(4 * H, I), (4 * H, H), (4 * H,)])]
+    masks = [rng.integers(0, 2, (n, 1)) * 2.0 for n in (I, H)] if masked else []
+    weights = rng.uniform(-1, 1, 4 * H * max(batch))
+
+    def run(library):
+        library.renew_cg()
+        model = library.ParameterCollection()
+        made = [argument(library, model, None, array) for array in (*xs, *rest, *masks)]
+        first, others = [e for _, e in made[: len(xs)]], [e for _, e in made[len(xs) :]]
+        name = "vanilla_lstm_gates" + "_dropout" * masked + "_concat" * (len(xs) > 1)
+        y = getattr(library, name)(first if len(xs) > 1 else first[0], *others)
+        library.dot_product(library.reshape(y, (weights.size,)), library.inputVector(weights)).backward()
+        return y.npvalue(), *(p.grad_as_array() for p, _ in made[: len(xs) + len(rest)])  # DyNet's masks get no gradient
+
+    for got, expected in zip(run(ab), run(dy), strict=True):
+        close(got, expected, AGREEMENT)
+
+
+@pytest.mark.parametrize("v", [0, 2])
+@pytest.mark.parametrize("dims", [(4,), (3, 2), (2, 3, 2)])
+def test_pick_batch_elem(dy, dims, v):  # a view, so no op of its own
+    array = np.random.default_rng(v).uniform(-1, 1, (*dims, 3))
+
+    def run(library):
+        library.renew_cg()
+        p, x = argument(library, library.ParameterCollection(), None, array)
+        y = library.pick_batch_elem(x, v)
+        library.sum_elems(library.square(y)).backward()
+        return y.npvalue(), p.grad_as_array()
+
+    for got, expected in zip(run(ab), run(dy), strict=True):
+        close(got, expected, AGREEMENT)
