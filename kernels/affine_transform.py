@@ -239,5 +239,6 @@ AFFINE_TRANSFORM = Op(
     lower=_lower,
     reference=_reference,
     samples=_samples,
+    shapes="b (r,) or (r,c), W (r,k), x (k,) or (k,c), ... -> (r,) or (r,c)",
     shared=lambda position: position == 0 or position % 2 == 1,
 )

@@ -36,7 +36,7 @@ def _samples(choose):
 
 CONTRACT3D_1D = Op(
     name="contract3d_1d",
-    doc=__doc__,
+    doc="Σ_k x[:,:,k] z[k].    dx[:,:,k] += dy z[k]    dz[k] += Σ dy ∘ x[:,:,k]",
     shape=_shape,
     lower=_lower,
     reference=lambda x, z: (x * z).sum(axis=2),

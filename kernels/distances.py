@@ -97,6 +97,7 @@ DOT_PRODUCT = Op(
     lower=_lower(dot_product, dot_product_gradient),
     reference=lambda x, z: (x * z).sum(axis=tuple(range(x.ndim - 1)))[None],
     samples=two_same(),
+    shapes="equal dims -> (1,)",
 )
 SQUARED_DISTANCE = Op(
     name="squared_distance",
@@ -105,4 +106,5 @@ SQUARED_DISTANCE = Op(
     lower=_lower(squared_distance, squared_distance_gradient),
     reference=lambda x, z: ((x - z) ** 2).sum(axis=tuple(range(x.ndim - 1)))[None],
     samples=two_same(),
+    shapes="equal dims -> (1,)",
 )

@@ -64,6 +64,7 @@ LOOKUP_BATCH = Op(
     lower=_lower,
     reference=_reference,
     samples=_samples,
+    shapes="table of rows, count indices -> a row, with a minibatch of count",
     shared=lambda position: position == 0,
     rows=True,
 )

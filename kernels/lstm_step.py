@@ -209,5 +209,6 @@ LSTM_STEP = Op(
     lower=_lower,
     reference=_reference,
     samples=_samples,
+    shapes="x (I,), h, c (H,), Wx (4H,I), Wh (4H,H), b (4H,) -> h, c (H,)",
     shared=lambda position: position in (3, 4, 5),
 )

@@ -321,5 +321,6 @@ MATMUL = Op(
     lower=_lower,
     reference=_reference,
     samples=_samples,
+    shapes="(m,k) (k,n) -> (m,n);  (m,k) (k,) -> (m,);  (k,) (1,n) -> (k,n)",
     shared=lambda position: position == 0,
 )

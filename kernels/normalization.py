@@ -251,7 +251,8 @@ def _layer_samples(choose):
 
 LAYER_NORM = Op(
     name="layer_norm",
-    doc=__doc__,
+    doc="g ∘ z + b with z = (x - μ) / (s + 1e-8), μ and s: mean and population deviation of each element of the minibatch.    "
+    "db += dy    dg += dy ∘ z    dx += (h - mean h - z q / s mean(h ∘ z)) / q with h = dy ∘ g, q = s + 1e-8",
     shape=broadcast_shape("layer_norm"),
     lower=_layer_lower,
     reference=_layer_reference,

@@ -163,6 +163,7 @@ SOFTMAX = Op(
     lower=_softmax_lower(softmax, softmax_gradient, ()),
     reference=_softmax_reference,
     samples=_softmax_samples,
+    shapes="(n,) or (r,c) -> as x",
 )
 LOG_SOFTMAX = Op(
     name="log_softmax",
@@ -171,6 +172,7 @@ LOG_SOFTMAX = Op(
     lower=_softmax_lower(log_softmax, log_softmax_gradient, ()),
     reference=lambda x: np.log(_softmax_reference(x)),
     samples=lambda choose: Sample((Tensor(Shape(choose.dims(1, 2), choose.batch())),)),
+    shapes="(n,) or (r,c) -> as x",
 )
 
 
@@ -347,6 +349,7 @@ PICKNEGLOGSOFTMAX = Op(
     lower=_loss_lower,
     reference=_loss_reference,
     samples=_loss_samples,
+    shapes="(n,) -> (1,)",
 )
 PICKNEGLOGSOFTMAX_BATCH = Op(
     name="pickneglogsoftmax_batch",
@@ -355,4 +358,5 @@ PICKNEGLOGSOFTMAX_BATCH = Op(
     lower=_loss_lower,
     reference=_loss_reference,
     samples=_loss_batch_samples,
+    shapes="(n,) -> (1,)",
 )

@@ -79,6 +79,7 @@ ESUM = Op(
     lower=_list_lower(mean=False),
     reference=lambda arguments: sum(arguments),
     samples=_list_samples,
+    shapes="equal dims -> those of the first",
     joins=True,
 )
 AVERAGE = Op(
@@ -88,6 +89,7 @@ AVERAGE = Op(
     lower=_list_lower(mean=True),
     reference=lambda arguments: sum(arguments) / len(arguments),
     samples=_list_samples,
+    shapes="equal dims -> the same",
     joins=True,
 )
 
@@ -171,6 +173,7 @@ SUM_ELEMS = Op(
     lower=_reduction(sum_elems, sum_elems_gradient),
     reference=lambda x: x.sum(axis=tuple(range(x.ndim - 1)))[None],
     samples=one_tensor(),
+    shapes="any -> (1,)",
 )
 SUM_BATCHES = Op(
     name="sum_batches",
@@ -179,4 +182,5 @@ SUM_BATCHES = Op(
     lower=_reduction(sum_batches, sum_batches_gradient),
     reference=lambda x: x.sum(axis=-1, keepdims=True),
     samples=one_tensor(),
+    shapes="dims with a minibatch -> dims without",
 )
