@@ -1,6 +1,6 @@
 """Expressions: a handle to one node, with operators, values and gradients; and the general way to record a node.
 
-The functions users call record common cases by themselves, in a few lines without checks (`functions.py`): two appends to the
+The functions users call record common cases by themselves, in a few lines without checks (`functions/`): two appends to the
 graph's lists, one look-up of the node type. Whenever anything is unusual there, the look-up or an append fails and they come
 here: `record` checks everything, says what is wrong, makes new node types, and takes numbers, parameters and checkpoints in its
 stride.
@@ -17,8 +17,8 @@ import numpy as np
 
 from autobatch import graph as graphs
 from autobatch.execute import execution_of
-from autobatch.graph import OP, PARAMETER, PARAMETERS, STOP, TYPES, VIEW, Checkpoint, Graph, graph_of
-from autobatch.kernels._errors import ArgumentError, OperandError
+from autobatch.graph import ARGUMENTS, IMMEDIATES, OP, PARAMETER, PARAMETERS, STOP, TYPES, VIEW, Checkpoint, Graph, graph_of
+from autobatch.kernels._errors import ArgumentError, DeviceError, OperandError
 from autobatch.kernels._op import Op, Shape
 from autobatch.memory import read
 
@@ -29,8 +29,9 @@ _NUMBERS = {"float32": ctypes.c_float, "float64": ctypes.c_double}
 class Expression:
     """One node of a graph, or a parameter.
 
-    Made by the functions of this package, never directly. Operators: ``+ - * /`` with expressions and numbers (``*`` is the
-    matrix product, as in DyNet), unary ``-``, indexing and slicing. Values are handed out as float64 copies.
+    Made by the functions of this package, never directly. Operators: ``+ - * / **`` with expressions and numbers (``*`` is the
+    matrix product, as in DyNet, and so is ``@``), unary ``-``, ``abs``, ``len`` (of the first dim), indexing and slicing as in
+    NumPy, where one index more than dims is for the batch. Values are handed out as float64 copies.
     """
 
     __slots__ = ("graph", "index", "type")
@@ -218,7 +219,10 @@ class Expression:
         def __matmul__(self, other: Expression) -> Expression: ...
         def __neg__(self) -> Expression: ...
         def __pos__(self) -> Expression: ...
-        def __getitem__(self, at: int | slice | tuple[slice, ...]) -> Expression: ...
+        def __abs__(self) -> Expression: ...
+        def __pow__(self, other: Expression | float) -> Expression: ...
+        def __rpow__(self, other: float) -> Expression: ...
+        def __getitem__(self, at: Any) -> Expression: ...
 
 
 def _shaped(flat: np.ndarray, shape: Shape) -> np.ndarray:
@@ -251,6 +255,12 @@ def check_expression(op: str, x: Any, position: int | None = None) -> Expression
     which = "the argument" if position is None else f"argument {position}"
     cure = "inputTensor(array)" if isinstance(x, np.ndarray) else "inputVector(list)" if isinstance(x, (list, tuple)) else ""
     raise OperandError(f"{op}: {which} is {describe(x)}\n  expected  an expression" + (f"\n  try       {cure}" if cure else ""))
+
+
+def check_device(op: str, device: Any) -> None:
+    """Raise DeviceError for a device that does not exist."""
+    if device is not None and not (isinstance(device, str) and device in ("", "CPU")):
+        raise DeviceError(f"{op}: there is no device {device!r}\n  expected  'CPU', or '' for the default")
 
 
 def owner(op: str, operands: Sequence[Any]) -> Graph:
@@ -327,6 +337,16 @@ def record(
     if key is not None:
         remember(op.types, key, type_number)
     return result
+
+
+def set_immediates(e: Expression, immediates: Sequence[int]) -> None:
+    """Give a node other immediates, and forget all values of its graph."""
+    graph = graph_of(e.graph)
+    before = TYPES.info[graph.recorded_types[: e.index]]
+    at = int(before[:, [ARGUMENTS, IMMEDIATES]].sum() + TYPES.info[e.type, ARGUMENTS])
+    graph.recorded_args[at : at + len(immediates)] = immediates
+    if graph.execution is not None:
+        graph.execution.invalidate()
 
 
 def remember(table: dict[Any, Any], path: Sequence[Any], number: int) -> None:

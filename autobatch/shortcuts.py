@@ -10,15 +10,16 @@ from collections.abc import Callable
 from typing import Any
 
 from autobatch.arguments import _list
-from autobatch.expression import Expression, check_expression, record
+from autobatch.expression import Expression, as_float, check_expression, record
 from autobatch.kernels._op import OPS, Op
 
 _new = object.__new__
 
 
-def _unary(name: str, op_name: str | None = None) -> Callable[[Expression], Expression]:
+def _unary(name: str, op_name: str | None = None, **attributes: Any) -> Callable[[Expression], Expression]:
     op = OPS[op_name or name]
-    table = op.types
+    path = tuple(sorted(attributes.items()))
+    table = op.types.setdefault(path, {}) if path else op.types
 
     def function(x: Expression) -> Expression:
         try:
@@ -29,7 +30,8 @@ def _unary(name: str, op_name: str | None = None) -> Callable[[Expression], Expr
             types.append(number)
             graph.args.append(x.index)
         except (AttributeError, KeyError, TypeError):
-            return record(op, (check_expression(name, x),), key=(x.type,))
+            check_expression(name, x)
+            return record(op, (x,), attributes, key=(path, x.type) if path else (x.type,))
         e = _new(Expression)
         e.graph = graph
         e.index = index
@@ -73,6 +75,33 @@ def _binary(name: str, op_name: str | None = None) -> Callable[[Any, Any], Expre
         return e
 
     return _named(function, name, op)
+
+
+def _with_number(name: str, parameter: str) -> Callable[[Expression, Any], Expression]:
+    """Make a function of an expression and a number, which becomes an input that nodes of a graph share."""
+    op = OPS[name]
+    table = op.types
+
+    def function(x: Expression, number: Any) -> Expression:
+        try:
+            graph = x.graph
+            types = graph.types
+            node_type, place = table[x.type], graph.numbers[number]
+            index = len(types)
+            types.append(node_type)
+            args = graph.args
+            args.append(x.index)
+            args.append(place)
+        except (AttributeError, KeyError, TypeError):
+            check_expression(name, x)
+            return record(op, (x, as_float(name, parameter, number)), key=(x.type,))
+        e = _new(Expression)
+        e.graph = graph
+        e.index = index
+        e.type = node_type
+        return e
+
+    return function
 
 
 def _named(function: Any, name: str, op: Op) -> Any:
@@ -145,7 +174,7 @@ def _attributed(op: Op, x: Any, key: Any, n: int | None = None) -> Expression | 
     return e
 
 
-def _part(x: Any, number: int, start: int) -> Expression:
+def _part(x: Any, number: int, start: int, kind: type[Expression] = Expression) -> Expression:
     """Append a node of one argument and one immediate whose type is known; x must not be a parameter."""
     graph = x.graph
     types = graph.types
@@ -154,7 +183,7 @@ def _part(x: Any, number: int, start: int) -> Expression:
     args = graph.args
     args.append(x.index)
     args.append(start)
-    e = _new(Expression)
+    e: Expression = _new(kind)
     e.graph = graph
     e.index = index
     e.type = number

@@ -10,13 +10,16 @@ the plainest that fits its shapes, named by one letter an argument:
     b   anything else that broadcasts: the argument is walked with strides
 
 Where all items of a batch lie one after the other the loop runs over the whole batch as over one vector.
+
+A formula that is right, and vector code, for all but rare numbers (sin of huge ones) says so by `rare`: 1024 numbers at a time
+are looked through, and if one of them is rare, they all go through other formulas, one after the other.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from autobatch.kernels import _jit
 from autobatch.kernels._jit import Kernel, inline, kernel_from_source
@@ -58,7 +61,7 @@ def broadcast_shape(name: str) -> Callable[..., Shape]:
 
 def _strides(shape: Shape, out: Shape) -> list[tuple[int, int]]:
     """Return (extent, stride of `shape`) for each dim of `out` and its batch; the stride of a stretched dim is 0."""
-    dims = shape.dims + (1,) * (len(out.dims) - len(shape.dims))
+    dims = (shape.dims + (1,) * (len(out.dims) - len(shape.dims)))[: len(out.dims)]  # what is cut off are ones
     result, step = [], 1
     for extent, size in zip((*out.dims, out.batch), (*dims, shape.batch), strict=True):
         result.append((extent, step if size > 1 else 0))
@@ -99,7 +102,31 @@ def _indent(text: str, by: int) -> str:
     return "\n".join(" " * by + line for line in text.split("\n"))
 
 
-def _forward_source(name: str, form: str) -> str:
+def _unless_rare(test: str, ordinary: str, rare: str, by: int) -> str:
+    """Text of a loop over j, by blocks: `rare` where any number of the block passes `test`, else `ordinary`."""
+    return _indent(
+        f"""
+for begin in range(0, size, 1024):
+    end, found = min(begin + 1024, size), False
+    for j in range(begin, end):
+        found |= {test}
+    if found:
+        for j in range(begin, end):
+            {rare}
+    else:
+        for j in range(begin, end):
+            {ordinary}
+""",
+        by,
+    )
+
+
+def _plain(ordinary: str, by: int) -> str:
+    """Text of a loop over j."""
+    return _indent(f"for j in range(size):\n    {ordinary}", by)
+
+
+def _forward_source(name: str, form: str, rare: bool = False) -> str:
     """Text of the forward loops of form f/n."""
     slots = range(len(form))
     full = [k for k in slots if form[k] == "f"]
@@ -115,19 +142,19 @@ def {name}(ins, T):
     if {flat}:
         n, size = 1, n * size
 """
+    inner = f"y[j] = value({args})"
     return (
         loops
         + f"""
     for i in range(n):
         y = item(ins, 0, i, T)
 {_indent(fetch, 8)}
-        for j in range(size):
-            y[j] = value({args})
+{_unless_rare("test(x0[j])", inner, "y[j] = rare_value(x0[j])", 8) if rare else _plain(inner, 8)}
 """
     )
 
 
-def _backward_source(name: str, form: str, k: int) -> str:
+def _backward_source(name: str, form: str, k: int, rare: bool = False) -> str:
     """Text of the loops that write the gradient of argument k, of form f/n."""
     slots = range(len(form))
     args = ", ".join(f"x{m}[j]" if form[m] == "f" else f"x{m}" for m in slots)
@@ -149,15 +176,17 @@ def {name}(ins, T):
 {_indent(fetch, 8)}
 """
     if form[k] == "f":
+        loops = []
+        for sign in ("+=", "="):
+            inner, other = f"dx[j] {sign} slope(dy[j], y[j], {args})", f"dx[j] {sign} rare_slope(dy[j], y[j], {args})"
+            loops.append(_unless_rare("test(x0[j])", inner, other, 12) if rare else _plain(inner, 12))
         return (
             head
             + f"""
         if add:
-            for j in range(size):
-                dx[j] += slope(dy[j], y[j], {args})
+{loops[0]}
         else:
-            for j in range(size):
-                dx[j] = slope(dy[j], y[j], {args})
+{loops[1]}
 """
         )
     return (
@@ -221,6 +250,52 @@ def {name}(ins, T):
 # The record -----------------------------------------------------------------------------------------------------------
 
 
+class Rare(NamedTuple):
+    """Formulas for all numbers, of an op of one argument whose own are not right where test(x) is true."""
+
+    test: Callable[..., Any]
+    value: Callable[..., Any]
+    slope: Callable[..., Any]
+
+
+def loops(
+    name: str,
+    value: Callable[..., Any],
+    slopes: Sequence[Callable[..., Any] | None],
+    path: str,
+    rare: Rare | None = None,
+) -> Callable[..., Lowering]:
+    """Return what lowers an elementwise op with these formulas, see `elementwise`."""
+    count = len(slopes)
+    scope = {**_SCOPE, "value": inline(value, always=True)}
+    if rare is not None:
+        scope |= {"test": inline(rare.test, always=True), "rare_value": inline(rare.value), "rare_slope": inline(rare.slope)}
+    compiled_slopes = [s and inline(s, always=True) for s in slopes]
+    kernels: dict[tuple[str, int | None], Kernel] = {}
+
+    def kernel(form: str, k: int | None) -> Kernel:
+        if (form, k) not in kernels:
+            kernel_name = f"{name}_{form}" + ("" if k is None else f"_gradient{k}")
+            if form[0] == "b":
+                source = _walk_source(kernel_name, count, k)
+            elif k is None:
+                source = _forward_source(kernel_name, form, rare is not None)
+            else:
+                source = _backward_source(kernel_name, form, k, rare is not None)
+            own = {**scope, "slope": None if k is None else compiled_slopes[k]}
+            reduces = k is not None and form[k] != "f"
+            kernels[form, k] = kernel_from_source(kernel_name, source, path, own, reductions=reduces)
+        return kernels[form, k]
+
+    def lower(shapes: Sequence[Shape], out: Shape, shared: Sequence[bool]) -> Lowering:
+        form = _form(shapes, out)
+        sizes = _walk(shapes, out) if form[0] == "b" else (out.total,)
+        operands = tuple(Operand(backward=kernel(form, k) if slopes[k] else None) for k in range(count))
+        return Lowering(kernel(form, None), sizes, operands)
+
+    return lower
+
+
 def elementwise(
     name: str,
     doc: str,
@@ -234,6 +309,7 @@ def elementwise(
     shapes: str = "",
     surrogate: Callable[..., Any] | None = None,
     joins: bool = False,
+    rare: Rare | None = None,
 ) -> Op:
     """Return the record of an elementwise op with one formula for the value and one slope per argument.
 
@@ -241,38 +317,14 @@ def elementwise(
     that is always a plain number (α of `elu`) may be None: no gradient. `path` is the op's file (`__file__`): its text stamps
     the compiled loops.
     """
-    count = len(slopes)
-    compiled_value, compiled_slopes = inline(value), [s and inline(s) for s in slopes]
-    kernels: dict[tuple[str, int | None], Kernel] = {}
-
-    def kernel(form: str, k: int | None) -> Kernel:
-        if (form, k) not in kernels:
-            kernel_name = f"{name}_{form}" + ("" if k is None else f"_gradient{k}")
-            if form[0] == "b":
-                source = _walk_source(kernel_name, count, k)
-            elif k is None:
-                source = _forward_source(kernel_name, form)
-            else:
-                source = _backward_source(kernel_name, form, k)
-            scope = {**_SCOPE, "value": compiled_value, "slope": None if k is None else compiled_slopes[k]}
-            reduces = k is not None and form[k] != "f"
-            kernels[form, k] = kernel_from_source(kernel_name, source, path, scope, reductions=reduces)
-        return kernels[form, k]
-
-    def lower(shapes: Sequence[Shape], out: Shape, shared: Sequence[bool]) -> Lowering:
-        form = _form(shapes, out)
-        sizes = _walk(shapes, out) if form[0] == "b" else (out.total,)
-        operands = tuple(Operand(backward=kernel(form, k) if slopes[k] else None) for k in range(count))
-        return Lowering(kernel(form, None), sizes, operands)
-
     return Op(
         name=name,
         doc=doc,
         shape=shape or same_shape,
-        lower=lower,
+        lower=loops(name, value, slopes, path, rare),
         reference=reference,
         samples=samples,
-        shapes=shapes or ("x -> as x" if count == 1 else "dims that broadcast -> their common dims"),
+        shapes=shapes or ("x -> as x" if len(slopes) == 1 else "dims that broadcast -> their common dims"),
         surrogate=surrogate,
         joins=joins,
     )

@@ -149,17 +149,24 @@ _CONSTANTS = {
 }
 
 
-@intrinsic
-def _constants(typingctx, x):
-    """_constants(x): the `_Constants` of the type of x, to LLVM as good as literals."""
-    value = _CONSTANTS.get(x)
-    if value is None:
-        return None
+def _constants_of(table: dict[Any, Any]) -> Any:
+    """Return a function f(x): the numbers of the type of x, to LLVM as good as literals."""
 
-    def codegen(context, builder, signature, args):
-        return context.get_constant_generic(builder, signature.return_type, value)
+    @intrinsic
+    def constants(typingctx, x):
+        value = table.get(x)
+        if value is None:
+            return None
 
-    return numba.typeof(value)(x), codegen
+        def codegen(context, builder, signature, args):
+            return context.get_constant_generic(builder, signature.return_type, value)
+
+        return numba.typeof(value)(x), codegen
+
+    return constants
+
+
+_constants = _constants_of(_CONSTANTS)
 
 
 # Bits -----------------------------------------------------------------------------------------------------------------
@@ -208,6 +215,22 @@ def _split(typingctx, x):
     return types.UniTuple(x, 2)(x), codegen
 
 
+@intrinsic
+def order_of(typingctx, x):
+    """order_of(x): an integer as wide as x, in the order of the numbers, NaN highest: their maxima are vector code."""
+    integer, _, _, _ = _layout(x)
+    result = types.int32 if integer.width == 32 else types.int64
+
+    def codegen(context, builder, signature, args):
+        bits = builder.bitcast(args[0], integer)
+        low = integer((1 << (integer.width - 1)) - 1)
+        sign = builder.ashr(bits, integer(integer.width - 1))
+        order = builder.sub(builder.xor(bits, builder.and_(sign, low)), sign)  # -0 becomes 0
+        return builder.select(builder.fcmp_unordered("uno", args[0], args[0]), low, order)
+
+    return result(x), codegen
+
+
 def _instruction(builder: ir.IRBuilder, name: str, *args: ir.Value) -> ir.Value:
     """Call of an LLVM intrinsic whose arguments and result are all of one type."""
     kind = args[0].type
@@ -224,6 +247,24 @@ def _with_sign(typingctx, x, y):
 def _square_root(typingctx, x):
     """_square_root(x): the instruction; `math.sqrt` is a call of the C library outside vector code."""
     return x(x), lambda context, builder, signature, args: _instruction(builder, "llvm.sqrt", *args)
+
+
+@intrinsic
+def _nearest(typingctx, x):
+    """_nearest(x): the nearest integer, the even one of two; an instruction, for any x."""
+    return x(x), lambda context, builder, signature, args: _instruction(builder, "llvm.rint", *args)
+
+
+@intrinsic
+def _integer_below(typingctx, x):
+    """_integer_below(x): the largest integer that is not above x."""
+    return x(x), lambda context, builder, signature, args: _instruction(builder, "llvm.floor", *args)
+
+
+@intrinsic
+def _integer_above(typingctx, x):
+    """_integer_above(x): the smallest integer that is not below x."""
+    return x(x), lambda context, builder, signature, args: _instruction(builder, "llvm.ceil", *args)
 
 
 @intrinsic
@@ -333,13 +374,13 @@ def _log1p_up_to_1(x: Real) -> Real:
 # Functions ------------------------------------------------------------------------------------------------------------
 
 
-def _public(function: Callable[[Real], Real]) -> Callable[[Real], Real]:
+def _public(function: Callable[..., Real]) -> Callable[..., Real]:
     """The plain body: without the warnings that compiled code cannot give."""
 
     @functools.wraps(function)
-    def quiet(x: Real) -> Real:
+    def quiet(*numbers: Real) -> Real:
         with np.errstate(all="ignore"):
-            return function(x)
+            return function(*numbers)
 
     return quiet
 
@@ -537,3 +578,39 @@ def sqrt(x: Real) -> Real:
 @_compiled(sqrt)
 def _sqrt(x: Real) -> Real:
     return _square_root(x)
+
+
+@_public
+def floor(x: Real) -> Real:
+    """Return the largest integer that is not above x (one machine instruction)."""
+    return np.floor(x)
+
+
+@_compiled(floor)
+def _floor(x: Real) -> Real:
+    return _integer_below(x)
+
+
+@_public
+def ceil(x: Real) -> Real:
+    """Return the smallest integer that is not below x (one machine instruction)."""
+    return np.ceil(x)
+
+
+@_compiled(ceil)
+def _ceil(x: Real) -> Real:
+    return _integer_above(x)
+
+
+@_public
+def with_sign(x: Real, y: Real) -> Real:
+    """Return |x| with the sign of y."""
+    return np.copysign(x, y)
+
+
+@overload(with_sign, jit_options=_OPTIONS)
+def _choose_with_sign(x: Real, y: Real) -> Any:
+    def body(x: Real, y: Real) -> Real:
+        return _with_sign(x, y)
+
+    return body if x in _CONSTANTS and x == y else None

@@ -1,10 +1,11 @@
-"""Sum, difference, elementwise product and quotient, negative, square and square root: arithmetic number by number."""
+"""Sum, difference, elementwise product and quotient; negative, square, cube, square root and absolute value."""
 
 import math
 
 import numpy as np
 
 from autobatch.kernels._elementwise import broadcast_shape, elementwise
+from autobatch.kernels._jit import number
 from autobatch.kernels._op import one_tensor, two_broadcast
 
 
@@ -62,6 +63,22 @@ def _square(x):
 
 def _square_slope(dy, y, x):
     return dy * (x + x)
+
+
+def _cube(x):
+    return x * x * x
+
+
+def _cube_slope(dy, y, x):
+    return dy * (number(3, x) * (x * x))
+
+
+def _abs(x):
+    return abs(x)
+
+
+def _abs_slope(dy, y, x):
+    return dy if x > 0 else -dy if x < 0 else number(0, dy)
 
 
 def _sqrt(x):
@@ -139,6 +156,24 @@ SQUARE = elementwise(
     _square,
     [_square_slope],
     reference=np.square,
+    samples=one_tensor(),
+    path=__file__,
+)
+CUBE = elementwise(
+    "cube",
+    "x³.    dx += 3 x² dy",
+    _cube,
+    [_cube_slope],
+    reference=lambda x: x**3,
+    samples=one_tensor(),
+    path=__file__,
+)
+ABS = elementwise(
+    "abs",
+    "|x|.    dx += dy where x > 0, -dy where x < 0, nothing at 0",
+    _abs,
+    [_abs_slope],
+    reference=np.abs,
     samples=one_tensor(),
     path=__file__,
 )

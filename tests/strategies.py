@@ -57,6 +57,9 @@ class Drawn:
     def one_of(self, choices):
         return self.draw(st.sampled_from(list(choices)))
 
+    def some(self, n):
+        return self.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=min(n, 9), unique=True))
+
     def dims(self, low=1, high=4):
         rank = self.integer(low, high)
         first, others = (LARGE if rank < 3 else SIZES, SIZES) if self.sizes is None else (self.sizes, self.sizes)
@@ -77,6 +80,9 @@ class Random:
 
     def one_of(self, choices):
         return choices[self.integer(0, len(choices) - 1)]
+
+    def some(self, n):
+        return self.rng.permutation(n)[: self.integer(1, n)].tolist()
 
     def dims(self, low=1, high=4):
         return tuple(self.integer(1, 4) for _ in range(self.integer(low, high)))
@@ -257,6 +263,8 @@ class Writer:
             steps.append(Call(op.name, filled(one.arguments, refs), one.attributes))
         for step, values in zip(steps, self.values, strict=True):
             read = sorted({r.at for r in refs})
+            if not read:
+                continue
             x = np.concatenate([values[k].ravel() for k in read])
             v = self.rng.uniform(0.5, 1.5, x.size) * self.rng.choice([-1, 1], x.size)
 

@@ -3,43 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from autobatch import expression as ex
 from autobatch.arguments import _list, _shape
-from autobatch.expression import Expression
-from autobatch.kernels._op import OPS, Op
+from autobatch.expression import Expression, check_expression
+from autobatch.kernels._op import OPS, Op, wrong
 from autobatch.shortcuts import _binary, _nary
 
 cmult = _binary("cmult")
 cdiv = _binary("cdiv")
-_ESUM, _AVERAGE, _LOGSUMEXP = OPS["esum"], OPS["average"], OPS["logsumexp"]
-MANY = 16  # longer sums are sums of sums: so that the number of node types does not grow with the lengths of lists
+bmax = _binary("bmax")
+bmin = _binary("bmin")
+_add = _binary("add")
+_pow = _binary("pow")
+_ESUM, _EMAX, _AVERAGE, _LOGSUMEXP = OPS["esum"], OPS["emax"], OPS["average"], OPS["logsumexp"]
+MANY = 16  # longer sums are sums of sums, and so on: so that the number of node types does not grow with the lengths of lists
 
 
-def esum(exprs: Sequence[Expression]) -> Expression:
-    """Return the sum of a list of expressions of the same dims; batch sizes may be 1 and B."""
-    if exprs.__class__ is not list or len(exprs) > MANY:
-        return _in_parts(_ESUM, exprs)
-    return _nary(_ESUM, exprs, _ESUM.types)
-
-
-def logsumexp(exprs: Sequence[Expression]) -> Expression:
-    """Return log Σ eˣ over a list of expressions of the same dims, number by number; batch sizes may be 1 and B.
-
-    Nothing overflows; where all are -inf so is the result (DyNet: NaN).
-
-    Raises
-    ------
-    ShapeError : the dims differ, apart from ones at the end.
-    EmptyListError : the list is empty.
-    """
-    if exprs.__class__ is not list or len(exprs) > MANY:
-        return _in_parts(_LOGSUMEXP, exprs)
-    return _nary(_LOGSUMEXP, exprs, _LOGSUMEXP.types)
-
-
-def _in_parts(op: Op, exprs: Sequence[Expression]) -> Expression:
-    """Record an op of a long list as one of ops of its parts."""
+def _of_many(op: Op, exprs: Any) -> Expression:
+    """Record an op of a long list as ops of parts of it, and of their results."""
     arguments = _list(op.name, exprs)
     parts: list[Expression] = []
     try:
@@ -55,6 +38,43 @@ def _in_parts(op: Op, exprs: Sequence[Expression]) -> Expression:
         raise
 
 
+def esum(exprs: Sequence[Expression]) -> Expression:
+    """Return the sum of a list of expressions of the same dims; batch sizes may be 1 and B."""
+    if exprs.__class__ is not list or len(exprs) > MANY:
+        return _of_many(_ESUM, exprs)
+    return _nary(_ESUM, exprs, _ESUM.types)
+
+
+def emax(exprs: Sequence[Expression]) -> Expression:
+    """Return the largest numbers of a list of expressions of the same dims; batch sizes may be 1 and B (DyNet: equal sizes).
+
+    NaN if any of them is. The gradient goes to the first expression that has the largest number.
+
+    Raises
+    ------
+    ShapeError : the dims differ, or batch sizes that are not 1.
+    EmptyListError : the list is empty.
+    """
+    if exprs.__class__ is not list or len(exprs) > MANY:
+        return _of_many(_EMAX, exprs)
+    return _nary(_EMAX, exprs, _EMAX.types)
+
+
+def logsumexp(exprs: Sequence[Expression]) -> Expression:
+    """Return log Σ eˣ over a list of expressions of the same dims, number by number; batch sizes may be 1 and B.
+
+    Nothing overflows; where all are -inf so is the result (DyNet: NaN).
+
+    Raises
+    ------
+    ShapeError : the dims differ, apart from ones at the end.
+    EmptyListError : the list is empty.
+    """
+    if exprs.__class__ is not list or len(exprs) > MANY:
+        return _of_many(_LOGSUMEXP, exprs)
+    return _nary(_LOGSUMEXP, exprs, _LOGSUMEXP.types)
+
+
 def average(exprs: Sequence[Expression]) -> Expression:
     """Return the mean of a list of expressions of the same dims; batch sizes may be 1 and B."""
     arguments = _list("average", exprs)
@@ -62,3 +82,29 @@ def average(exprs: Sequence[Expression]) -> Expression:
         return _nary(_AVERAGE, arguments, _AVERAGE.types)
     _AVERAGE.shape(tuple(_shape(e) for e in arguments))
     return esum(arguments) * (1.0 / len(arguments))
+
+
+def pow(x: Expression, y: Expression | float) -> Expression:
+    """Return x to the power of y, one number for each element of the minibatch; batch sizes may be 1 and B (DyNet: y has none).
+
+    As `numpy.power` of floating-point numbers for negative x, 0, infinities and NaN. The gradient of y is Σ g xʸ ln x, where
+    x = 0 counts nothing; it is NaN for x < 0. ``x**2`` and ``x**3`` are `square` and `cube`, which is faster.
+
+    Raises
+    ------
+    ShapeError : y has more than one number.
+    """
+    return _pow(x, y)
+
+
+def colwise_add(x: Expression, bias: Expression) -> Expression:
+    """Return a matrix (r,c) with the vector (r,) added to each of its columns; batch sizes may be 1 and B.
+
+    Raises
+    ------
+    ShapeError : x has more than two dims, or bias is no vector of r numbers.
+    """
+    of, added = (_shape(check_expression("colwise_add", e, k)) for k, e in enumerate((x, bias), 1))
+    if len(of.dims) > 2 or added.size != added.dims[0] or of.dims[0] != added.dims[0]:
+        raise wrong("colwise_add", f"no column of {of} takes {added}", [of, added], "x (r,c) and a vector (r,)", "x + y")
+    return _add(x, bias)
