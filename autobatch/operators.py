@@ -84,7 +84,8 @@ def _reflected(symbol: str, name: str) -> Callable[[Expression, Any], Expression
             args.append(left)
             args.append(self.index)
         except (AttributeError, KeyError, TypeError):
-            return record(op, (_operand(symbol, other), self), key=("number on the left", self.type))
+            key = None if isinstance(other, Expression) else ("number on the left", self.type)  # `x.__rmul__(y)` is no number
+            return record(op, (_operand(symbol, other), self), key=key)
         e = _new(Expression)
         e.graph = graph
         e.index = index

@@ -182,6 +182,17 @@ def test_operators_with_numbers(c, symbol, of):
             close(p.grad_as_array(), left * np.ones((2, 2)), EXACT)
 
 
+def test_reflected_operators_tell_expressions_from_numbers():
+    """Called by name, as Python does not: the type of the node must not be kept as that of a number and the expression."""
+    ab.configure(dtype="float64")
+    ab.renew_cg()
+    x, y = ab.inputVector([1.0, 2.0, 4.0]), ab.inputVector([3.0, 5.0, 7.0])
+    for name, function in {"mul": operator.mul, "add": operator.add, "sub": operator.sub, "truediv": operator.truediv}.items():
+        close(getattr(x, f"__r{name}__")(y).npvalue(), function(y.npvalue(), x.npvalue()), EXACT)
+        for _ in range(2):
+            close(function(2.0, x).npvalue(), function(2.0, x.npvalue()), EXACT)
+
+
 def test_constants_with_different_zeros_are_different():
     x, y, z = ab.zeros((2,)), ab.constant((2,), -0.0), ab.constant((2,), -0.0)
     assert not np.signbit(x.npvalue()).any() and np.signbit(y.npvalue()).all() and z.index == y.index

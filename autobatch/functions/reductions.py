@@ -125,12 +125,10 @@ def moment_dim(x: Expression, d: Sequence[int], r: int, b: bool, n: int = 0) -> 
 
 def _over(op: Op, x: Expression, d: Any, b: Any, n: Any, r: Any = 0) -> Expression:
     """Record a reduction over dims, by types seen before or after checking everything."""
-    try:
-        e = _attributed(op, x, (tuple(d), b, r), n) if n.__class__ is int and n >= 0 else None
-    except TypeError:
-        e = None
-    if e is not None:
-        return e
+    if n.__class__ is int and n >= 0 and d.__class__ in (list, tuple):
+        e = _attributed(op, x, (tuple(d), b, r), n)
+        if e is not None:
+            return e
     check_expression(op.name, x)
     if isinstance(d, Expression) or not (ex.is_list(d) or ex.is_number(d)):
         raise OperandError(f"{op.name}: the dims are {ex.describe(d)}\n  expected  a list of integers")
