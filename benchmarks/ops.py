@@ -88,6 +88,9 @@ class Sized:
     def one_of(self, choices):
         return choices[0]
 
+    def some(self, n):
+        return list(range(min(n, 3)))
+
     def dims(self, low=1, high=4):
         return (self.size,) if low == 1 else (8, *[1] * (low - 2), self.size // 8)
 
@@ -195,8 +198,10 @@ EXAMPLES = {
     "random_gumbel": lambda s: [Example((s,))],
     "random_normal": lambda s: [Example((s,))],
     "random_uniform": lambda s: [Example((s, -1.0, 1.0))],
+    "restricted_log_softmax": lambda s: [Example((T(s), [0, 5, 2]), ab.log_softmax)],
     "select_cols": lambda s: [Example((T(8, s // 8), [0, s // 16]))],
     "select_rows": lambda s: [Example((T(8, s // 8), [0, 5, 2]))],
+    "sparsemax_loss": lambda s: [Example((T(s), [3]))],
     "strided_select": lambda s: [Example((T(8, s // 8), [2, 1], [0, 0], [8, s // 8]))],
     "sum_batches": lambda s: [Example((T(s // 4, batch=4),))],
     "mean_batches": lambda s: [Example((T(s // 4, batch=4),))],
