@@ -10,12 +10,14 @@ import numpy as np
 
 from autobatch import expression as ex
 from autobatch.arguments import _shape
-from autobatch.expression import Expression, check_expression, is_number, record
-from autobatch.functions.elementwise import _negate
+from autobatch.expression import Expression, check_expression, is_number, record, view
+from autobatch.functions.elementwise import _negate, cube, square
+from autobatch.functions.elementwise import abs as absolute
 from autobatch.functions.linear import _matmul
-from autobatch.functions.selection import _PICKS, _range, pick
-from autobatch.kernels._errors import IndexRangeError, OperandError
-from autobatch.kernels._op import OPS
+from autobatch.functions.selection import _PICKS, pick
+from autobatch.kernels import select
+from autobatch.kernels._errors import ArgumentError, IndexRangeError, OperandError
+from autobatch.kernels._op import OPS, Shape
 from autobatch.shortcuts import _part
 
 _new = object.__new__
@@ -55,8 +57,7 @@ def _operator(symbol: str, name: str, number_name: str | None = None) -> Callabl
         except (AttributeError, KeyError, TypeError):
             if isinstance(other, Expression):
                 return record(op, (self, other), key=(self.type, other.type))
-            _operand(symbol, other)
-            return record(with_number, (self, other), key=("number on the right", self.type))
+            return record(with_number, (self, _operand(symbol, other)), key=("number on the right", self.type))
         e = _new(Expression)
         e.graph = graph
         e.index = index
@@ -83,8 +84,7 @@ def _reflected(symbol: str, name: str) -> Callable[[Expression, Any], Expression
             args.append(left)
             args.append(self.index)
         except (AttributeError, KeyError, TypeError):
-            _operand(symbol, other)
-            return record(op, (other, self), key=("number on the left", self.type))
+            return record(op, (_operand(symbol, other), self), key=("number on the left", self.type))
         e = _new(Expression)
         e.graph = graph
         e.index = index
@@ -94,10 +94,29 @@ def _reflected(symbol: str, name: str) -> Callable[[Expression, Any], Expression
     return function
 
 
-def _operand(symbol: str, x: Any) -> None:
+def _operand(symbol: str, x: Any) -> Any:
+    """Return an operand beside an expression: a number, also if it is an array without dims; raise for what is none."""
+    if isinstance(x, np.ndarray) and x.ndim == 0 and x.dtype.kind in "biuf":
+        return x[()]
     if not isinstance(x, Expression) and not is_number(x):
         cure = "\n  try       inputTensor(array)" if isinstance(x, np.ndarray) else ""
         raise OperandError(f"an expression {symbol} {ex.describe(x)}\n  expected  an expression or a number{cure}")
+    return x
+
+
+_to_power = _operator("**", "pow")
+
+
+def _power(self: Expression, other: Any) -> Expression:
+    if other.__class__ is int or other.__class__ is float:
+        if other == 2:
+            return square(self)
+        if other == 3:
+            return cube(self)
+    return _to_power(self, other)
+
+
+# Indices --------------------------------------------------------------------------------------------------------------
 
 
 def _get(self: Expression, at: Any) -> Expression:
@@ -114,33 +133,74 @@ def _get(self: Expression, at: Any) -> Expression:
             number, start = _SLICES[key]
             return _part(self, number, start)
         except (AttributeError, KeyError, TypeError):
-            e = _get(self, (at,))
+            e = _select(self, (at,))
             if e.graph is not None and e.graph.types is not None:
                 _SLICES[key] = e.type, e.graph.args[-1]
             return e
+    if isinstance(at, tuple) or at is Ellipsis:
+        return _select(self, at if isinstance(at, tuple) else (at,))
     shape = _shape(self)
-    if isinstance(at, tuple):
-        full = (*shape.dims, shape.batch)
-        if len(at) > len(full):
-            raise IndexRangeError(f"{len(at)} slices of {shape}\n  expected  at most {len(full)}: its dims, then the batch")
-        steps, begins, ends = [], [], []
-        for k, s in enumerate(at):
-            if not isinstance(s, slice):
-                what = f"an expression {shape} with the index {ex.describe(s)} among slices"
-                raise OperandError(f"{what}\n  expected  slices only\n  try       pick")
-            steps.append(1 if s.step is None else s.step)
-            begins.append(0 if s.start is None else s.start)
-            ends.append(full[k] if s.stop is None else s.stop)
-        return _range("slice", self, steps, begins, ends)
+    return pick(self, _place(shape, at, shape.dims[0]))
+
+
+def _place(shape: Shape, at: Any, size: int) -> int:
+    """Return an index that may count from the end, in [0, size); raise for others."""
     try:
         i = operator.index(at)
     except TypeError:
-        expected = "an integer, a slice, or slices"
+        expected = "an integer, a slice, or several of them"
         raise OperandError(f"an expression {shape} with the index {ex.describe(at)}\n  expected  {expected}") from None
-    size = shape.dims[0]
     if not -size <= i < size:
         raise IndexRangeError(f"index {i} of an expression {shape}\n  expected  from {-size} to {size - 1}")
-    return pick(self, i % size)
+    return i % size
+
+
+def _select(self: Expression, at: tuple[Any, ...]) -> Expression:
+    """Record ``e[i, a:b:c, ..., j]``: one entry for each dim; one more is for the batch. Dims with an integer vanish."""
+    shape = _shape(self)
+    full = (*shape.dims, shape.batch)
+    entries = list(at)
+    if any(entry is Ellipsis for entry in entries):
+        where = next(k for k, entry in enumerate(entries) if entry is Ellipsis)
+        entries[where : where + 1] = [slice(None)] * (len(shape.dims) - len(entries) + 1)
+    if len(entries) > len(full):
+        raise IndexRangeError(f"{len(entries)} indices of {shape}\n  expected  at most {len(full)}: its dims, then the batch")
+    entries += [slice(None)] * (len(full) - len(entries))
+    begins, steps, sizes, dims = [], [], [], []
+    for k, (entry, size) in enumerate(zip(entries, full, strict=True)):
+        if isinstance(entry, slice):
+            begin, end, step = _bounds(shape, entry, size)
+            begins.append(begin)
+            steps.append(step)
+            sizes.append(-(-(end - begin) // step))
+            if k < len(shape.dims):
+                dims.append(sizes[-1])
+        else:
+            begins.append(_place(shape, entry, size))
+            steps.append(1)
+            sizes.append(1)
+    start = sum(b * s for b, s in zip(begins, select.strides_of(shape), strict=True))
+    attributes = {"steps": tuple(steps), "sizes": tuple(sizes)}
+    new = Shape(tuple(dims) or (1,), sizes[-1])
+    if select.contiguous(*select.range_walk(shape, **attributes)):
+        return view("slice", self, new, start)
+    e = record(OPS["strided_select"], (self,), attributes, (start,))
+    return e if new == _shape(e) else view("slice", e, new)
+
+
+def _bounds(shape: Shape, at: slice, size: int) -> tuple[int, int, int]:
+    """Return begin, end and step of a slice as Python cuts it to a size; raise if nothing is left, or it runs backwards."""
+    text = ":".join("" if v is None else str(v) for v in (at.start, at.stop, at.step)[: 2 if at.step is None else 3])
+    try:
+        step = 1 if at.step is None else operator.index(at.step)
+        if step < 1:
+            raise ArgumentError(f"the slice {text} of an expression {shape}\n  expected  a step of at least 1")
+        begin, end, step = at.indices(size)
+    except TypeError:
+        raise OperandError(f"the slice {text} of an expression {shape}\n  expected  integers") from None
+    if begin >= end:
+        raise ArgumentError(f"the slice {text} of an expression {shape} is empty\n  expected  at least one of {size}")
+    return begin, end, step
 
 
 def _install() -> None:
@@ -152,9 +212,13 @@ def _install() -> None:
         "__rsub__": _reflected("-", "subtract"),
         "__mul__": _operator("*", "matmul", "cmult"),
         "__rmul__": _reflected("*", "cmult"),
+        "__pow__": _power,
+        "__rpow__": _reflected("**", "rpow"),
+        "__abs__": lambda self: absolute(self),
         "__truediv__": _operator("/", "cdiv"),
         "__rtruediv__": _reflected("/", "cdiv"),
         "__matmul__": lambda self, other: _matmul(self, check_expression("@", other)),
+        "__rmatmul__": lambda self, other: _matmul(check_expression("@", other), self),
         "__neg__": lambda self: _negate(self),
         "__pos__": lambda self: self,
         "__getitem__": _get,

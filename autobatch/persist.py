@@ -47,7 +47,12 @@ class _Pickler(_PythonPickler):
     dispatch = {**_PythonPickler.dispatch, type: save_global}  # noqa: RUF012
 
 
-class _Unpickler(pickle.Unpickler):
+_PythonUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]  # a wrong byte makes the one in C ask for 32 GB
+
+
+class _Unpickler(_PythonUnpickler):
+    """Reads classes as their names."""
+
     def find_class(self, module: str, name: str) -> Any:
         return _Class(module, name)
 

@@ -148,17 +148,19 @@ def _nary(op: Op, arguments: Any, table: dict[Any, Any], attributes: dict[str, A
 def _attributed(op: Op, x: Any, key: Any, n: int | None = None) -> Expression | None:
     """Append a node of one argument whose type `op.types` remembers under a key and the type of x; None if it does not.
 
-    With n the type is kept under key, whether n is 0, and the type of x; if it is not 0 it is a second argument.
+    With n the type is kept under the key, whether n is a second argument (not if it is 0), and the type of x.
     """
     try:
         graph = x.graph
         types = graph.types
+        entries: tuple[int, ...] = (x.index,)
         if n is None:
-            number, entries = op.types[key][x.type], (x.index,)
+            number = op.types[key][x.type]
         elif n:
-            number, entries = op.types[key][True][x.type], (x.index, graph.numbers[n])
+            number = op.types[key][True][x.type]
+            entries = (x.index, graph.numbers[n])
         else:
-            number, entries = op.types[key][False][x.type], (x.index,)
+            number = op.types[key][False][x.type]
         args = graph.args
         index = len(types)
         types.append(number)

@@ -267,10 +267,10 @@ def loops(
 ) -> Callable[..., Lowering]:
     """Return what lowers an elementwise op with these formulas, see `elementwise`."""
     count = len(slopes)
-    scope = {**_SCOPE, "value": inline(value)}
+    scope = {**_SCOPE, "value": inline(value, always=True)}
     if rare is not None:
-        scope |= {"test": inline(rare.test), "rare_value": inline(rare.value), "rare_slope": inline(rare.slope)}
-    compiled_slopes = [s and inline(s) for s in slopes]
+        scope |= {"test": inline(rare.test, always=True), "rare_value": inline(rare.value), "rare_slope": inline(rare.slope)}
+    compiled_slopes = [s and inline(s, always=True) for s in slopes]
     kernels: dict[tuple[str, int | None], Kernel] = {}
 
     def kernel(form: str, k: int | None) -> Kernel:

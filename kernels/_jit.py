@@ -90,11 +90,15 @@ def compiled(function: Callable[..., Any]) -> Any:
     return dispatcher
 
 
-def inline(function: Callable[..., Any] | None = None, *, reductions: bool = False) -> Any:
-    """Compile a small helper that kernels call; LLVM inlines it into them. `reductions` as for `kernel`, of its own sums."""
+def inline(function: Callable[..., Any] | None = None, *, reductions: bool = False, always: bool = False) -> Any:
+    """Compile a small helper that kernels call; LLVM inlines it if it likes, or `always`: a loop around a call is slow.
+
+    `reductions` as for `kernel`, of the helper's own sums.
+    """
     if function is None:
-        return lambda f: inline(f, reductions=reductions)
-    return numba.njit(**_HELPER, fastmath=_FASTMATH | {"reassoc"} if reductions else _FASTMATH)(function)
+        return lambda f: inline(f, reductions=reductions, always=always)
+    fastmath = _FASTMATH | {"reassoc"} if reductions else _FASTMATH
+    return numba.njit(**_HELPER, fastmath=fastmath, forceinline=always)(function)
 
 
 # Kernels --------------------------------------------------------------------------------------------------------------

@@ -215,6 +215,22 @@ def _split(typingctx, x):
     return types.UniTuple(x, 2)(x), codegen
 
 
+@intrinsic
+def order_of(typingctx, x):
+    """order_of(x): an integer as wide as x, in the order of the numbers, NaN highest: their maxima are vector code."""
+    integer, _, _, _ = _layout(x)
+    result = types.int32 if integer.width == 32 else types.int64
+
+    def codegen(context, builder, signature, args):
+        bits = builder.bitcast(args[0], integer)
+        low = integer((1 << (integer.width - 1)) - 1)
+        sign = builder.ashr(bits, integer(integer.width - 1))
+        order = builder.sub(builder.xor(bits, builder.and_(sign, low)), sign)  # -0 becomes 0
+        return builder.select(builder.fcmp_unordered("uno", args[0], args[0]), low, order)
+
+    return result(x), codegen
+
+
 def _instruction(builder: ir.IRBuilder, name: str, *args: ir.Value) -> ir.Value:
     """Call of an LLVM intrinsic whose arguments and result are all of one type."""
     kind = args[0].type
@@ -594,4 +610,7 @@ def with_sign(x: Real, y: Real) -> Real:
 
 @overload(with_sign, jit_options=_OPTIONS)
 def _choose_with_sign(x: Real, y: Real) -> Any:
-    return (lambda x, y: _with_sign(x, y)) if x in _CONSTANTS and x == y else None
+    def body(x: Real, y: Real) -> Real:
+        return _with_sign(x, y)
+
+    return body if x in _CONSTANTS and x == y else None

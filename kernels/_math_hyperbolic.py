@@ -34,6 +34,7 @@ from autobatch.kernels._math import (
 class _Limits(NamedTuple):
     """The numbers that differ between the types."""
 
+    small: Any  # sinh x is x below
     highest: Any  # cosh is infinite there and above, eᵃ / 4 not yet
     large: Any  # above, x² is so large that √(x² ± 1) = x, and not yet infinite
     log2: Any
@@ -42,8 +43,8 @@ class _Limits(NamedTuple):
 _LIMITS = {
     kind: _Limits(*map(np.dtype(str(kind)).type, numbers))
     for kind, numbers in {
-        types.float32: (89.5, 2.0**60, 0.6931471805599453),
-        types.float64: (710.5, 2.0**500, 0.6931471805599453),
+        types.float32: (2.0**-12, 89.5, 2.0**60, 0.6931471805599453),
+        types.float64: (2.0**-27, 710.5, 2.0**500, 0.6931471805599453),
     }.items()
 }
 _limits = _constants_of(_LIMITS)
@@ -65,7 +66,8 @@ def sinh(x: Real) -> Real:
 
     Notes
     -----
-    u (1 + 1 / (2u + 1)) with u = (e**|x| - 1) / 2, which keeps the digits of small x; and the sign of x. Error at most SINHULP.
+    u (1 + 1 / (2u + 1)) with u = (e**|x| - 1) / 2, which keeps the digits of small x, and x itself where u might be denormal.
+    Error at most SINHULP.
     """
     return np.sinh(x)
 
@@ -73,8 +75,9 @@ def sinh(x: Real) -> Real:
 @_compiled(sinh)
 def _sinh(x: Real) -> Real:
     c = _constants(x)
-    u = c.two * _quarter_expm1(abs(x))
-    return _with_sign(u * (c.one + c.one / (u + u + c.one)), x)
+    a = abs(x)
+    u = c.two * _quarter_expm1(a)
+    return x if a < _limits(x).small else _with_sign(u * (c.one + c.one / (u + u + c.one)), x)
 
 
 @_public

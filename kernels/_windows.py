@@ -4,11 +4,15 @@ from autobatch.kernels._errors import ArgumentError
 from autobatch.kernels._jit import inline
 from autobatch.kernels._op import wrong
 
+_LARGEST = 2**31 - 1
+
 
 def positive(name, what, pair):
     """Check that both sizes of a window, or both steps, are at least 1."""
     if min(pair) < 1:
         raise ArgumentError(f"{name}: {what} is {list(pair)}\n  expected  two whole numbers from 1 on")
+    if max(pair) > _LARGEST:
+        raise ArgumentError(f"{name}: {what} is {list(pair)}\n  expected  numbers up to {_LARGEST:,}")
 
 
 def windows(name, shapes, size, window, stride, is_valid):

@@ -4,8 +4,8 @@
     circ_corr   y_k = Σ_i u_i v_(i+k)      du_i += Σ_k dy_k v_(i+k)      dv_j += Σ_k dy_k u_(j-k)
 
 So the gradients are such sums, too: du of circ_conv is corr(v, dy), dv is corr(u, dy); du of circ_corr is corr(dy, v), dv is
-conv(u, dy). Each sum is n times a rotated vector times a number, in two pieces without gaps. It takes n² steps; by Fourier
-transforms it would be n log n, but less exact, and no faster below some hundred numbers.
+conv(u, dy). Each sum is n times a rotated vector times a number, in two pieces without gaps. That takes n² steps, exact ones;
+NumPy's Fourier transforms of 64 vectors at once are as fast at n = 64 and 5 to 8 times faster from 256 on.
 """
 
 import numpy as np

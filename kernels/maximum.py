@@ -5,6 +5,7 @@ A NaN makes the result NaN, as in `numpy.maximum`. All of the gradient goes to o
 
 import numpy as np
 
+from autobatch.kernels import _math
 from autobatch.kernels._elementwise import broadcast_shape, elementwise
 from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, argument, inline, integers, item, kernel, number
 from autobatch.kernels._op import Lowering, Op, Operand, Sample, Shape, Tensor, common_batch, trimmed, two_broadcast, wrong
@@ -162,13 +163,15 @@ def argmax(ins, T):
         y, x = item(ins, 0, i, T), item(ins, 1, i, T)
         for b in range(batch):
             at = b * length
-            largest, where = x[at], 0
+            highest = _math.order_of(x[at])
             for j in range(length):
-                y[at + j] = number(0, largest)
-                v = x[at + j]
-                if (v > largest) | (v != v) & (largest == largest):
-                    largest, where = v, j
-            y[at + where] = number(1, largest)
+                highest = max(highest, _math.order_of(x[at + j]))
+            where = length
+            for j in range(length):
+                where = min(where, j if _math.order_of(x[at + j]) == highest else length)
+            for j in range(length):
+                y[at + j] = number(0, x[at])
+            y[at + where] = number(1, x[at])
 
 
 @kernel

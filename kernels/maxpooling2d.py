@@ -17,7 +17,7 @@ from autobatch.kernels._windows import geometry, inside, positive, windows
 def maxpooling2d(ins, T):
     """y = the largest of each window: column by column of y, one number of all its windows after the other."""
     n, sizes = ins[ITEMS], integers(ins[SIZES])
-    H, W, rows, cols, s = sizes[0], sizes[1], sizes[4], sizes[5], sizes[6]
+    H, W, rows, cols, s, top = sizes[0], sizes[1], sizes[4], sizes[5], sizes[6], sizes[8]
     lowest = -number(np.inf, T)
     for i in range(n):
         y, x = item(ins, 0, i, T), item(ins, 1, i, T)
@@ -26,9 +26,9 @@ def maxpooling2d(ins, T):
             for p in range(rows):
                 y[to + p] = lowest
             for w in range(max(column, 0), min(column + sizes[3], W)):
-                for h in range(sizes[2]):
-                    first, end = inside(h - sizes[8], s, rows, H)
-                    at = (c // cols * W + w) * H + h - sizes[8]
+                for h in range(max(top - (rows - 1) * s, 0), min(H + top, sizes[2])):  # what lies in the image at all
+                    first, end = inside(h - top, s, rows, H)
+                    at = (c // cols * W + w) * H + h - top
                     for p in range(first, end):
                         v = x[at + p * s]
                         y[to + p] = v if v > y[to + p] or v != v else y[to + p]

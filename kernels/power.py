@@ -1,4 +1,4 @@
-"""Power: y = xᵉ, with one exponent e for each element of the minibatch.    dx += dy e xᵉ⁻¹    de += Σ dy xᵉ ln x"""
+"""Powers: of x with one exponent for each element of the minibatch (`pow`), and of a number with any exponents (`rpow`)."""
 
 from autobatch.kernels import _math, _math_power
 from autobatch.kernels._elementwise import elementwise
@@ -39,12 +39,23 @@ def _samples(choose):
 
 POW = elementwise(
     "pow",
-    __doc__,
+    "xᵉ with one exponent e for each element of the minibatch.    dx += dy e xᵉ⁻¹    de += Σ dy xᵉ ln x (0 for x = 0)",
     _power,
     [_power_slope_x, _power_slope_e],
     reference=_reference,
     samples=_samples,
     shape=_shape,
     shapes="any, (1,) -> as x",
+    path=__file__,
+)
+RPOW = elementwise(
+    "rpow",
+    "cᵉ for a number c.    de += dy cᵉ ln c (0 for c = 0)",
+    _power,
+    [None, _power_slope_e],
+    reference=lambda c, e: c**e,
+    samples=lambda choose: Sample((choose.one_of([0.5, 2.0, 3.5]), Tensor(Shape(choose.dims(), choose.batch())))),
+    shape=lambda shapes: shapes[1],
+    shapes="number, any -> any",
     path=__file__,
 )

@@ -59,6 +59,7 @@ PUBLIC = {
     "matmul": operator.mul,
     "negate": operator.neg,
     "restricted_log_softmax": ab.log_softmax,
+    "rpow": operator.pow,
     "subtract": operator.sub,
 }
 

@@ -228,6 +228,20 @@ def test_maxpooling2d_passes_nan_and_infinities_on():
     np.testing.assert_array_equal(p.grad_as_array(), [[1, 1, 1], [0, 0, 0], [1, 1, 1]])
 
 
+def test_windows_and_strides_far_larger_than_the_image():
+    x, most = numbers(4, 5, 2), 2**31 - 1
+    everything = ab.maxpooling2d(ab.inputTensor(x), [most, most], [most, 1], is_valid=False)
+    np.testing.assert_array_equal(everything.npvalue(), np.broadcast_to(x.max(axis=(0, 1)), (1, 5, 2)))
+    f = numbers(2, 2, 2, 1)
+    y = ab.conv2d(ab.inputTensor(x), ab.inputTensor(f), [most, most])
+    np.testing.assert_allclose(y.npvalue(), by_loops(x, f, (9, 9), True)[0], atol=1e-12)
+    for large in ([2**31, 1], [1, 10**30]):
+        with pytest.raises(ab.ArgumentError, match=r"maxpooling2d: the window is .*\n  expected  numbers up to 2,147,483,647"):
+            ab.maxpooling2d(ab.inputTensor(x), large, [1, 1], is_valid=False)
+        with pytest.raises(ab.ArgumentError, match=r"conv2d: the stride is .*\n  expected  numbers up to 2,147,483,647"):
+            ab.conv2d(ab.inputTensor(x), ab.inputTensor(f), large)
+
+
 def test_maxpooling2d_without_channels_and_its_errors():
     x = ab.inputTensor(numbers(4, 5))
     assert ab.maxpooling2d(x, [2, 2], [1, 2]).dim() == ((3, 2), 1)

@@ -356,8 +356,12 @@ def test_products_with_computed_left_sides_batch_across_instances(batch):
         close(b, a, EXACT)
 
 
-@pytest.mark.parametrize("shapes", [((3, 4), (4, 5)), ((3, 4), (4,)), ((1, 4), (4,)), ((3,), (1, 5)), ((30, 40), (40, 20))])
-@pytest.mark.parametrize("batches", [(1, 1), (3, 3), (1, 3), (3, 1)])
+PRODUCTS = [((3, 4), (4, 5)), ((3,), (1, 5)), ((30, 40), (40, 20)), ((3, 99), (99,))]  # by BLAS
+PRODUCTS += [((3, 4), (4,)), ((1, 4), (4,)), ((1, 50), (50,)), ((9, 1), (1,)), ((17, 33), (33,))]  # by loops
+
+
+@pytest.mark.parametrize("shapes", PRODUCTS, ids=str)
+@pytest.mark.parametrize("batches", [(1, 1), (3, 3), (1, 3), (3, 1)], ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_products_of_computed_matrices_run_as_one_batch(shapes, batches, dtype):
     rng = np.random.default_rng(0)

@@ -58,6 +58,12 @@ def no_minibatch(tensors):
     return all(t.shape.batch == 1 for t in tensors)
 
 
+def reaches_the_end(x, window, stride, is_valid):
+    """Where windows with padding end before the image does, DyNet's gradient is of other windows than its value."""
+    sizes = list(zip(x.shape.dims, window, stride, strict=False))
+    return is_valid or all((-(-n // s) - 1) * s + w >= n for n, w, s in sizes)
+
+
 def same_minibatch(tensors):
     return len({t.shape.batch for t in tensors}) == 1
 
@@ -73,48 +79,6 @@ def activations(library):
     return function
 
 
-@pytest.mark.parametrize(
-    ("masked", "batch"), [(False, (1, 1)), (False, (3, 3)), (False, (3, 1)), (True, (1, 1)), (True, (3, 3))]
-)
-@pytest.mark.parametrize("parts", [(4,), (3, 1)])
-def test_gates_of_an_lstm(dy, parts, masked, batch):
-    rng = np.random.default_rng(len(parts) + batch[0])
-    H, I = 3, sum(parts)
-    xs = [rng.uniform(-1, 1, (n, batch[0])) for n in parts]
-    rest = [rng.uniform(-1, 1, (H, batch[1])), *(rng.uniform(-1, 1, (*d, 1)) for d in [(4 * H, I), (4 * H, H), (4 * H,)])]
-    masks = [rng.integers(0, 2, (n, 1)) * 2.0 for n in (I, H)] if masked else []
-    weights = rng.uniform(-1, 1, 4 * H * max(batch))
-
-    def run(library):
-        library.renew_cg()
-        model = library.ParameterCollection()
-        made = [argument(library, model, None, array) for array in (*xs, *rest, *masks)]
-        first, others = [e for _, e in made[: len(xs)]], [e for _, e in made[len(xs) :]]
-        name = "vanilla_lstm_gates" + "_dropout" * masked + "_concat" * (len(xs) > 1)
-        y = getattr(library, name)(first if len(xs) > 1 else first[0], *others)
-        library.dot_product(library.reshape(y, (weights.size,)), library.inputVector(weights)).backward()
-        return y.npvalue(), *(p.grad_as_array() for p, _ in made[: len(xs) + len(rest)])  # DyNet's masks get no gradient
-
-    for got, expected in zip(run(ab), run(dy), strict=True):
-        close(got, expected, AGREEMENT)
-
-
-@pytest.mark.parametrize("v", [0, 2])
-@pytest.mark.parametrize("dims", [(4,), (3, 2), (2, 3, 2)])
-def test_pick_batch_elem(dy, dims, v):  # a view, so no op of its own
-    array = np.random.default_rng(v).uniform(-1, 1, (*dims, 3))
-
-    def run(library):
-        library.renew_cg()
-        p, x = argument(library, library.ParameterCollection(), None, array)
-        y = library.pick_batch_elem(x, v)
-        library.sum_elems(library.square(y)).backward()
-        return y.npvalue(), p.grad_as_array()
-
-    for got, expected in zip(run(ab), run(dy), strict=True):
-        close(got, expected, AGREEMENT)
-
-
 def one_shape(tensors):
     """No broadcasting, not even of the batch."""
     return len({t.shape for t in tensors}) == 1
@@ -126,7 +90,7 @@ def straight(wanted, call):
 
 
 # Ops that DyNet does not have.
-ABSENT: set[str] = {"sparsemax_loss"}
+ABSENT = {"rpow", "sparsemax_loss"}
 
 # Ops that are called by another name: the function of a library.
 SPELLED = {
@@ -151,7 +115,13 @@ def rows_fit(wanted, call):
 
 
 # Arguments, by position, by which DyNet's gradient is wrong.
-WRONG_BY = {"binary_log_loss": {1}, "poisson_loss": {0}}  # of poisson_loss: as if it were the whole loss
+WRONG_BY = {
+    "binary_log_loss": {1},
+    "ceil": {0},  # now this, now that, whatever the mode; floor and round too
+    "floor": {0},
+    "poisson_loss": {0},  # as if it were the whole loss
+    "round": {0},
+}
 
 # Where DyNet takes less, or is wrong: which calls to compare.
 TAKES = {
@@ -165,14 +135,20 @@ TAKES = {
     "circ_conv": lambda wanted, call: no_minibatch(wanted),  # takes no minibatch
     "circ_corr": lambda wanted, call: no_minibatch(wanted),
     "constrained_softmax": unbatched,
-    "conv2d": lambda wanted, call: no_minibatch(wanted[1:]),  # takes no minibatch of filters
-    "conv2d_bias": lambda wanted, call: no_minibatch(wanted[1:]),
+    # Takes no minibatch of filters.
+    "conv2d": lambda wanted, call: (
+        no_minibatch(wanted[1:]) and reaches_the_end(wanted[0], wanted[1].shape.dims, *call.arguments[-2:])
+    ),
+    "conv2d_bias": lambda wanted, call: (
+        no_minibatch(wanted[1:]) and reaches_the_end(wanted[0], wanted[1].shape.dims, *call.arguments[-2:])
+    ),
     "cumsum": ranks_up_to(3),
     "dropout": lambda wanted, call: call.arguments[1] == 0,  # the masks are others
     "dropout_batch": lambda wanted, call: call.arguments[1] == 0,
     "dropout_dim": lambda wanted, call: call.arguments[2] == 0 and len(wanted[0].shape.dims) < 4,  # takes no more dims
     "emax": lambda wanted, call: one_shape(wanted),
-    "filter1d_narrow": lambda wanted, call: no_minibatch(wanted),  # it gets lost
+    # A minibatch gets lost; of a single filter (r,w,1) all columns but the first get no gradient.
+    "filter1d_narrow": lambda wanted, call: no_minibatch(wanted) and wanted[1].shape.dims[2:] != (1,),
     "floor": straight,
     "fold_rows": lambda wanted, call: no_minibatch(wanted),  # it gets lost
     "hinge_dim": rows_fit,
@@ -185,6 +161,7 @@ TAKES = {
     "logdet": lambda wanted, call: wanted[0].shape.batch == 1,  # no minibatch
     "logsumexp_dim": lambda wanted, call: ranks_up_to(2)(wanted, call) and not (call.arguments[1] == 1 and taller(wanted[0])),
     "max_dim": ranks_up_to(3),
+    "maxpooling2d": lambda wanted, call: reaches_the_end(wanted[0], *call.arguments[1:]),
     "mean_batches": ranks_up_to(3),
     "mean_dim": few_dims,
     "mean_elems": ranks_up_to(2),
@@ -198,7 +175,7 @@ TAKES = {
     "pick_batch": lambda wanted, call: len(wanted[0].shape.dims) < 4,
     "pick_batch_elems": lambda wanted, call: len(wanted[0].shape.dims) < 4,
     "poisson_loss": lambda wanted, call: unbatched(wanted, call) and isinstance(call.arguments[1], int),
-    "pow": lambda wanted, call: wanted[1].shape.batch == 1,  # one exponent for all
+    "pow": lambda wanted, call: wanted[1].shape.batch == 1 and wanted[0].shape.dims[1:][-1:] != (1,),  # one e; drops ones
     "random_gumbel": lambda wanted, call: call.arguments[1:3] == (0, 1),  # takes no others
     "restricted_log_softmax": lambda wanted, call: unbatched(wanted, call) and len(wanted[0].shape.dims) == 1,
     "round": straight,
@@ -290,7 +267,8 @@ def outcome(library, op, call, arrays, weights):
 
 @pytest.mark.parametrize("op", OPS.values(), ids=OPS)
 def test_every_op_gives_what_dynet_gives(dy, op):
-    assert (op.name in PUBLIC or hasattr(dy, op.name)) != (op.name in ABSENT)
+    assert op.name in ABSENT or op.name in PUBLIC or hasattr(dy, op.name)
+    assert not (op.name in ABSENT and hasattr(dy, op.name))
     if op.name in ABSENT:
         return
 
@@ -370,6 +348,48 @@ def test_operators_with_numbers(dy, symbol):
 
     for a, b in zip(run(ab), run(dy), strict=True):
         close(a, b, AGREEMENT)
+
+
+@pytest.mark.parametrize(
+    ("masked", "batch"), [(False, (1, 1)), (False, (3, 3)), (False, (3, 1)), (True, (1, 1)), (True, (3, 3))]
+)
+@pytest.mark.parametrize("parts", [(4,), (3, 1)])
+def test_gates_of_an_lstm(dy, parts, masked, batch):
+    rng = np.random.default_rng(len(parts) + batch[0])
+    H, I = 3, sum(parts)
+    xs = [rng.uniform(-1, 1, (n, batch[0])) for n in parts]
+    rest = [rng.uniform(-1, 1, (H, batch[1])), *(rng.uniform(-1, 1, (*d, 1)) for d in [(4 * H, I), (4 * H, H), (4 * H,)])]
+    masks = [rng.integers(0, 2, (n, 1)) * 2.0 for n in (I, H)] if masked else []
+    weights = rng.uniform(-1, 1, 4 * H * max(batch))
+
+    def run(library):
+        library.renew_cg()
+        model = library.ParameterCollection()
+        made = [argument(library, model, None, array) for array in (*xs, *rest, *masks)]
+        first, others = [e for _, e in made[: len(xs)]], [e for _, e in made[len(xs) :]]
+        name = "vanilla_lstm_gates" + "_dropout" * masked + "_concat" * (len(xs) > 1)
+        y = getattr(library, name)(first if len(xs) > 1 else first[0], *others)
+        library.dot_product(library.reshape(y, (weights.size,)), library.inputVector(weights)).backward()
+        return y.npvalue(), *(p.grad_as_array() for p, _ in made[: len(xs) + len(rest)])  # DyNet's masks get no gradient
+
+    for got, expected in zip(run(ab), run(dy), strict=True):
+        close(got, expected, AGREEMENT)
+
+
+@pytest.mark.parametrize("v", [0, 2])
+@pytest.mark.parametrize("dims", [(4,), (3, 2), (2, 3, 2)])
+def test_pick_batch_elem(dy, dims, v):  # a view, so no op of its own
+    array = np.random.default_rng(v).uniform(-1, 1, (*dims, 3))
+
+    def run(library):
+        library.renew_cg()
+        p, x = argument(library, library.ParameterCollection(), None, array)
+        y = library.pick_batch_elem(x, v)
+        library.sum_elems(library.square(y)).backward()
+        return y.npvalue(), p.grad_as_array()
+
+    for got, expected in zip(run(ab), run(dy), strict=True):
+        close(got, expected, AGREEMENT)
 
 
 # Inputs, and what can be changed in a graph ---------------------------------------------------------------------------

@@ -126,6 +126,9 @@ def test_pickles_that_want_to_do_harm_do_nothing(tmp_path, monkeypatch):
     (tmp_path / "base.meta").write_bytes(b"cnot_imported_here\nThing\n)K\x02\x85\x8c\x01/\x87.")
     with pytest.raises(ab.ModelFileError):
         ab.load("base", ab.ParameterCollection())
+    (tmp_path / "base.meta").write_bytes(b"\x80\x04Nr\xff\xff\xff\xff.")  # a place in the memo beyond any memory
+    with pytest.raises(ab.ModelFileError):
+        ab.load("base", ab.ParameterCollection())
     rng, model = random.Random(3), ab.ParameterCollection()
     for _ in range(2000):
         data = bytearray(meta)

@@ -3,7 +3,8 @@
 An image is (H,W,C): rows, columns, channels; (H,W) counts as one channel. Windows of (FH,FW) are moved by a stride (s,t). With
 ``is_valid=True`` they stay inside of the image, and there are H' = ⌈(H - FH + 1) / s⌉ of them in a column; with
 ``is_valid=False`` there are H' = ⌈H / s⌉, and what of a window is outside of the image counts as nothing: zeros are added,
-max(0, (H' - 1) s + FH - H) in all, half of them (rounded down) at the top. The same holds for columns.
+max(0, (H' - 1) s + FH - H) in all, half of them (rounded down) at the top. The same holds for columns. (Where a large stride
+makes windows end before the image does, DyNet's gradients are of other windows than its values.)
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from autobatch.kernels._op import common_batch, wrong
 from autobatch.shortcuts import _binary, _unary
 
 _activated = _unary("lstm_gates")
-_FITTING: set[tuple[str | int, ...]] = set()  # types of arguments that were found to fit, behind the name
+_FITTING: set[tuple[object, ...]] = set()  # types of arguments that were found to fit, behind the name
 
 
 def _check(name: str, xs: list[Expression], h: Expression, weights: Sequence[Expression], masks: Sequence[Expression]) -> None:
