@@ -1,9 +1,9 @@
 """Random numbers: two independent streams per thread, both begun from one seed.
 
-    values   mt19937, the stream of DyNet (and of `numpy.random.RandomState`): initial values of parameters, noise.
+    values   mt19937, the stream of DyNet (and of `numpy.random.RandomState`): initial values of parameters.
              The same seed gives the same bits as DyNet.
-    keys     integers that name a random pattern: a dropout mask is a function of its key, so that backward can make it again
-             and no mask is ever stored. Drawing them leaves the first stream alone.
+    keys     integers that name a random pattern: a dropout mask, noise, an input of random numbers are functions of their
+             key, so that backward can make them again and none is ever stored. Drawing them leaves the first stream alone.
 
 Every thread has its own pair, so that a program gives the same numbers whether or not other threads run beside it. A new
 seed is one new `threading.local`: each thread finds it empty at its next draw and begins anew. A draw of a key costs 85 ns

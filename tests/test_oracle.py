@@ -390,3 +390,50 @@ def test_pick_batch_elem(dy, dims, v):  # a view, so no op of its own
 
     for got, expected in zip(run(ab), run(dy), strict=True):
         close(got, expected, AGREEMENT)
+
+
+# Inputs, and what can be changed in a graph ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda library: library.inputTensorTranspose(np.arange(6.0), (2, 3)),
+        lambda library: library.inputTensorTranspose(np.arange(6.0), (3,), 2),
+        lambda library: library.inputTensorTranspose(np.arange(6.0)),
+        lambda library: library.sparse_inputTensor([[0, 1, 0], [1, 2, 1]], np.array([5.0, 6.0, 7.0]), (2, 3)),
+        lambda library: library.sparse_inputTensor([[0, 2], [1, 0]], np.array([5.0, 6.0]), (3, 2), batched=True, defval=-1),
+        lambda library: library.one_hot(4, 2),
+        lambda library: library.one_hot(4, [2, 0, 2]),
+    ],
+)
+def test_inputs(dy, make):
+    ab.renew_cg()
+    dy.renew_cg()
+    a, b = make(ab), make(dy)
+    assert a.dim() == b.dim()
+    np.testing.assert_array_equal(a.npvalue(), b.npvalue())
+
+
+def test_indices_that_are_changed(dy):
+    array = np.random.default_rng(0).normal(size=(4, 3))
+
+    def run(library):
+        library.renew_cg()
+        model = library.ParameterCollection()
+        p, table = model.parameters_from_numpy(array), model.lookup_parameters_from_numpy(array)
+        picked, many = library.pick(p, 1, 0), library.pick_batch(p, [0, 2], 1)
+        row, rows = library.lookup(table, 1), library.lookup_batch(table, [0, 3])
+        y = library.sum_batches(library.dot_product(row, rows)) + library.squared_norm(picked)
+        y = y + library.sum_batches(library.squared_norm(many))
+        first = y.value()
+        picked.set_index(3)
+        many.set_index([1, 1])
+        row.set(0)
+        rows.set([2, 2])
+        second = y.value()
+        y.backward()
+        return [first, second, p.grad_as_array(), table.grad_as_array()]
+
+    for a, b in zip(run(ab), run(dy), strict=True):
+        close(a, b, AGREEMENT)
