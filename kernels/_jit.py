@@ -90,7 +90,7 @@ def compiled(function: Callable[..., Any]) -> Any:
 
 
 def inline(function: Callable[..., Any], always: bool = False) -> Any:
-    """Compile a small helper that kernels call; LLVM inlines it into them if it likes, or `always`: a loop around a call is slow."""
+    """Compile a small helper that kernels call; LLVM inlines it if it likes, or `always`: else no vector code."""
     return numba.njit(**_HELPER, fastmath=_FASTMATH, forceinline=always)(function)
 
 
