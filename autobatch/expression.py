@@ -1,6 +1,6 @@
 """Expressions: a handle to one node, with operators, values and gradients; and the general way to record a node.
 
-The functions users call record common cases by themselves, in a few lines without checks (`functions.py`): two appends to the
+The functions users call record common cases by themselves, in a few lines without checks (`functions/`): two appends to the
 graph's lists, one look-up of the node type. Whenever anything is unusual there, the look-up or an append fails and they come
 here: `record` checks everything, says what is wrong, makes new node types, and takes numbers, parameters and checkpoints in its
 stride.
@@ -17,8 +17,8 @@ import numpy as np
 
 from autobatch import graph as graphs
 from autobatch.execute import execution_of
-from autobatch.graph import OP, PARAMETER, PARAMETERS, STOP, TYPES, VIEW, Checkpoint, Graph, graph_of
-from autobatch.kernels._errors import ArgumentError, OperandError
+from autobatch.graph import ARGUMENTS, IMMEDIATES, OP, PARAMETER, PARAMETERS, STOP, TYPES, VIEW, Checkpoint, Graph, graph_of
+from autobatch.kernels._errors import ArgumentError, DeviceError, OperandError
 from autobatch.kernels._op import Op, Shape
 from autobatch.memory import read
 
@@ -257,6 +257,12 @@ def check_expression(op: str, x: Any, position: int | None = None) -> Expression
     raise OperandError(f"{op}: {which} is {describe(x)}\n  expected  an expression" + (f"\n  try       {cure}" if cure else ""))
 
 
+def check_device(op: str, device: Any) -> None:
+    """Raise DeviceError for a device that does not exist."""
+    if device is not None and not (isinstance(device, str) and device in ("", "CPU")):
+        raise DeviceError(f"{op}: there is no device {device!r}\n  expected  'CPU', or '' for the default")
+
+
 def owner(op: str, operands: Sequence[Any]) -> Graph:
     """Return the graph that the operands belong to, the current one if all are parameters or numbers; check that they agree."""
     graph = None
@@ -331,6 +337,16 @@ def record(
     if key is not None:
         remember(op.types, key, type_number)
     return result
+
+
+def set_immediates(e: Expression, immediates: Sequence[int]) -> None:
+    """Give a node other immediates, and forget all values of its graph."""
+    graph = graph_of(e.graph)
+    before = TYPES.info[graph.recorded_types[: e.index]]
+    at = int(before[:, [ARGUMENTS, IMMEDIATES]].sum() + TYPES.info[e.type, ARGUMENTS])
+    graph.recorded_args[at : at + len(immediates)] = immediates
+    if graph.execution is not None:
+        graph.execution.invalidate()
 
 
 def remember(table: dict[Any, Any], path: Sequence[Any], number: int) -> None:

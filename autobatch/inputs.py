@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from autobatch import expression as ex
-from autobatch.arguments import _integer, _new_shape, _numbers
-from autobatch.expression import Expression, append, is_number
+from autobatch.arguments import _dims, _index, _integer, _new_shape, _numbers, _sequence, _shape
+from autobatch.expression import Expression, append, check_device, check_expression, is_list, is_number, view
 from autobatch.graph import current_graph
 from autobatch.kernels._errors import ArgumentError, OperandError, ShapeError
 from autobatch.kernels._op import Shape
@@ -67,6 +68,7 @@ def inputTensor(arr: ArrayLike, batched: bool = False, device: str = "", reusabl
     OperandError : no array or list of numbers.
     ShapeError, ArgumentError : empty, ragged, or more than 7 dims.
     """
+    check_device("inputTensor", device)
     if not isinstance(arr, (np.ndarray, list)):
         cure = "\n  try       scalarInput" if is_number(arr) else ""
         raise OperandError(f"inputTensor: {ex.describe(arr)}\n  expected  an array or a list of numbers{cure}")
@@ -85,6 +87,7 @@ def inputTensor(arr: ArrayLike, batched: bool = False, device: str = "", reusabl
 
 def inputVector(v: ArrayLike, device: str = "") -> InputExpression:
     """Return an input vector with the numbers of a list or array, (n,)."""
+    check_device("inputVector", device)
     array = _numbers("inputVector", v)
     if array.ndim != 1:
         raise OperandError(f"inputVector: {ex.describe(v)}\n  expected  a list of numbers\n  try       inputTensor")
@@ -93,23 +96,131 @@ def inputVector(v: ArrayLike, device: str = "") -> InputExpression:
 
 def vecInput(dim: int, device: str = "") -> InputExpression:
     """Return an input vector of zeros, (dim,), to be filled with `set`."""
+    check_device("vecInput", device)
     shape = _new_shape("vecInput", _integer("vecInput", "the dim", dim), 1)
     return _input(np.zeros(shape.total), shape)
 
 
 def scalarInput(s: float, device: str = "") -> InputExpression:
     """Return an input of one number, (1,)."""
+    check_device("scalarInput", device)
     if not is_number(s):
         raise OperandError(f"scalarInput: {ex.describe(s)}\n  expected  a number")
     return _input(np.array([float(s)]), Shape((1,)))
 
 
+def _flat(op: str, values: Any, dim: Any, batch_size: Any, mutable: bool) -> InputExpression:
+    """Return an input of flat numbers, column-major, in these dims."""
+    array = _numbers(op, values)
+    if array.ndim != 1:
+        raise OperandError(f"{op}: {ex.describe(values)}\n  expected  a flat list of numbers\n  try       inputTensor")
+    shape = _new_shape(op, array.size if dim is None else dim, batch_size)
+    if array.size != shape.total:
+        raise ShapeError(f"{op}: {array.size} numbers for {shape}\n  expected  {shape.total} numbers")
+    return _input(array, shape, mutable)
+
+
+def inputTensorTranspose(
+    arr: ArrayLike, dim: int | tuple[int, ...] | None = None, batch_size: int = 1, device: str = ""
+) -> InputExpression:
+    """Return an input of flat numbers that lie column by column, as `vec_value` gives them.
+
+    Parameters
+    ----------
+    arr : (n,): the first dim changes fastest, the minibatch slowest.
+    dim : of one element; None: (n,).
+
+    Raises
+    ------
+    ShapeError : another count of numbers than dim x batch_size has.
+    OperandError : no flat array or list.
+    """
+    check_device("inputTensorTranspose", device)
+    return _flat("inputTensorTranspose", arr, dim, batch_size, mutable=False)
+
+
+def inputMatrix(v: ArrayLike, d: int | tuple[int, ...]) -> InputExpression:
+    """Return an input of dims d with the numbers of a flat list, column by column. (Deprecated in DyNet, where it fails.)"""
+    return _flat("inputMatrix", v, d, 1, mutable=True)
+
+
+def matInput(d1: int, d2: int) -> InputExpression:
+    """Return an input matrix of zeros, (d1,d2), to be filled with `set`. (Deprecated in DyNet, where it fails.)"""
+    shape = _new_shape("matInput", (d1, d2), 1)
+    return _input(np.zeros(shape.total), shape)
+
+
+def sparse_inputTensor(
+    idxs: Sequence[Sequence[int]],
+    values: ArrayLike,
+    shape: tuple[int, ...],
+    batched: bool = False,
+    defval: float = 0.0,
+    device: str = "",
+) -> InputExpression:
+    """Return an input of which only some numbers are given, and all others are `defval`.
+
+    Parameters
+    ----------
+    idxs : the places of the numbers, as NumPy indexes: for each dim a list of the indices of all numbers.
+    values : one number for each place; if a place is named twice the last one counts.
+    shape : dims, and if `batched` the size of the minibatch last.
+
+    Raises
+    ------
+    ArgumentError : an index is out of range or negative, or the lists differ in length or number.
+    ShapeError : a shape that makes no sense.
+    OperandError : the values are no flat list.
+    """
+    op = "sparse_inputTensor"
+    check_device(op, device)
+    sizes = _dims(op, shape) if not batched else tuple(_integer(op, "a size", n) for n in _sequence(op, "the sizes", shape))
+    dims, batch = (sizes[:-1] or (1,), sizes[-1]) if batched and sizes else (sizes, 1)
+    new = _new_shape(op, dims, batch)
+    numbers = _numbers(op, values)
+    if numbers.ndim != 1:
+        raise OperandError(f"{op}: the values are {ex.describe(values)}\n  expected  a flat list of numbers")
+    lists = _sequence(op, "the lists of indices", idxs)
+    if len(lists) != len(sizes):
+        raise ArgumentError(f"{op}: {len(lists)} lists of indices for a shape of {len(sizes)} sizes\n  expected  one for each")
+    places = []
+    for k, (given, size) in enumerate(zip(lists, sizes, strict=True)):
+        indices = np.asarray(_sequence(op, "the indices", given))
+        if indices.size != numbers.size:
+            raise ArgumentError(f"{op}: {indices.size} indices of dim {k} for {numbers.size} values\n  expected  as many")
+        if indices.ndim != 1 or indices.dtype.kind not in "iu" or indices.min() < 0 or indices.max() >= size:
+            indices = np.array([_index(op, f"an index of dim {k}", i, size) for i in given], int)  # says which is wrong
+        places.append(indices)
+    array = np.full(sizes, ex.as_float(op, "the default", defval))
+    array[tuple(places)] = numbers
+    return _input(array.ravel(order="F"), new, mutable=False)
+
+
+def one_hot(d: int, idx: int | Sequence[int], device: str = "") -> InputExpression:
+    """Return an input vector (d,) that is 1 at an index and 0 elsewhere; for a list of indices a minibatch of them.
+
+    Raises
+    ------
+    ArgumentError : an index is out of range or negative, or the list is empty.
+    """
+    check_device("one_hot", device)
+    size = _integer("one_hot", "the size", d)
+    given = _sequence("one_hot", "the indices", idx) if is_list(idx) else [idx]
+    if not given:
+        raise ArgumentError("one_hot: the list of indices is empty")
+    shape = _new_shape("one_hot", size, len(given))
+    array = np.zeros((len(given), size))
+    array[np.arange(len(given)), [_index("one_hot", "an index", i, size) for i in given]] = 1
+    return _input(array.ravel(), shape, mutable=False)
+
+
 def constant(dim: int | tuple[int, ...], val: float, batch_size: int = 1, device: str = "") -> Expression:
     """Return an expression whose numbers are all `val`."""
-    return _constant("constant", dim, val, batch_size)
+    return _constant("constant", dim, val, batch_size, device)
 
 
-def _constant(name: str, dim: Any, val: Any, batch_size: Any) -> Expression:
+def _constant(name: str, dim: Any, val: Any, batch_size: Any, device: Any) -> Expression:
+    check_device(name, device)
     if isinstance(dim, list):
         raise OperandError(f"{name}: dims {dim} in a list\n  expected  a number or a tuple of numbers")
     shape = _new_shape(name, dim, batch_size)
@@ -129,7 +240,7 @@ def _constant(name: str, dim: Any, val: Any, batch_size: Any) -> Expression:
 
 def zeros(dim: int | tuple[int, ...], batch_size: int = 1, device: str = "") -> Expression:
     """Return an expression of zeros."""
-    return _constant("zeros", dim, 0.0, batch_size)
+    return _constant("zeros", dim, 0.0, batch_size, device)
 
 
 zeroes = zeros
@@ -137,4 +248,16 @@ zeroes = zeros
 
 def ones(dim: int | tuple[int, ...], batch_size: int = 1, device: str = "") -> Expression:
     """Return an expression of ones."""
-    return _constant("ones", dim, 1.0, batch_size)
+    return _constant("ones", dim, 1.0, batch_size, device)
+
+
+def to_device(e: Expression, device_str: str) -> Expression:
+    """Return the numbers of e on a device. There is only "CPU" (or "", the default), so it is a view; gradients go back to e.
+
+    Raises
+    ------
+    DeviceError : the name of a device that does not exist.
+    """
+    check_expression("to_device", e)
+    check_device("to_device", device_str)
+    return view("to_device", e, _shape(e))

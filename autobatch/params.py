@@ -21,23 +21,25 @@ stored is θ w, what a graph sees is the same to rounding. Hence `as_array()` gi
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import math
 import operator
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from autobatch import graph
-from autobatch.expression import Expression, append, describe, is_list, record
+from autobatch import files, graph
+from autobatch.expression import Expression, append, check_device, describe, is_list, record, set_immediates
 from autobatch.initializers import PyInitializer, number, numbers, resolve
 from autobatch.kernels._errors import (
     ArgumentError,
     ConstructionError,
-    DeviceError,
     EmptyListError,
     IndexRangeError,
+    ModelFileError,
     NegativeIndexError,
     OperandError,
     ShapeError,
@@ -111,11 +113,6 @@ def _name(what: str, name: Any) -> str:
             )
         )
     return name
-
-
-def _device(what: str, device: Any) -> None:
-    if device is not None and not (isinstance(device, str) and device in ("", "CPU")):
-        raise DeviceError(f"{what}: there is no device {device!r}; parameters live on 'CPU'")
 
 
 def aligned(n: int, dtype: str) -> NDArray[Any]:
@@ -192,6 +189,78 @@ class Storage(Expression):
     def _reset_gradient(self) -> None:
         self.gradients.fill(0)
 
+    # Files
+
+    _kind: ClassVar[str]  # what it is called in files
+
+    def save(self, fname: files.Path, key: str = "", append: bool = False) -> None:
+        """Write values (and the gradient, if there is one) to a file; an old one stays until the new one is complete.
+
+        Parameters
+        ----------
+        fname : path. DyNet's format, or safetensors if the name ends in ".safetensors" (extra "safetensors").
+        key : name in the file, in place of the full name; begins with "/", without blanks and "#".
+        append : add to the file in place of replacing it.
+
+        Raises
+        ------
+        ArgumentError
+            Such a key cannot be.
+        OSError
+            The file cannot be written.
+        """
+        files.write(files.path_of("save", fname), [self._entry(files.check_key("save", key) or self._name)], bool(append))
+
+    def populate(self, fname: files.Path, key: str) -> None:
+        """Set values and gradient to those of an entry of a file.
+
+        Parameters
+        ----------
+        fname : path, as of `save`; files of DyNet too.
+        key : name of the entry, for example "/encoder/W".
+
+        Raises
+        ------
+        MissingFileError, ModelFileError
+            No such file, a damaged one, no such key, another kind or other dims; nothing was changed. (RuntimeErrors)
+        ArgumentError
+            An empty key.
+        """
+        path = files.path_of("populate", fname)
+        if not files.check_key("populate", key):
+            raise ArgumentError(f"populate: the key is empty\n  expected  the name of an entry, for example {self._name!r}")
+        self._check_entry(path, entry := _find(path, files.read(path), self._kind, key))
+        self._take(entry)
+
+    def _entry(self, name: str) -> files.Entry:
+        return files.Entry(self._kind, name, self.dims, self.values, self.gradients if self.gradients.any() else None)
+
+    def _check_entry(self, path: str, entry: files.Entry) -> None:
+        """Raise if an entry of a file is not one of this parameter."""
+        if entry.kind != self._kind or entry.dims != self.dims:
+            expected = f"{self._kind} {self.dims}, as {self._name} is"
+            raise ModelFileError(message(f"{path}: {entry.name} does not fit", f"{entry.kind} {entry.dims}", expected))
+        with np.errstate(over="ignore"):
+            if np.isfinite(entry.values).sum() != np.isfinite(entry.values.astype(self.dtype)).sum():
+                raise ModelFileError(f"{path}: {entry.name} holds numbers that are too large for {self.dtype}")
+
+    def _take(self, entry: files.Entry) -> None:
+        """Take over the numbers of an entry that fits."""
+        self.values[:] = entry.values
+        self._reset_gradient()
+        if entry.gradients is not None:
+            self.gradients[:] = entry.gradients
+
+
+def _find(path: str, entries: Sequence[files.Entry], kind: str, key: str) -> files.Entry:
+    """Return the first entry of a kind and a name."""
+    for entry in entries:
+        if entry.kind == kind and entry.name == key:
+            return entry
+    names = [entry.name for entry in entries if entry.kind == kind]
+    listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    raise ModelFileError(message(f"{path}: there is no {kind} {key}", f"{listed or 'none'} in the file"))
+
 
 class _Constant(Expression):
     """The values of a parameter, passing no gradient on. Keeps the parameter, and so the memory, alive."""
@@ -216,6 +285,8 @@ class Parameters(Storage):
     """
 
     __slots__ = ()
+
+    _kind = files.PARAMETER
 
     def as_array(self) -> NDArray[np.float64]:
         """Return a copy of the values: float64, of the dims."""
@@ -276,6 +347,41 @@ class LookupExpression(Expression):
             owner.execution.invalidate()
 
 
+class LookupBatchExpression(Expression):
+    """Several looked-up rows as one minibatch, whose indices can be changed with `set`."""
+
+    __slots__ = ()
+
+    def set(self, indices: Sequence[int]) -> None:
+        """Look as many other rows up and forget all values of the graph.
+
+        Raises
+        ------
+        ArgumentError : a row is out of range, or another number of rows.
+        """
+        kind = graph.TYPES.records[self.type]
+        (table,), count = kind.shapes, kind.shape.batch
+        if not is_list(indices):
+            raise OperandError(f"set: the numbers of rows are {describe(indices)}\n  expected  a list of ints")
+        rows = [_row_number("set", i, table.dims[-1]) for i in indices]
+        if len(rows) != count:
+            raise ArgumentError(f"set: {len(rows)} rows\n  expected  {count}, as before")
+        set_immediates(self, rows)
+
+
+def _row_number(who: Any, i: Any, rows: int) -> int:
+    """Return the number of a row; raise for what is none."""
+    try:
+        number = operator.index(i)
+    except TypeError:
+        raise OperandError(f"{who}: the number of a row is {describe(i)}\n  expected  an int") from None
+    if number < 0:
+        raise NegativeIndexError(f"{who}: row {number}: rows are counted from 0, and not from the end")
+    if number >= rows:
+        raise IndexRangeError(f"{who}: row {number} of a table of {rows} rows")
+    return number
+
+
 class LookupParameters(Storage):
     """A table of V rows that are trained one by one; made by `ParameterCollection.add_lookup_parameters`.
 
@@ -290,6 +396,8 @@ class LookupParameters(Storage):
     """
 
     __slots__ = ("_row_type", "row_dims", "touched")
+
+    _kind = files.TABLE
 
     def _begin(
         self, name: str, dims: tuple[int, ...], values: NDArray[np.floating], touched: NDArray[np.uint8] | None = None
@@ -355,18 +463,13 @@ class LookupParameters(Storage):
         if not rows:
             raise EmptyListError(f"{self}: the list of rows to look up is empty")
         table = self if update else self.expr(update=False)
-        return record(OPS["lookup_batch"], (table,), {"count": len(rows), "touched": self.touched.ctypes.data}, rows)
+        attributes = {"count": len(rows), "touched": self.touched.ctypes.data}
+        made: Any = record(OPS["lookup_batch"], (table,), attributes, rows)
+        made.__class__ = LookupBatchExpression
+        return made  # type: ignore[no-any-return]
 
     def _row(self, i: Any) -> int:
-        try:
-            number = operator.index(i)
-        except TypeError:
-            raise OperandError(f"{self}: the number of a row is {describe(i)}\n  expected  an int") from None
-        if number < 0:
-            raise NegativeIndexError(f"{self}: row {number}: rows are counted from 0, and not from the end")
-        if number >= len(self):
-            raise IndexRangeError(f"{self}: row {number} of a table of {len(self)} rows")
-        return number
+        return _row_number(self, i, len(self))
 
     def _rows(self, rows: Any) -> list[int]:
         if not is_list(rows):
@@ -446,6 +549,10 @@ class LookupParameters(Storage):
         self.gradients.fill(0)
         self.touched.fill(0)
 
+    def _take(self, entry: files.Entry) -> None:
+        super()._take(entry)
+        self.touched[:] = self.gradients.reshape(len(self), -1).any(axis=1)
+
     def __repr__(self) -> str:
         return f"LookupParameter {self._name}"
 
@@ -523,7 +630,7 @@ class ParameterCollection:
         what = "add_parameters"
         dims = _check_dims(what, init.shape) if isinstance(init, np.ndarray) else _dims(what, dim)
         initializer = resolve(init, dims, scale=scale, mean=mean, std=std)
-        _device(what, device)
+        check_device(what, device)
         return self._add_parameters(what, dims, initializer, name)
 
     def add_lookup_parameters(
@@ -557,7 +664,7 @@ class ParameterCollection:
         if len(dims) == 1:
             dims = (*dims, 1)
         initializer = resolve(init, dims, lookup=True, scale=scale, mean=mean, std=std)
-        _device(what, device)
+        check_device(what, device)
         return self._add_table(what, (*dims[1:], dims[0]), initializer, name)
 
     def parameters_from_numpy(self, array: ArrayLike, name: str = "", device: str = "") -> Parameters:
@@ -620,7 +727,7 @@ class ParameterCollection:
 
     def parameter_count(self) -> int:
         """Return how many numbers all parameters and tables have together."""
-        return sum(p.values.size for p in [*self._members, *self._tables])
+        return sum(p.values.size for p in self._everything())
 
     def name(self) -> str:
         """Return the full name: "/" for an outermost collection, else for example "/encoder/"."""
@@ -629,11 +736,110 @@ class ParameterCollection:
     def __repr__(self) -> str:
         return f"<ParameterCollection {self._prefix}: {len(self._members)} parameters, {len(self._tables)} look-up tables>"
 
+    # Files
+
+    def save(self, fname: files.Path, name: str = "", append: bool = False) -> None:
+        """Write all parameters and tables to a file: the old file, if any, stays until the new one is complete.
+
+        Parameters
+        ----------
+        fname : path. DyNet's format, which DyNet reads too, or safetensors if the name ends in ".safetensors" (extra
+            "safetensors").
+        name : prefix of the names in the file, in place of the collection's own; begins with "/", without blanks and "#".
+        append : add to the file in place of replacing it.
+
+        Raises
+        ------
+        ArgumentError
+            Such a name cannot be.
+        OSError
+            The file cannot be written.
+        """
+        prefix = files.check_key("save", name) or self._prefix
+        prefix = prefix if prefix.endswith("/") else prefix + "/"
+        entries = [p._entry(prefix + p.name()[len(self._prefix) :]) for p in self._everything()]
+        files.write(files.path_of("save", fname), entries, bool(append))
+
+    def populate(self, fname: files.Path, key: str = "") -> None:
+        """Set all parameters and tables to those of a file, in the order in which they were made; names do not count.
+
+        Parameters
+        ----------
+        fname : path, as of `save`; files of DyNet too.
+        key : only entries whose names begin with it, for example "/encoder/".
+
+        Raises
+        ------
+        MissingFileError, ModelFileError
+            No such file, a damaged one, more or fewer entries, other dims; nothing was changed. (RuntimeErrors)
+        """
+        path = files.path_of("populate", fname)
+        prefix = files.check_key("populate", key)
+        prefix = prefix if not prefix or prefix.endswith("/") else prefix + "/"
+        entries = [entry for entry in files.read(path) if entry.name.startswith(prefix)]
+        self._fill(path, f" under {prefix}" if prefix else "", entries)
+
+    def _everything(self) -> list[Storage]:
+        return [*self._members, *self._tables]
+
+    def _fill(self, path: str, under: str, entries: Sequence[files.Entry]) -> None:
+        """Take the numbers of entries, in their order, or raise and change nothing."""
+        everything = self._everything()
+        chosen = [entry for kind in (files.PARAMETER, files.TABLE) for entry in entries if entry.kind == kind]
+        counts = [
+            " and ".join(f"{kinds.count(kind)} {kind}s" for kind in (files.PARAMETER, files.TABLE))
+            for kinds in ([e.kind for e in entries], [p._kind for p in everything])
+        ]
+        if counts[0] != counts[1]:
+            raise ModelFileError(message(f"{path}{under} does not fit {self._prefix}", counts[0], counts[1]))
+        for p, entry in zip(everything, chosen, strict=True):
+            p._check_entry(path, entry)
+        for p, entry in zip(everything, chosen, strict=True):
+            p._take(entry)
+
+    def load_param(self, fname: files.Path, key: str) -> Parameters:
+        """Make a parameter of the dims, the name and the numbers of an entry of a file (see `Parameters.populate`)."""
+        result: Parameters = self._load("load_param", fname, files.PARAMETER, key)
+        return result
+
+    def load_lookup_param(self, fname: files.Path, key: str) -> LookupParameters:
+        """Make a look-up table of the dims, the name and the numbers of an entry of a file (see `Parameters.populate`)."""
+        result: LookupParameters = self._load("load_lookup_param", fname, files.TABLE, key)
+        return result
+
+    def _load(self, what: str, fname: Any, kind: str, key: Any) -> Any:
+        path = files.path_of(what, fname)
+        if not isinstance(key, str):
+            raise OperandError(f"{what}: key is {describe(key)}\n  expected  a str")
+        return self._add_entry(path, _find(path, files.read(path), kind, key))
+
+    def _add_entry(self, path: str, entry: files.Entry) -> Any:
+        """Make a parameter, or a table, of the dims, the name and the numbers of an entry of a file."""
+        dims = _check_dims(f"{path}: {entry.name}", entry.dims)
+        made: Any = _new(Parameters if entry.kind == files.PARAMETER else LookupParameters)
+        made._begin(entry.name, dims, aligned(math.prod(dims), self.dtype))
+        made._check_entry(path, entry)
+        made._take(entry)
+        for collection in self._and_outer():
+            (collection._members if entry.kind == files.PARAMETER else collection._tables).append(made)
+        _changed()
+        return made
+
+    def _mark(self) -> Any:
+        """Return what `_undo` needs to take back all parameters made after it."""
+        return [(c, len(c._members), len(c._tables), dict(c._namesakes), dict(c._inner_namesakes)) for c in self._and_outer()]
+
+    def _undo(self, mark: Any) -> None:
+        for collection, members, tables, namesakes, inner in mark:
+            del collection._members[members:], collection._tables[tables:]
+            collection._namesakes, collection._inner_namesakes = namesakes, inner
+        _changed()
+
     # Training
 
     def reset_gradient(self) -> None:
         """Set the gradients of all parameters and tables to 0 (DyNet has it in C++ only)."""
-        for p in [*self._members, *self._tables]:
+        for p in self._everything():
             p._reset_gradient()
 
     def get_weight_decay(self) -> float:
@@ -676,7 +882,25 @@ def _numbered(name: str, namesakes: dict[str, int]) -> str:
     return f"{name}_{count}" if count or not name else name
 
 
+@contextlib.contextmanager
+def room_for(numbers: int) -> Iterator[None]:
+    """Let no more than so many numbers be made, in all parameters together: what a file holds, while it is loaded."""
+    token = _room.set([numbers])
+    try:
+        yield
+    finally:
+        _room.reset(token)
+
+
+_room: contextvars.ContextVar[list[int] | None] = contextvars.ContextVar("room", default=None)
+
+
 def _initial(initializer: PyInitializer, dims: tuple[int, ...], dtype: str) -> NDArray[np.floating]:
+    room, size = _room.get(), math.prod(dims)
+    if room is not None:
+        room[0] -= size
+        if room[0] < 0:
+            raise ArgumentError(f"a parameter {dims} of {size:,} numbers is more than the file holds")
     values = aligned(math.prod(dims), dtype)
     initializer.fill(values, dims)
     return values

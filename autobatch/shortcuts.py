@@ -145,7 +145,36 @@ def _nary(op: Op, arguments: Any, table: dict[Any, Any], attributes: dict[str, A
     return e
 
 
-def _part(x: Any, number: int, start: int) -> Expression:
+def _attributed(op: Op, x: Any, key: Any, n: int | None = None) -> Expression | None:
+    """Append a node of one argument whose type `op.types` remembers under a key and the type of x; None if it does not.
+
+    With n the type is kept under the key, whether n is a second argument (not if it is 0), and the type of x.
+    """
+    try:
+        graph = x.graph
+        types = graph.types
+        entries: tuple[int, ...] = (x.index,)
+        if n is None:
+            number = op.types[key][x.type]
+        elif n:
+            number = op.types[key][True][x.type]
+            entries = (x.index, graph.numbers[n])
+        else:
+            number = op.types[key][False][x.type]
+        args = graph.args
+        index = len(types)
+        types.append(number)
+        args += entries
+    except (AttributeError, KeyError, TypeError):
+        return None
+    e = _new(Expression)
+    e.graph = graph
+    e.index = index
+    e.type = number
+    return e
+
+
+def _part(x: Any, number: int, start: int, kind: type[Expression] = Expression) -> Expression:
     """Append a node of one argument and one immediate whose type is known; x must not be a parameter."""
     graph = x.graph
     types = graph.types
@@ -154,7 +183,7 @@ def _part(x: Any, number: int, start: int) -> Expression:
     args = graph.args
     args.append(x.index)
     args.append(start)
-    e = _new(Expression)
+    e: Expression = _new(kind)
     e.graph = graph
     e.index = index
     e.type = number

@@ -1,8 +1,8 @@
 """The exceptions of all rooms, and the form of their messages.
 
 Three kinds: the caller's argument (`ShapeError`, `ArgumentError`, `ConstructionError`: ValueErrors, `OperandError`: a
-TypeError), the state of the world (`StaleExpressionError`, `DeviceError`, `NumericalError`: RuntimeErrors), and our own bug
-(`InternalError`). Where DyNet raises another built-in type than the kind asks for, the class is of both types.
+TypeError), the state of the world (`StaleExpressionError`, `DeviceError`, `NumericalError`, `ModelFileError`: RuntimeErrors),
+and our own bug (`InternalError`). Where DyNet raises another built-in type than the kind asks for, the class is of both types.
 """
 
 
@@ -148,6 +148,33 @@ class NumericalError(RuntimeError):
     Cure::
 
         model.reset_gradient()  # drop the gradients of this example and go on
+    """
+
+
+class ModelFileError(RuntimeError):
+    """A model file is damaged, cut off, of another form, or does not fit what is to be filled; nothing was changed.
+
+    Cause::
+
+        model.add_parameters((10, 20))
+        model.populate("weights-of-30-columns.model")
+
+    Cure::
+
+        model.add_parameters((10, 30))
+    """
+
+
+class MissingFileError(ModelFileError, FileNotFoundError):
+    """A model file is not there, or cannot be read (DyNet: RuntimeError, of ``dy.load`` FileNotFoundError; this is both).
+
+    Cause::
+
+        model.populate("a-name-with-a-slip.model")
+
+    Cure::
+
+        model.populate("a-name.model")
     """
 
 

@@ -36,6 +36,7 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.core.caching import CompileResultCacheImpl, FunctionCache
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
@@ -89,9 +90,15 @@ def compiled(function: Callable[..., Any]) -> Any:
     return dispatcher
 
 
-def inline(function: Callable[..., Any], always: bool = False) -> Any:
-    """Compile a small helper that kernels call; LLVM inlines it if it likes, or `always`: else no vector code."""
-    return numba.njit(**_HELPER, fastmath=_FASTMATH, forceinline=always)(function)
+def inline(function: Callable[..., Any] | None = None, *, reductions: bool = False, always: bool = False) -> Any:
+    """Compile a small helper that kernels call; LLVM inlines it if it likes, or `always`: a loop around a call is slow.
+
+    `reductions` as for `kernel`, of the helper's own sums.
+    """
+    if function is None:
+        return lambda f: inline(f, reductions=reductions, always=always)
+    fastmath = _FASTMATH | {"reassoc"} if reductions else _FASTMATH
+    return numba.njit(**_HELPER, fastmath=fastmath, forceinline=always)(function)
 
 
 # Kernels --------------------------------------------------------------------------------------------------------------
@@ -226,6 +233,20 @@ def number(typingctx, value, like):
         return context.cast(builder, args[0], signature.args[0], signature.return_type)
 
     return kind(value, like), codegen
+
+
+WORK = 1 << 14  # numbers in a work space
+
+
+@intrinsic
+def work_space(typingctx, like):
+    """work_space(like): pointer to WORK numbers of the dtype of `like`, on the stack of the kernel, not initialised."""
+
+    def codegen(context, builder, signature, args):
+        kind = context.get_value_type(signature.return_type).pointee
+        return cgutils.alloca_once(builder, kind, size=ir.Constant(ir.IntType(64), WORK))
+
+    return like(like), codegen
 
 
 @intrinsic

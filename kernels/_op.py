@@ -169,6 +169,9 @@ class Choose(Protocol):
     def one_of(self, choices: Sequence[Any]) -> Any:
         """Return one of `choices`."""
 
+    def some(self, n: int) -> list[int]:
+        """Return some of the numbers below n, each at most once, at least one."""
+
     def dims(self, low: int = 1, high: int = 4) -> tuple[int, ...]:
         """Return the dims of an element of rank `low` to `high`."""
 

@@ -85,18 +85,22 @@ def _reference(arguments, d):
 
 
 def _samples(choose):
-    dims, batch = list(choose.dims(1, 3)), choose.batch()
-    d = choose.integer(0, len(dims) - 1)
+    dims, batch = choose.dims(1, 3), choose.batch()
+    d = choose.integer(0, len(dims))  # len(dims): the next new dim
     tensors = []
     for _ in range(choose.integer(1, 3)):
         size = choose.integer(1, 3)
-        tensors.append(Tensor(Shape((*dims[:d], size, *dims[d + 1 :]), batch if choose.integer(0, 2) else 1)))
+        full = (*dims[:d], size, *dims[d + 1 :])
+        if full[-1] == 1 and len(full) > max(d, 1) and choose.integer(0, 1):
+            full = full[:-1]  # a dim at the end that is missing counts as 1
+        tensors.append(Tensor(Shape(full, batch if choose.integer(0, 2) else 1)))
     return Sample((tensors, d))
 
 
 CONCATENATE = Op(
     name="concatenate",
     doc="The arguments one after the other along dim d, which may be the next new one; a missing batch is repeated.",
+    shapes="(...,n1,...), (...,n2,...), ... -> (...,n1+n2+...,...)",
     shape=_shape,
     lower=_lower,
     reference=_reference,
@@ -126,6 +130,7 @@ def _batch_samples(choose):
 CONCATENATE_TO_BATCH = Op(
     name="concatenate_to_batch",
     doc="The arguments one after the other as elements of one minibatch.",
+    shapes="dims x B1, dims x B2, ... -> dims x (B1+B2+...)",
     shape=_batch_shape,
     lower=_batch_lower,
     reference=lambda arguments: np.concatenate(arguments, axis=-1),

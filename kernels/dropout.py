@@ -1,25 +1,22 @@
 """Dropout: y = x ∘ mask / (1 - p), mask drawn from Bernoulli(1 - p).    dx += dy ∘ mask / (1 - p)
 
-The mask of a node is a function of its key, drawn when the node is recorded, and of the place in the node. So it is the same
-whatever batch the node runs in, and backward computes it again instead of keeping it.
-Source of the mixing function: the 32-bit finalizer of MurmurHash3 (A. Appleby).
+    dropout         one draw for each number
+    dropout_dim     one draw for all numbers along dim d
+    dropout_batch   one draw for each element of the minibatch
+    block_dropout   the same: the whole node, or of a minibatch each element, is kept or dropped
+
+The mask of a node is a function of its key, drawn when the node is recorded, and of the place in the node (`_random.py`). So it
+is the same whatever batch the node runs in, and backward computes it again instead of keeping it.
 """
+
+import math
 
 import numpy as np
 
+from autobatch.kernels._errors import ArgumentError
 from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, immediate, inline, integers, item, kernel, number
 from autobatch.kernels._op import Lowering, Op, Operand, Sample, Shape, Tensor
-
-
-@inline
-def _draw(key, j):
-    """32 random bits for place j of the node with this key."""
-    h = np.uint32(key * 0x9E3779B1 + j * 0x85EBCA77)  # Numba multiplies 32 bits to 64
-    h ^= h >> np.uint32(16)
-    h = np.uint32(h * np.uint32(0x85EBCA6B))
-    h ^= h >> np.uint32(13)
-    h = np.uint32(h * np.uint32(0xC2B2AE35))
-    return np.uint32(h ^ (h >> np.uint32(16)))
+from autobatch.kernels._random import hashes, limit, mixed, reference_bits
 
 
 @inline
@@ -33,10 +30,11 @@ def dropout(ins, T):
     """y = x where the draw is at least p, scaled; else 0. Slots: y, x, p, key."""
     n, size = ins[ITEMS], integers(ins[SIZES])[0]
     for i in range(n):
-        y, x, p, key = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T)[0], immediate(ins, 3, i)
-        scale, limit = _scale(p), np.int64(np.float64(p) * 4294967296.0)
+        y, x, p = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T)[0]
+        scale, dropped = _scale(p), limit(p)
+        first, second = hashes(immediate(ins, 3, i))
         for j in range(size):
-            y[j] = x[j] * scale if np.int64(_draw(key, j)) >= limit else number(0, scale)
+            y[j] = x[j] * scale if np.int64(mixed(first, second, j)) >= dropped else number(0, scale)
 
 
 @kernel
@@ -44,39 +42,154 @@ def dropout_gradient(ins, T):
     """dx = or += dy where x was kept, scaled. Slots: dx, dy, y, p, key."""
     n, size = ins[ITEMS], integers(ins[SIZES])[0]
     for i in range(n):
-        dx, dy, p, key = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 3, i, T)[0], immediate(ins, 4, i)
-        scale, limit = _scale(p), np.int64(np.float64(p) * 4294967296.0)
+        dx, dy, p = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 3, i, T)[0]
+        scale, dropped = _scale(p), limit(p)
+        first, second = hashes(immediate(ins, 4, i))
         if ins[FLAGS] & ACCUMULATE:
             for j in range(size):
-                dx[j] += dy[j] * scale if np.int64(_draw(key, j)) >= limit else number(0, scale)
+                dx[j] += dy[j] * scale if np.int64(mixed(first, second, j)) >= dropped else number(0, scale)
         else:
             for j in range(size):
-                dx[j] = dy[j] * scale if np.int64(_draw(key, j)) >= limit else number(0, scale)
+                dx[j] = dy[j] * scale if np.int64(mixed(first, second, j)) >= dropped else number(0, scale)
 
 
-def _reference(x, p, key):
-    with np.errstate(over="ignore"):
-        j = np.arange(x.size, dtype=np.uint32)
-        h = np.uint32(key) * np.uint32(0x9E3779B1) + j * np.uint32(0x85EBCA77)
-        h = (h ^ (h >> np.uint32(16))) * np.uint32(0x85EBCA6B)
-        h = (h ^ (h >> np.uint32(13))) * np.uint32(0xC2B2AE35)
-        h ^= h >> np.uint32(16)
-    kept = (h >= np.int64(p * 2**32)).reshape(x.shape, order="F")
-    return np.where(kept, x / (1 - p) if p < 1 else 0.0, 0.0)
+# sizes: numbers that share a draw, their stride, numbers in all. Draws are counted as the numbers of a node without that dim.
+
+
+@inline
+def _masked(y, x, p, key, sizes, add):
+    """y = or += x where the draw of its group is at least p, scaled; else 0."""
+    length, step, total = sizes[0], sizes[1], sizes[2]
+    scale, dropped = _scale(p), limit(p)
+    first, second = hashes(key)
+    for o in range(total // (length * step)):
+        for k in range(length):
+            at = (o * length + k) * step
+            if add:
+                for j in range(step):
+                    kept = np.int64(mixed(first, second, o * step + j)) >= dropped
+                    y[at + j] += x[at + j] * scale if kept else number(0, scale)
+            else:
+                for j in range(step):
+                    kept = np.int64(mixed(first, second, o * step + j)) >= dropped
+                    y[at + j] = x[at + j] * scale if kept else number(0, scale)
+
+
+@inline
+def _masked_runs(y, x, p, key, sizes, add):
+    """The same where the numbers that share a draw lie one after the other."""
+    length, total = sizes[0], sizes[2]
+    scale, dropped = _scale(p), limit(p)
+    first, second = hashes(key)
+    for o in range(total // length):
+        at = o * length
+        if np.int64(mixed(first, second, o)) < dropped:
+            if not add:
+                for j in range(length):
+                    y[at + j] = 0
+        elif add:
+            for j in range(length):
+                y[at + j] += x[at + j] * scale
+        else:
+            for j in range(length):
+                y[at + j] = x[at + j] * scale
+
+
+@kernel
+def shared_dropout(ins, T):
+    """y = x where the draw of its group is at least p, scaled; else 0. Slots: y, x, p, key."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    for i in range(n):
+        y, x, p, key = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T)[0], immediate(ins, 3, i)
+        if sizes[1] == 1:
+            _masked_runs(y, x, p, key, sizes, False)
+        else:
+            _masked(y, x, p, key, sizes, False)
+
+
+@kernel
+def shared_dropout_gradient(ins, T):
+    """dx = or += dy where x was kept, scaled. Slots: dx, dy, y, p, key."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    add = ins[FLAGS] & ACCUMULATE != 0
+    for i in range(n):
+        dx, dy, p, key = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 3, i, T)[0], immediate(ins, 4, i)
+        if sizes[1] == 1:
+            _masked_runs(dx, dy, p, key, sizes, add)
+        else:
+            _masked(dx, dy, p, key, sizes, add)
+
+
+# Records --------------------------------------------------------------------------------------------------------------
+
+
+def _scaled(x, p, key, shape):
+    """x with a mask of draws of this shape, which broadcasts to that of x."""
+    kept = (reference_bits(key, math.prod(shape)) >= np.int64(p * 2**32)).reshape(shape, order="F")
+    return np.where(kept, x / (1 - p) if p < 1 else np.zeros(x.shape), 0.0)
+
+
+_P = (0.0, 0.25, 0.5, 0.9, 1.0)
 
 
 def _samples(choose):
-    p = choose.one_of([0.0, 0.25, 0.5, 0.9, 1.0])
-    return Sample((Tensor(Shape(choose.dims(), choose.batch())), p), {"key": choose.integer(0, 2**31 - 1)})
+    x = Tensor(Shape(choose.dims(), choose.batch()))
+    return Sample((x, choose.one_of(_P)), {"key": choose.integer(0, 2**31 - 1)})
+
+
+def _dim_samples(choose):
+    dims = choose.dims()
+    x, d = Tensor(Shape(dims, choose.batch())), choose.integer(0, len(dims) - 1)
+    return Sample((x, d, choose.one_of(_P)), {"key": choose.integer(0, 2**31 - 1)})
+
+
+def _dim_shape(shapes, d):
+    x = shapes[0]
+    if not 0 <= d < len(x.dims):
+        raise ArgumentError(f"dropout_dim: dim {d} of {x}\n  expected  a dim from 0 to {len(x.dims) - 1}")
+    return x
+
+
+def _shared(length, step, total):
+    operands = Operand(backward=shared_dropout_gradient, needs=(1,)), Operand()
+    return Lowering(shared_dropout, (length, step, total), operands)
 
 
 DROPOUT = Op(
     name="dropout",
-    doc=__doc__,
+    doc="x where it is kept, scaled by 1 / (1 - p), else 0; each number with a draw of its own.    dx += dy, masked alike",
+    shapes="any, (1,) -> as the first",
     shape=lambda shapes: shapes[0],
     lower=lambda shapes, out, shared: Lowering(
         dropout, (out.total,), (Operand(backward=dropout_gradient, needs=(1,)), Operand())
     ),
-    reference=_reference,
+    reference=lambda x, p, key: _scaled(x, p, key, x.shape),
+    samples=_samples,
+)
+DROPOUT_DIM = Op(
+    name="dropout_dim",
+    doc="Dropout with one draw for all numbers along dim d.    dx += dy, masked alike",
+    shapes="any, (1,) -> as the first",
+    shape=_dim_shape,
+    lower=lambda shapes, out, shared, d: _shared(out.dims[d], math.prod(out.dims[:d]), out.total),
+    reference=lambda x, d, p, key: _scaled(x, p, key, (*x.shape[:d], 1, *x.shape[d + 1 :])),
+    samples=_dim_samples,
+)
+DROPOUT_BATCH = Op(
+    name="dropout_batch",
+    doc="Dropout with one draw for each element of the minibatch.    dx += dy, masked alike",
+    shapes="any, (1,) -> as the first",
+    shape=lambda shapes: shapes[0],
+    lower=lambda shapes, out, shared: _shared(out.size, 1, out.total),
+    reference=lambda x, p, key: _scaled(x, p, key, (*(1,) * (x.ndim - 1), x.shape[-1])),
+    samples=_samples,
+)
+BLOCK_DROPOUT = Op(
+    name="block_dropout",
+    doc="All of x, scaled by 1 / (1 - p), or nothing of it; of a minibatch, each element by itself.    dx += dy, masked alike",
+    shapes="any, (1,) -> as the first",
+    shape=lambda shapes: shapes[0],
+    lower=lambda shapes, out, shared: _shared(out.size, 1, out.total),
+    reference=lambda x, p, key: _scaled(x, p, key, (*(1,) * (x.ndim - 1), x.shape[-1])),
     samples=_samples,
 )

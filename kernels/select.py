@@ -116,7 +116,7 @@ def _pick_lower(shapes, out, shared, dim):
 
 
 def _pick_samples(choose):
-    dims, batch = choose.dims(1, 3), choose.batch()
+    dims, batch = choose.dims(), choose.batch()
     dim = choose.integer(0, len(dims) - 1)
     return Sample((Tensor(Shape(dims, batch)), choose.integer(0, dims[dim] - 1), dim))
 
@@ -124,6 +124,7 @@ def _pick_samples(choose):
 PICK = Op(
     name="pick",
     doc="The elements with a given index along one dim, which vanishes.    dx[index] += dy",
+    shapes="any, index -> without dim; (n,) -> (1,)",
     shape=_pick_shape,
     lower=_pick_lower,
     reference=lambda x, index, dim: x.take([index] if x.ndim == 2 else index, axis=dim),
@@ -150,7 +151,7 @@ def _pick_batch_lower(shapes, out, shared, dim, count):
 
 
 def _pick_batch_samples(choose):
-    dims, batch = choose.dims(1, 3), choose.batch()
+    dims, batch = choose.dims(), choose.batch()
     dim = choose.integer(0, len(dims) - 1)
     count = batch if batch > 1 else choose.integer(1, 3)
     return Sample((Tensor(Shape(dims, batch)), [choose.integer(0, dims[dim] - 1) for _ in range(count)], dim))
@@ -165,6 +166,7 @@ def _pick_batch_reference(x, indices, dim):
 PICK_BATCH = Op(
     name="pick_batch",
     doc="For each element of the minibatch the elements with its own index along one dim.    dx[index of b] += dy of b",
+    shapes="any x B, B indices -> without dim, x B",
     shape=_pick_batch_shape,
     lower=_pick_batch_lower,
     reference=_pick_batch_reference,
@@ -189,7 +191,7 @@ def _range_lower(shapes, out, shared, steps, sizes):
 
 
 def _strided_samples(choose):
-    dims, batch = choose.dims(1, 3), choose.batch()
+    dims, batch = choose.dims(), choose.batch()
     steps, begins, ends = [], [], []
     for size in dims if choose.integer(0, 2) else (*dims, batch):
         steps.append(choose.integer(1, 2))
@@ -206,6 +208,7 @@ def _strided_reference(x, steps, begins, ends):
 STRIDED_SELECT = Op(
     name="strided_select",
     doc="A range with a step in each dim, `x[b0:e0:s0, b1:e1:s1, ...]`; one more than dims addresses the batch.",
+    shapes="any -> any, smaller",
     shape=_range_shape,
     lower=_range_lower,
     reference=_strided_reference,
@@ -214,7 +217,7 @@ STRIDED_SELECT = Op(
 
 
 def _pick_range_samples(choose):
-    dims = choose.dims(1, 3)
+    dims = choose.dims()
     dim = choose.integer(0, len(dims) - 1)
     begin = choose.integer(0, dims[dim] - 1)
     return Sample((Tensor(Shape(dims, choose.batch())), begin, choose.integer(begin + 1, dims[dim]), dim))
@@ -223,6 +226,7 @@ def _pick_range_samples(choose):
 PICK_RANGE = Op(
     name="pick_range",
     doc="The elements from `s` to before `e` along one dim, which stays.    dx[s:e] += dy",
+    shapes="(...,n,...) -> (...,e-s,...)",
     shape=_range_shape,
     lower=_range_lower,
     reference=lambda x, s, e, d: x[(slice(None),) * d + (slice(s, e),)],
@@ -258,7 +262,7 @@ def _transpose_lower(shapes, out, shared, dims):
 
 
 def _transpose_samples(choose):
-    dims = choose.dims(2, 3)
+    dims = choose.dims(2, 4)
     order = choose.one_of(list(itertools.permutations(range(len(dims)))))
     return Sample((Tensor(Shape(dims, choose.batch())), list(order)))
 
@@ -266,6 +270,7 @@ def _transpose_samples(choose):
 TRANSPOSE = Op(
     name="transpose",
     doc="Axes in another order; (n,) becomes (1,n).    dx += dy with the axes back",
+    shapes="(r,c) -> (c,r)",
     shape=_transpose_shape,
     lower=_transpose_lower,
     reference=lambda x, dims: x.transpose(*dims, len(dims)),

@@ -2,6 +2,7 @@
 
     softmax            y = eˣ / Σ eˣ          dx += y (dy - Σ dy y)
     log_softmax        y = x - log Σ eˣ       dx += dy - eʸ Σ dy
+    restricted         the same over some ids, -inf elsewhere
     pickneglogsoftmax  y = log Σ eˣ - x[v]    dx += dy (softmax(x) - [j = v])
 
 The maximum is subtracted first, so nothing overflows.
@@ -26,6 +27,20 @@ def _maximum(x, at, n, step):
         v = x[at + j * step]
         largest = v if v > largest or v != v else largest
     return largest
+
+
+@inline
+def _apart(x, largest, rest):
+    """(x - largest) - rest. In a function of its own, as a kernel whose sums may be reordered makes x - (largest + rest) of it,
+    and that has lost the digits of the rest where scores are large.
+    """
+    return (x - largest) - rest
+
+
+@inline
+def _loss(x, largest, rest):
+    """rest - (x - largest), see `_apart`."""
+    return rest - (x - largest)
 
 
 @kernel(reductions=True)
@@ -88,7 +103,7 @@ def log_softmax(ins, T):
                 total += _math.exp(x[at + j * step] - largest)
             total = _math.log(total)
             for j in range(length):
-                y[at + j * step] = (x[at + j * step] - largest) - total
+                y[at + j * step] = _apart(x[at + j * step], largest, total)
 
 
 @kernel(reductions=True)
@@ -159,6 +174,90 @@ LOG_SOFTMAX = Op(
 )
 
 
+# log_softmax over some ids ---------------------------------------------------------------------------------------------
+# sizes: length, columns in all, count of ids; one immediate for each id
+
+
+@kernel
+def restricted_log_softmax(ins, T):
+    """y = x - log Σ eˣ over the ids, -inf elsewhere, of each column."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    length, groups, count = sizes[0], sizes[1], sizes[2]
+    for i in range(n):
+        y, x = item(ins, 0, i, T), item(ins, 1, i, T)
+        for j in range(length * groups):
+            y[j] = -np.inf
+        for g in range(groups):
+            at = g * length
+            largest = x[at + immediate(ins, 2, i)]
+            for k in range(1, count):
+                v = x[at + immediate(ins, 2 + k, i)]
+                largest = v if v > largest or v != v else largest
+            total = number(0, largest)
+            for k in range(count):
+                total += _math.exp(x[at + immediate(ins, 2 + k, i)] - largest)
+            total = _math.log(total)
+            for k in range(count):
+                j = at + immediate(ins, 2 + k, i)
+                y[j] = (x[j] - largest) - total
+
+
+@kernel
+def restricted_log_softmax_gradient(ins, T):
+    """dx = or += dy - eʸ Σ dy over the ids, 0 elsewhere."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    length, groups, count = sizes[0], sizes[1], sizes[2]
+    for i in range(n):
+        dx, dy, y = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T)
+        if not ins[FLAGS] & ACCUMULATE:
+            for j in range(length * groups):
+                dx[j] = 0
+        for g in range(groups):
+            total = number(0, dy[0])
+            for k in range(count):
+                total += dy[g * length + immediate(ins, 3 + k, i)]
+            for k in range(count):
+                j = g * length + immediate(ins, 3 + k, i)
+                dx[j] += dy[j] - _math.exp(y[j]) * total
+
+
+def _restricted_shape(shapes, count):
+    x = shapes[0]
+    if len(x.dims) > 2:
+        raise wrong("log_softmax", f"{len(x.dims)} dims", [x], "a vector or a matrix")
+    if count == 0:
+        raise ArgumentError("log_softmax: the list of ids to restrict to is empty\n  expected  at least one id")
+    return x
+
+
+def _restricted_lower(shapes, out, shared, count):
+    length = out.dims[0]
+    operand = Operand(backward=restricted_log_softmax_gradient, needs=())
+    return Lowering(restricted_log_softmax, (length, out.total // length, count), (operand,), limit=length)
+
+
+def _restricted_samples(choose):
+    dims = choose.dims(1, 2)
+    return Sample((Tensor(Shape(dims, choose.batch())), choose.some(dims[0])))
+
+
+def _restricted_reference(x, restrict):
+    y = np.full(x.shape, -np.inf)
+    y[restrict] = np.log(_softmax_reference(x[restrict]))
+    return y
+
+
+RESTRICTED_LOG_SOFTMAX = Op(
+    name="restricted_log_softmax",
+    doc="x - log Σ eˣ of each column over some ids, -inf elsewhere.    dx += dy - eʸ Σ dy over these ids",
+    shapes="(r,), (r,c) -> as x",
+    shape=_restricted_shape,
+    lower=_restricted_lower,
+    reference=_restricted_reference,
+    samples=_restricted_samples,
+)
+
+
 # pickneglogsoftmax ----------------------------------------------------------------------------------------------------
 # sizes: length, batch; one immediate for each element of the batch
 
@@ -176,7 +275,7 @@ def pickneglogsoftmax(ins, T):
             total = number(0, largest)
             for j in range(length):
                 total += _math.exp(x[at + j] - largest)
-            y[b] = _math.log(total) + (largest - x[at + immediate(ins, 2 + b, i)])
+            y[b] = _loss(x[at + immediate(ins, 2 + b, i)], largest, _math.log(total))
 
 
 @kernel(reductions=True)
@@ -189,13 +288,13 @@ def pickneglogsoftmax_gradient(ins, T):
         for b in range(batch):
             at, g = b * length, dy[b]
             v = at + immediate(ins, 4 + b, i)
-            normalizer = y[b] + x[v]  # log Σ eˣ
+            right, loss = x[v], y[b]  # x - right - loss = log softmax(x)
             if ins[FLAGS] & ACCUMULATE:
                 for j in range(length):
-                    dx[at + j] += g * _math.exp(x[at + j] - normalizer)
+                    dx[at + j] += g * _math.exp(_apart(x[at + j], right, loss))
             else:
                 for j in range(length):
-                    dx[at + j] = g * _math.exp(x[at + j] - normalizer)
+                    dx[at + j] = g * _math.exp(_apart(x[at + j], right, loss))
             dx[v] -= g
 
 

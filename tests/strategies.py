@@ -57,6 +57,9 @@ class Drawn:
     def one_of(self, choices):
         return self.draw(st.sampled_from(list(choices)))
 
+    def some(self, n):
+        return self.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=min(n, 9), unique=True))
+
     def dims(self, low=1, high=4):
         rank = self.integer(low, high)
         first, others = (LARGE if rank < 3 else SIZES, SIZES) if self.sizes is None else (self.sizes, self.sizes)
@@ -77,6 +80,9 @@ class Random:
 
     def one_of(self, choices):
         return choices[self.integer(0, len(choices) - 1)]
+
+    def some(self, n):
+        return self.rng.permutation(n)[: self.integer(1, n)].tolist()
 
     def dims(self, low=1, high=4):
         return tuple(self.integer(1, 4) for _ in range(self.integer(low, high)))
@@ -191,7 +197,11 @@ class Writer:
 
     def leaf(self, tensor):
         """Return a new leaf for a tensor."""
-        (dims, batch), low, high = tensor
+        (dims, batch), low, high, fit = tensor
+        if fit is not None:
+            drawn = numbers(self.rng, tensor)
+            self.parameters.append(("parameter", drawn[..., 0] if batch == 1 else drawn.ravel(order="F")))
+            return self.shaped(self.same(Use(len(self.parameters) - 1)), Shape(dims, batch))
         kind = self.choose.one_of(["input", "input", "parameter", "parameter", "row", "row", "constant", "fill", "rows"])
         shape = Shape(dims, batch)
         if kind in ("parameter", "constant"):
@@ -213,7 +223,9 @@ class Writer:
 
     def argument(self, tensor, forced, parameter):
         """Return a value for a tensor: a parameter, a value of this very shape, a part of a larger one, or a leaf."""
-        shape, low, high = tensor
+        shape, low, high, fit = tensor
+        if fit is not None:  # nothing else lies in the op's domain
+            return self.leaf(tensor)
         if forced is not None or parameter:
             return self.same(Use(self.parameter(forced or "parameter", shape.dims, low, high)))
         how, at = self.choose.integer(0, 9), None
@@ -251,6 +263,8 @@ class Writer:
             steps.append(Call(op.name, filled(one.arguments, refs), one.attributes))
         for step, values in zip(steps, self.values, strict=True):
             read = sorted({r.at for r in refs})
+            if not read:
+                continue
             x = np.concatenate([values[k].ravel() for k in read])
             v = self.rng.uniform(0.5, 1.5, x.size) * self.rng.choice([-1, 1], x.size)
 

@@ -5,8 +5,8 @@ activation for another, axes, biases, the halves of an LSTM), batched and unbatc
 backward pass, memory that must grow, a computed left side of a product, tiny graphs, arguments counted wrong, gradients of
 views.
 
-Ops that do not exist here yet and belong on this list: elu and selu beside rectify, silu with two betas, conv2d and conv2d_bias
-with two biases. The laws over all ops (`test_ops.py`) batch each of them with itself; their attributes need a test here.
+Ops that do not exist here yet and belong on this list: elu and selu beside rectify, silu with two betas. The laws over all ops
+(`test_ops.py`) batch each of them with itself; their attributes need a test here.
 """
 
 import itertools
@@ -146,6 +146,27 @@ def test_4_affine_transforms_with_different_biases_and_weights():
     )
 
 
+def test_4_convolutions_with_different_filters_and_biases():
+    x, f, g, b, c = (parameter(RNG.uniform(-1, 1, s)) for s in [(2, 3), (2, 2, 1, 2), (2, 2, 1, 2), (2,), (2,)])
+
+    def correlation(x, f):
+        return np.einsum("hjw,hwo->jo", np.lib.stride_tricks.sliding_window_view(x, 2, axis=1), f[:, :, 0])[None]
+
+    check_gradients(
+        lambda: [
+            *(ab.conv2d_bias(x, h, bias, [1, 1]) for bias in (b, c) for h in (f, g)),
+            *(ab.conv2d(x, h, [1, 1]) for h in (f, g)),
+            ab.conv2d(x, f, [1, 2]),
+        ],
+        [x, f, g, b, c],
+        lambda x, f, g, b, c: [
+            *(correlation(x, h) + bias for bias in (b, c) for h in (f, g)),
+            *(correlation(x, h) for h in (f, g)),
+            correlation(x, f)[:, :1],
+        ],
+    )
+
+
 # 5: the halves of an LSTM ---------------------------------------------------------------------------------------------------
 
 
@@ -173,6 +194,20 @@ def test_5_h_and_c_of_a_step_are_told_apart():
         return [c1, h1, c2, h2, c3, h3, c3, h3]
 
     check_gradients(make, [wx, wh, b, x, y], reference)
+
+
+def test_5_nodes_of_c_and_of_h_are_told_apart():
+    c, gates, other = (parameter(RNG.uniform(-1, 1, n)) for n in (2, 8, 8))
+
+    def new_c(c, gates):
+        i, f, _, g = np.split(gates, 4)
+        return i * g + f * c
+
+    check_gradients(
+        lambda: [f(c, g) for f in (ab.vanilla_lstm_c, ab.vanilla_lstm_h) for g in (gates, other)],
+        [c, gates, other],
+        lambda c, *gates: [*(new_c(c, g) for g in gates), *(np.split(g, 4)[2] * np.tanh(c) for g in gates)],
+    )
 
 
 # 6: batched and unbatched arguments -----------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from autobatch.schedule import POLICIES
 
 def tries(op, n):
     """Return the number of examples for an op: more where several arguments come together."""
-    return examples(n if len(tensors(op.samples(Random(0)).arguments)) == 1 else 3 * n)
+    return examples(n if len(tensors(op.samples(Random(0)).arguments)) <= 1 else 3 * n)
 
 
 every_op = pytest.mark.parametrize("op", OPS.values(), ids=OPS)
@@ -85,7 +85,7 @@ def test_gradient_equals_differences_of_the_reference(op):
         checked += gradient_equals_differences(plan)
 
     check()
-    assert checked >= 10
+    assert checked >= 10 or not tensors(op.samples(Random(0)).arguments)  # who has no argument has no gradient
 
 
 @every_op

@@ -7,11 +7,22 @@ import pytest
 
 from autobatch import seeds, trainers
 from autobatch.kernels import _vm
-from autobatch.kernels._errors import ArgumentError, NumericalError
+from autobatch.kernels._errors import ArgumentError, ConstructionError, ModelFileError, NumericalError
+from autobatch.kernels.update_adam import update_adam
 from autobatch.params import LookupParameters, ParameterCollection
-from autobatch.trainers import AdamTrainer, SimpleSGDTrainer, Trainer
+from autobatch.trainers import AdamTrainer, CyclicalSGDTrainer, EGTrainer, SimpleSGDTrainer, Trainer
 
-TRAINERS = ["SimpleSGDTrainer", "AdamTrainer"]
+# Trainers, and what they are made with in the tests.
+TRAINERS = {
+    "SimpleSGDTrainer": (0.05,),
+    "CyclicalSGDTrainer": (0.01, 0.1, 1.5, 0.9),
+    "MomentumSGDTrainer": (0.05, 0.8),
+    "AdagradTrainer": (0.05,),
+    "AdadeltaTrainer": (1e-4, 0.9),
+    "RMSPropTrainer": (0.05, 1e-4, 0.8),
+    "AdamTrainer": (0.05,),
+    "AmsgradTrainer": (0.05,),
+}
 TOLERANCE = {"float32": dict(rtol=0, atol=2e-6), "float64": dict(rtol=0, atol=1e-14)}
 
 
@@ -68,10 +79,11 @@ def add_gradients(parameters, gradients):
 class Reference:
     """The rules in float64, on arrays of the parameters' shapes; knows nothing of tables of instructions."""
 
-    def __init__(self, name, arrays, rate, sparse=True, threshold=5.0, decay=0.0, betas=(0.9, 0.999), eps=1e-8):
+    def __init__(self, name, arrays, numbers=None, sparse=True, threshold=5.0, decay=0.0):
         self.name, self.values, self.sparse, self.threshold, self.decay = name, arrays, sparse, threshold, decay
-        self.rate, self.eps, *self.betas = (float(np.float32(x)) for x in (rate, eps, *betas))
-        self.m, self.v, self.t = [np.zeros_like(a) for a in arrays], [np.zeros_like(a) for a in arrays], 0
+        self.numbers = [float(np.float32(x)) for x in (TRAINERS[name] if numbers is None else numbers)]
+        self.m, self.v, self.u = ([np.zeros_like(a) for a in arrays] for _ in range(3))
+        self.t, self.rate = 0, self.numbers[0]
 
     def update(self, gradients):
         self.t += 1
@@ -89,15 +101,39 @@ class Reference:
                 self._step(k, slice(None), np.float64(g) * scale)
             self.values[k] *= 1 - self.decay
 
+        if self.name == "CyclicalSGDTrainer":
+            low, high, size, gamma = self.numbers
+            t = self.t - 1
+            c = math.floor(1 + t / (2 * size))
+            self.rate = float(np.float32(low + max(0, 1 - abs(t / size - 2 * c + 1)) * (high - low) * gamma**t))
+
     def _step(self, k, rows, g):
-        if self.name == "SimpleSGDTrainer":
-            self.values[k][rows] -= self.rate * g
-            return
-        b1, b2 = self.betas
-        self.m[k][rows] = b1 * self.m[k][rows] + (1 - b1) * g
-        self.v[k][rows] = b2 * self.v[k][rows] + (1 - b2) * g * g
-        m, v = self.m[k][rows] / (1 - b1**self.t), self.v[k][rows]
-        self.values[k][rows] -= self.rate * math.sqrt(1 - b2**self.t) * m / (np.sqrt(v) + self.eps)
+        name, rate, w, m, v, u = self.name, self.rate, self.values[k], self.m[k], self.v[k], self.u[k]
+        if name in ("SimpleSGDTrainer", "CyclicalSGDTrainer"):
+            w[rows] -= rate * g
+        elif name == "MomentumSGDTrainer":
+            m[rows] = self.numbers[1] * m[rows] - rate * g
+            w[rows] += m[rows]
+        elif name == "AdagradTrainer":
+            v[rows] += g * g
+            w[rows] -= rate * g / np.sqrt(v[rows] + float(np.float32(1e-20)))
+        elif name == "RMSPropTrainer":
+            _, eps, rho = self.numbers
+            v[rows] = rho * v[rows] + (1 - rho) * g * g
+            w[rows] -= rate * g / np.sqrt(v[rows] + eps)
+        elif name == "AdadeltaTrainer":
+            eps, rho = self.numbers
+            v[rows] = rho * v[rows] + (1 - rho) * g * g
+            step = -g * np.sqrt(m[rows] + eps) / np.sqrt(v[rows] + eps)
+            m[rows] = rho * m[rows] + (1 - rho) * step * step
+            w[rows] += step
+        else:
+            b1, b2, eps = self.numbers[1:] if len(self.numbers) > 1 else (float(np.float32(x)) for x in (0.9, 0.999, 1e-8))
+            m[rows] = b1 * m[rows] + (1 - b1) * g
+            v[rows] = b2 * v[rows] + (1 - b2) * g * g
+            u[rows] = np.maximum(u[rows], v[rows])
+            square = (u if name == "AmsgradTrainer" else v)[rows]
+            w[rows] -= rate * math.sqrt(1 - b2**self.t) / (1 - b1**self.t) * m[rows] / (np.sqrt(square) + eps)
 
 
 def check(parameters, arrays, dtype):
@@ -115,10 +151,10 @@ def check(parameters, arrays, dtype):
 @pytest.mark.parametrize("threshold", [5.0, 0.0])
 def test_steps(model, name, sparse, threshold):
     parameters, rng = network(model), np.random.default_rng(0)
-    trainer = getattr(trainers, name)(model, 0.05)
+    trainer = getattr(trainers, name)(model, *TRAINERS[name])
     trainer.set_sparse_updates(sparse)
     trainer.set_clip_threshold(threshold)
-    reference = Reference(name, [p.as_array() for p in parameters], 0.05, sparse, threshold)
+    reference = Reference(name, [p.as_array() for p in parameters], None, sparse, threshold)
     for size in (0.1, 3.0, 0.1, 0.0, 3.0, 3.0):  # with 0.1 the norm is below 5
         gradients = random_gradients(rng, parameters, size)
         add_gradients(parameters, gradients)
@@ -134,8 +170,8 @@ def test_weight_decay(model, name):
     frozen = model.add_parameters((3,), init=1.0)
     frozen.set_updated(False)
     model.set_weight_decay(0.25)
-    trainer = getattr(trainers, name)(model, 0.05)
-    reference = Reference(name, [p.as_array() for p in parameters], 0.05, decay=0.25)
+    trainer = getattr(trainers, name)(model, *TRAINERS[name])
+    reference = Reference(name, [p.as_array() for p in parameters], decay=0.25)
     for _ in range(5):
         gradients = random_gradients(rng, parameters, 1.0)
         add_gradients(parameters, gradients)
@@ -203,7 +239,7 @@ def test_frozen_parameters_count_in_the_norm_and_keep_their_gradient(model):
 def test_parameters_made_later_are_trained_and_moments_are_kept(model):
     a = model.add_parameters(3, init=0)
     trainer = AdamTrainer(model, 0.1)
-    reference = Reference("AdamTrainer", [np.zeros(3)], 0.1)
+    reference = Reference("AdamTrainer", [np.zeros(3)], (0.1,))
     for step in range(4):
         a.gradients[:] = step + 1
         trainer.update()
@@ -355,7 +391,7 @@ def test_status_counts_since_the_last_one(capsys):
 
 def test_restart_forgets_moments_but_counts_on(model):
     p = model.add_parameters(2, init=0)
-    trainer, reference = AdamTrainer(model, 0.1), Reference("AdamTrainer", [np.zeros(2)], 0.1)
+    trainer, reference = AdamTrainer(model, 0.1), Reference("AdamTrainer", [np.zeros(2)], (0.1,))
     for step in range(5):
         if step == 3:
             trainer.restart()
@@ -370,7 +406,7 @@ def test_adam_with_other_constants(model):
     p = model.add_parameters(50)
     rng = np.random.default_rng(3)
     trainer = AdamTrainer(model, alpha=0.02, beta_1=0.5, beta_2=0.75, eps=0.01)
-    reference = Reference("AdamTrainer", [p.as_array()], 0.02, betas=(0.5, 0.75), eps=0.01)
+    reference = Reference("AdamTrainer", [p.as_array()], (0.02, 0.5, 0.75, 0.01))
     for _ in range(4):
         gradients = random_gradients(rng, [p], 0.3)
         add_gradients([p], gradients)
@@ -381,7 +417,7 @@ def test_adam_with_other_constants(model):
 
 def test_a_rule_of_ones_own_keeps_moments_for_tables_too():
     class Plain(Trainer):
-        rule = trainers.update_adam
+        rule = update_adam
         moments = 2
 
         def _fill(self, numbers, scale):
@@ -413,7 +449,7 @@ def test_what_is_refused():
     with pytest.raises(ArgumentError, match="set_clip_threshold"):
         trainer.set_clip_threshold(math.nan)
     for arguments in ({"beta_1": 1.0}, {"beta_2": -0.1}, {"eps": -1.0}):
-        with pytest.raises(ArgumentError, match="both betas in"):
+        with pytest.raises(ArgumentError, match=f"AdamTrainer: {next(iter(arguments))} is .*\n  expected  a number"):
             AdamTrainer(model, **arguments)
     with pytest.raises(TypeError):
         trainer.update(1.0)
@@ -429,7 +465,7 @@ def test_an_update_is_two_calls_whatever_the_number_of_parameters(monkeypatch):
         calls.append(words)
         _vm.run(table, words, scratch)
 
-    monkeypatch.setattr(trainers, "run", counted)
+    monkeypatch.setattr(trainers.trainer, "run", counted)
     for n in (1, 50):
         model = ParameterCollection()
         for _ in range(n):
@@ -443,6 +479,191 @@ def test_an_update_is_two_calls_whatever_the_number_of_parameters(monkeypatch):
         assert len(calls) == 4
         assert (trainer._survey, trainer._steps) == tables  # written once
         assert len(tables[0].words) + len(tables[1].words) < 150 * n
+
+
+# Rules that are described elsewhere ----------------------------------------------------------------------------------
+
+
+def test_the_cycle_of_learning_rates():
+    trainer = CyclicalSGDTrainer(ParameterCollection(), 0.0, 1.0, 2)
+    rates = []
+    for _ in range(9):
+        trainer.update()
+        rates.append(trainer.learning_rate)
+    np.testing.assert_allclose(rates, [0, 0.5, 1, 0.5, 0, 0.5, 1, 0.5, 0])
+    with pytest.raises(ArgumentError, match="step_size is 0"):
+        CyclicalSGDTrainer(ParameterCollection(), step_size=0)
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_exponentiated_gradient(model, sparse):
+    start = np.array([0.2, 0.3, 0.5])
+    p = model.add_parameters(3, init=start)
+    table = model.add_lookup_parameters((4, 3), init=np.tile(start, (4, 1)))
+    trainer = EGTrainer(model, 0.5, 0.9)
+    trainer.set_sparse_updates(sparse)
+    rng, values, speed = np.random.default_rng(0), start.copy(), np.zeros(3)
+    for _ in range(4):
+        g = rng.normal(size=3)
+        add_gradients([p, table], [g, {2: g}])
+        trainer.set_clip_threshold(0)
+        trainer.update()
+        speed = float(np.float32(0.9)) * speed - 0.5 * g
+        values = values * np.exp(speed) / np.sum(values * np.exp(speed))
+        np.testing.assert_allclose(p.as_array(), values, rtol=1e-5)
+        np.testing.assert_allclose(table.as_array(), [start, start, values, start], rtol=1e-5)
+    trainer.enable_cyclical_learning_rate(0.25, 1.0, 1, 1.0)
+    trainer.update()
+    trainer.update()
+    assert trainer.learning_rate == 1.0
+
+
+# Moving averages ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("beta", [0.75, None])
+def test_moving_averages(model, beta, every):
+    parameters, rng = network(model), np.random.default_rng(3)
+    trainer = SimpleSGDTrainer(model, 0.05)
+    if beta is None:
+        trainer.cumulative_moving_average(every)
+    else:
+        trainer.exponential_moving_average(beta, every)
+    with pytest.raises(ConstructionError, match="no update yet"):
+        trainer.swap_params_to_moving_average()
+    averages, count = [np.zeros(p.shape()) for p in parameters], 0
+    for step in range(5):
+        add_gradients(parameters, random_gradients(rng, parameters, 1.0))
+        trainer.update()
+        if step % every == 0:
+            keep = count / (count + 1) if beta is None else beta
+            averages = [keep * a + (1 - keep) * p.as_array() for a, p in zip(averages, parameters, strict=True)]
+            count += 1
+    values = [p.as_array() for p in parameters]
+    for correct in (False, True):
+        trainer.swap_params_to_moving_average(bias_correction=correct)
+        trainer.swap_params_to_moving_average()  # they are there already
+        scale = 1 / (1 - beta**count) if correct and beta else 1
+        check(parameters, [a * scale for a in averages], model.dtype)
+        trainer.swap_params_to_weights()
+        trainer.swap_params_to_weights()
+        check(parameters, values, model.dtype)
+    trainer.swap_params_to_moving_average()
+    trainer.update()  # goes on from the weights (DyNet: loses this update)
+    check(parameters, values, model.dtype)
+    trainer.swap_params_to_moving_average(save_weights=False)
+    with pytest.raises(ConstructionError, match="weights were not saved"):
+        trainer.swap_params_to_weights()
+
+
+def test_what_moving_averages_refuse():
+    trainer = SimpleSGDTrainer(ParameterCollection())
+    with pytest.raises(RuntimeError, match="no moving average is kept"):
+        trainer.swap_params_to_moving_average()
+    for beta in (0, 1, -1, math.nan):
+        with pytest.raises(ArgumentError):
+            trainer.exponential_moving_average(beta)
+    for every in (0, -1, 1.5, True):
+        with pytest.raises(ArgumentError, match="update_freq"):
+            trainer.cumulative_moving_average(every)
+    trainer.update()
+    with pytest.raises(RuntimeError, match="begins with the first update"):
+        trainer.cumulative_moving_average()
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("average", [None, 0.9, "cumulative"])
+@pytest.mark.parametrize("name", [*TRAINERS, "EGTrainer"])
+def test_training_goes_on_to_the_bit(tmp_path, model, name, average):
+    def made(m):
+        trainer = getattr(trainers, name)(m, *TRAINERS.get(name, ()))
+        if name == "EGTrainer":
+            trainer.enable_cyclical_learning_rate(0.01, 0.1, 3)
+        return trainer
+
+    def state(m):
+        return [a.tobytes() for p in [*m.parameters_list(), *m.lookup_parameters_list()] for a in (p.values, p.gradients)]
+
+    parameters, rng = network(model), np.random.default_rng(5)
+    if name == "EGTrainer":
+        for p in parameters:
+            p.values[:] = np.abs(p.values) + 0.1
+    steps = [random_gradients(rng, parameters, 3.0) for _ in range(7)]
+    trainer = made(model)
+    trainer.set_clip_threshold(4.0)
+    trainer.set_sparse_updates(False)
+    if average:
+        trainer.cumulative_moving_average(2) if average == "cumulative" else trainer.exponential_moving_average(average)
+    for gradients in steps[:3]:
+        add_gradients(parameters, gradients)
+        trainer.update()
+    if average:
+        trainer.swap_params_to_moving_average()
+    model.save(tmp_path / "model")
+    trainer.save(tmp_path / "trainer")
+
+    again = ParameterCollection(dtype=model.dtype)
+    others, other = network(again), made(again)
+    again.populate(tmp_path / "model")
+    other.populate(tmp_path / "trainer")
+    assert (other.updates, other.learning_rate) == (trainer.updates, trainer.learning_rate)
+    for gradients in steps[3:]:
+        for t, ps in ((trainer, parameters), (other, others)):
+            add_gradients(ps, gradients)
+            t.update()
+    assert state(again) == state(model)
+    if average:
+        for t in (trainer, other):
+            t.swap_params_to_moving_average()
+        assert state(again) == state(model)
+    other.populate(tmp_path / "trainer", 0.5)
+    assert other.learning_rate == 0.5
+
+
+def test_states_that_do_not_fit_change_nothing(tmp_path):
+    path = tmp_path / "state"
+    model = ParameterCollection()
+    p = model.add_parameters(3)
+    trainer = AdamTrainer(model)
+    with pytest.raises(FileNotFoundError, match="cannot be read"):
+        trainer.populate(path)
+    p.gradients[:] = 1
+    trainer.update()
+    trainer.save(path)
+    whole = path.read_bytes()
+    before = [m.tobytes() for m in trainer._moments[p.pid]]
+
+    def refused(t, text):
+        with pytest.raises(ModelFileError, match=text):
+            t.populate(path)
+
+    refused(SimpleSGDTrainer(model), "another trainer\n  got       AdamTrainer\n  expected  SimpleSGDTrainer")
+    other = ParameterCollection()
+    refused(AdamTrainer(other), "1 parameters\n  expected  0")
+    other.add_parameters(4)
+    refused(AdamTrainer(other), "does not fit /_0\n  got       3 float32 numbers\n  expected  4 float32 numbers")
+    wide = ParameterCollection(dtype="float64")
+    wide.add_parameters(3)
+    refused(AdamTrainer(wide), "3 float32 numbers\n  expected  3 float64 numbers")
+    rng = np.random.default_rng(1)
+    for _ in range(300):
+        data = bytearray(whole)
+        kind, at = rng.integers(3), rng.integers(len(data))
+        if kind == 0:
+            data[at] ^= 1 << int(rng.integers(8))
+        elif kind == 1:
+            del data[at:]
+        else:
+            del data[at : at + 5]
+        path.write_bytes(data)
+        try:
+            trainer.populate(path)
+        except ModelFileError as error:
+            assert str(path) in str(error)
+        assert [m.tobytes() for m in trainer._moments[p.pid]] == before and trainer.updates == 1
 
 
 # DyNet ----------------------------------------------------------------------------------------------------------------
@@ -461,7 +682,7 @@ def test_steps_of_dynet(dynet, name, sparse, threshold, decay):
     updates = []
     for m, module in ((their_model, dynet), (model, trainers)):
         m.set_weight_decay(decay)
-        trainer = getattr(module, name)(m, 0.05)
+        trainer = getattr(module, name)(m, *TRAINERS[name])
         trainer.set_sparse_updates(sparse)
         trainer.set_clip_threshold(threshold)
         updates.append(trainer.update)
@@ -498,7 +719,7 @@ def test_a_program_trains_as_in_dynet(dynet, name):
         dy.reset_random_seed(3)
         model = dy.ParameterCollection()
         W, b, E = model.add_parameters((4, 6)), model.add_parameters(4, init=0), model.add_lookup_parameters((20, 6))
-        trainer = getattr(dy, name)(model, 0.1)
+        trainer = getattr(dy, name)(model, *TRAINERS[name])
         result = []
         for step in range(6):
             dy.renew_cg()

@@ -17,7 +17,7 @@ bmax = _binary("bmax")
 bmin = _binary("bmin")
 _add = _binary("add")
 _pow = _binary("pow")
-_ESUM, _EMAX, _AVERAGE = OPS["esum"], OPS["emax"], OPS["average"]
+_ESUM, _EMAX, _AVERAGE, _LOGSUMEXP = OPS["esum"], OPS["emax"], OPS["average"], OPS["logsumexp"]
 MANY = 16  # longer sums are sums of sums, and so on: so that the number of node types does not grow with the lengths of lists
 
 
@@ -58,6 +58,21 @@ def emax(exprs: Sequence[Expression]) -> Expression:
     if exprs.__class__ is not list or len(exprs) > MANY:
         return _of_many(_EMAX, exprs)
     return _nary(_EMAX, exprs, _EMAX.types)
+
+
+def logsumexp(exprs: Sequence[Expression]) -> Expression:
+    """Return log Σ eˣ over a list of expressions of the same dims, number by number; batch sizes may be 1 and B.
+
+    Nothing overflows; where all are -inf so is the result (DyNet: NaN).
+
+    Raises
+    ------
+    ShapeError : the dims differ, apart from ones at the end.
+    EmptyListError : the list is empty.
+    """
+    if exprs.__class__ is not list or len(exprs) > MANY:
+        return _of_many(_LOGSUMEXP, exprs)
+    return _nary(_LOGSUMEXP, exprs, _LOGSUMEXP.types)
 
 
 def average(exprs: Sequence[Expression]) -> Expression:

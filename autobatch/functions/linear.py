@@ -6,18 +6,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from autobatch import expression as ex
-from autobatch.arguments import _list
-from autobatch.expression import Expression
+from autobatch.arguments import _list, _shape
+from autobatch.expression import Expression, check_expression, view
 from autobatch.graph import Graph
 from autobatch.kernels._errors import ShapeError
-from autobatch.kernels._op import OPS
-from autobatch.shortcuts import _binary, _nary
+from autobatch.kernels._op import OPS, Shape, common_batch, trimmed, wrong
+from autobatch.shortcuts import _binary, _nary, _part, _unary
 
 _new = object.__new__
 
 _matmul = _binary("matmul")
 dot_product = _binary("dot_product")
 squared_distance = _binary("squared_distance")
+trace_of_product = _binary("trace_of_product")
+inverse = _unary("inverse")
+contract3d_1d = _binary("contract3d_1d")
 _AFFINE = OPS["affine_transform"]
 
 
@@ -67,3 +70,97 @@ def affine_transform(exprs: Sequence[Expression]) -> Expression:
 
 
 _AFFINE_OF_THREE: dict[Any, Any] = {}  # b and W parameters, x not: types of b, W, x -> node type
+
+
+def logdet(x: Expression) -> Expression:
+    """Return the logarithm of the determinant of a square matrix, (1,): NaN if that is negative, -inf if it is 0.
+
+    dx += dy x⁻ᵀ. Each element of a minibatch has its own (DyNet: no minibatch).
+
+    Raises
+    ------
+    ShapeError : x is no square matrix.
+    """
+    node = _inverted(x)
+    number = _LOGDETS.get(node.type)
+    if number is not None and node.graph.types is not None:
+        return _part(node, number, 0)
+    e: Expression = view("logdet", node, Shape((1,), _shape(x).batch))
+    _LOGDETS[node.type] = e.type
+    return e
+
+
+_inverted = _unary("logdet")  # the value and, behind it, the inverse
+_LOGDETS: dict[int, int] = {}  # its type -> type of the view of the value
+
+
+def contract3d_1d_bias(x: Expression, y: Expression, b: Expression) -> Expression:
+    """Return Σ_k x[:,:,k] y[k] + b for x (i,j,k), y (k,), b (i,j); the result is (i,j).
+
+    Raises
+    ------
+    ShapeError : the dims do not fit; batch sizes are neither equal nor 1.
+    """
+    _contraction("contract3d_1d_bias", (x, y, b), "x (i,j,k), y (k,), b (i,j)")
+    return _composed(x, y, lambda xy: _add(xy, b))
+
+
+def contract3d_1d_1d(x: Expression, y: Expression, z: Expression) -> Expression:
+    """Return Σ_j Σ_k x[:,j,k] y[k] z[j] for x (i,j,k), y (k,), z (j,); the result is (i,).
+
+    Raises
+    ------
+    ShapeError : the dims do not fit (DyNet does not check those of z); batch sizes are neither equal nor 1.
+    """
+    _contraction("contract3d_1d_1d", (x, y, z), "x (i,j,k), y (k,), z (j,)")
+    return _composed(x, y, lambda xy: _matmul(xy, z))
+
+
+def contract3d_1d_1d_bias(x: Expression, y: Expression, z: Expression, b: Expression) -> Expression:
+    """Return Σ_j Σ_k x[:,j,k] y[k] z[j] + b for x (i,j,k), y (k,), z (j,), b (i,); the result is (i,).
+
+    Raises
+    ------
+    ShapeError : the dims do not fit; batch sizes are neither equal nor 1.
+    """
+    _contraction("contract3d_1d_1d_bias", (x, y, z, b), "x (i,j,k), y (k,), z (j,), b (i,)")
+    return _composed(x, y, lambda xy: affine_transform([b, xy, z]))
+
+
+_add = _binary("add")
+_CONTRACTIONS: set[Any] = set()  # names and types of arguments that fit
+
+
+def _contraction(name: str, arguments: tuple[Expression, ...], expected: str) -> None:
+    """Check the arguments of a contraction that becomes more than one node; `expected` says their dims."""
+    try:
+        key = (name, *[e.type for e in arguments])
+    except AttributeError:
+        key = ()
+    if key in _CONTRACTIONS:
+        return
+    for k, e in enumerate(arguments, 1):
+        check_expression(name, e, k)
+    shapes = [_shape(e) for e in arguments]
+    sizes: dict[str, int] = {}
+    for argument, shape in zip(expected.split(", "), shapes, strict=True):
+        what, letters = argument.split()
+        dims, given = letters.strip("(,)").split(","), trimmed(shape.dims) if what == "y" else shape.dims
+        if len(dims) != len(given):
+            raise wrong(name, f"{what} has {len(given)} dim" + ("s" if len(given) > 1 else ""), shapes, expected)
+        for letter, size in zip(dims, given, strict=True):
+            if sizes.setdefault(letter, size) != size:
+                raise wrong(name, f"{letter} is {sizes[letter]} in x but {size} in {what}", shapes, expected)
+    common_batch(name, shapes)
+    _CONTRACTIONS.add(key)
+
+
+def _composed(x: Expression, y: Expression, rest: Any) -> Expression:
+    """Record the contraction of x and y, and the node that `rest` makes of it; or none of both."""
+    xy = contract3d_1d(x, y)
+    try:
+        result: Expression = rest(xy)
+    except BaseException:
+        ex.graph_of(xy.graph).undo(xy.index)
+        raise
+    return result

@@ -8,6 +8,7 @@ from typing import Any
 from autobatch import expression as ex
 from autobatch.arguments import _index, _integer, _new_shape, _sequence, _shape
 from autobatch.expression import Expression, check_expression, record, view
+from autobatch.graph import TYPES
 from autobatch.kernels import select
 from autobatch.kernels._errors import ArgumentError, OperandError, ShapeError
 from autobatch.kernels._op import OPS, Op, Shape
@@ -74,8 +75,57 @@ def _selected(op: Op, x: Expression, start: int, attributes: dict[str, Any], wal
     return record(op, (x,), attributes, (start,))
 
 
+class PickExpression(Expression):
+    """What `pick` picked; the index can be changed."""
+
+    __slots__ = ()
+
+    def set_index(self, index: int) -> None:
+        """Pick with another index, and forget all values of the graph.
+
+        Raises
+        ------
+        ArgumentError : index out of range, or negative.
+        """
+        kind = TYPES.records[self.type]
+        (shape,), attributes = kind.shapes, dict(kind.attributes)
+        if kind.op is not None:
+            size, stride = shape.dims[attributes["dim"]], select.strides_of(shape)[attributes["dim"]]
+        else:  # a view: what is picked lies in one piece, so the pieces lie one after the other
+            size, stride = shape.total // kind.shape.total, kind.shape.total
+        ex.set_immediates(self, [_index("set_index", "the index", index, size) * stride])
+
+
+class PickBatchExpression(Expression):
+    """What `pick_batch` picked; the indices can be changed."""
+
+    __slots__ = ()
+
+    def set_index(self, indices: Sequence[int]) -> None:
+        """Pick with other indices, as many, and forget all values of the graph.
+
+        Raises
+        ------
+        ArgumentError : an index is out of range, or negative; another number of indices.
+        """
+        kind = TYPES.records[self.type]
+        (shape,), attributes = kind.shapes, dict(kind.attributes)
+        given = _sequence("set_index", "the indices", indices)
+        if len(given) != attributes["count"]:
+            raise ArgumentError(f"set_index: {len(given)} indices\n  expected  {attributes['count']}, as before")
+        ex.set_immediates(self, _starts("set_index", shape, given, attributes["dim"]))
+
+
+def _as(kind: type[Expression], e: Any) -> Expression:
+    """Return an expression as one of another class, without parts of its own."""
+    e.__class__ = kind
+    return e  # type: ignore[no-any-return]
+
+
 def pick(e: Expression, index: int = 0, dim: int = 0) -> Expression:
     """Return the elements with this index along a dim, which vanishes; (n,) gives (1,).
+
+    The result has a method `set_index`, which changes the index.
 
     Raises
     ------
@@ -84,7 +134,7 @@ def pick(e: Expression, index: int = 0, dim: int = 0) -> Expression:
     try:
         number, size, stride = _PICKS[e.type, dim]
         if index.__class__ is int and dim.__class__ is int and 0 <= index < size:
-            return _part(e, number, index * stride)
+            return _part(e, number, index * stride, PickExpression)
     except (AttributeError, KeyError, TypeError):
         check_expression("pick", e)
     op, shape = OPS["pick"], _shape(e)
@@ -93,22 +143,29 @@ def pick(e: Expression, index: int = 0, dim: int = 0) -> Expression:
     size, stride = shape.dims[dim], select.strides_of(shape)[dim]
     picked = _selected(op, e, _index("pick", "the index", index, size) * stride, {"dim": dim}, select.pick_walk(shape, dim))
     _PICKS[e.type, dim] = picked.type, size, stride
-    return picked
+    return _as(PickExpression, picked)
+
+
+def _starts(op: str, shape: Shape, indices: Sequence[int], dim: int) -> list[int]:
+    """Return where in x that begins what `pick_batch` picks for each element of the minibatch."""
+    stride = select.strides_of(shape)[dim]
+    return [
+        _index(op, "an index", i, shape.dims[dim]) * stride + (b * shape.size if shape.batch > 1 else 0)
+        for b, i in enumerate(indices)
+    ]
 
 
 def pick_batch(e: Expression, indices: Sequence[int], dim: int = 0) -> Expression:
-    """Return for each element of the minibatch the elements with its own index along a dim; an unbatched e is repeated."""
+    """Return for each element of the minibatch the elements with its own index along a dim; an unbatched e is repeated.
+
+    The result has a method `set_index`, which changes the indices.
+    """
     check_expression("pick_batch", e)
     op, shape = OPS["pick_batch"], _shape(e)
     dim, indices = _integer("pick_batch", "the dim", dim), _sequence("pick_batch", "the indices", indices)
     attributes = {"dim": dim, "count": len(indices)}
     op.shape((shape,), **attributes)
-    strides = select.strides_of(shape)
-    starts = [
-        _index("pick_batch", "an index", i, shape.dims[dim]) * strides[dim] + (b * shape.size if shape.batch > 1 else 0)
-        for b, i in enumerate(indices)
-    ]
-    return record(op, (e,), attributes, starts)
+    return _as(PickBatchExpression, record(op, (e,), attributes, _starts("pick_batch", shape, indices, dim)))
 
 
 def _range(op: str, x: Expression, steps: Sequence[int], begins: Sequence[int], ends: Sequence[int]) -> Expression:
@@ -135,6 +192,102 @@ def _range(op: str, x: Expression, steps: Sequence[int], begins: Sequence[int], 
     attributes = {"steps": tuple(all_steps), "sizes": tuple(sizes)}
     record_op = OPS["pick_range" if op in ("pick_range", "pickrange") else "strided_select"]
     return _selected(record_op, x, start, attributes, select.range_walk(shape, **attributes))
+
+
+def pick_batch_elem(x: Expression, v: int) -> Expression:
+    """Return element v of the minibatch of x, without a minibatch; no copy is made.
+
+    Raises
+    ------
+    ArgumentError : v out of range; NegativeIndexError for a negative one. (DyNet finds out when it computes.)
+    """
+    try:
+        number, batch, size = _ELEMENTS[x.type]
+        if v.__class__ is int and 0 <= v < batch:
+            return _part(x, number, v * size)
+    except (AttributeError, KeyError, TypeError):
+        check_expression("pick_batch_elem", x)
+    shape = _shape(x)
+    e = view("pick_batch_elem", x, Shape(shape.dims), _index("pick_batch_elem", "the index", v, shape.batch) * shape.size)
+    _ELEMENTS[x.type] = e.type, shape.batch, shape.size
+    return e
+
+
+_ELEMENTS: dict[Any, tuple[int, int, int]] = {}
+
+
+def _taken(name: str, x: Expression, axis: int, indices: Sequence[int]) -> Expression:
+    """Record the elements with these indices along an axis, -1 for the minibatch."""
+    check_expression(name, x)
+    op, shape, numbers = OPS[name], _shape(x), _sequence(name, "the indices", indices)
+    attributes = {"count": len(numbers)}
+    op.shape((shape,), **attributes)
+    size = (*shape.dims, shape.batch)[axis]
+    return record(op, (x,), attributes, [_index(name, "an index", i, size) for i in numbers])
+
+
+def pick_batch_elems(x: Expression, vs: Sequence[int]) -> Expression:
+    """Return the elements of the minibatch of x with these indices as a minibatch of len(vs); an index may repeat.
+
+    Nodes with as many indices run as one batch, whatever the indices are.
+
+    Raises
+    ------
+    ArgumentError : no index, or one out of range; NegativeIndexError for a negative one.
+    """
+    return _taken("pick_batch_elems", x, -1, vs)
+
+
+def select_rows(x: Expression, rs: Sequence[int]) -> Expression:
+    """Return the rows of x with these indices, in this order: (r,...) gives (len(rs),...); an index may repeat.
+
+    Nodes with as many indices run as one batch, whatever the indices are.
+
+    Raises
+    ------
+    ArgumentError : no index, or one out of range; NegativeIndexError for a negative one.
+    """
+    return _taken("select_rows", x, 0, rs)
+
+
+def select_cols(x: Expression, cs: Sequence[int]) -> Expression:
+    """Return the columns of a matrix with these indices, in this order: (r,c) gives (r,len(cs)); an index may repeat.
+
+    Nodes with as many indices run as one batch, whatever the indices are.
+
+    Raises
+    ------
+    ShapeError : x is no matrix.
+    ArgumentError : no index, or one out of range; NegativeIndexError for a negative one.
+    """
+    return _taken("select_cols", x, 1, cs)
+
+
+def fold_rows(x: Expression, nrows: int = 2) -> Expression:
+    """Return the sums of groups of `nrows` consecutive rows of a matrix: (r,c) gives (r/nrows,c); a vector is one column.
+
+    Of each element of a minibatch by itself. (DyNet loses the minibatch.)
+
+    Raises
+    ------
+    ShapeError : `nrows` does not divide the number of rows, or x has more than 2 dims.
+    ArgumentError : `nrows` below 1.
+    """
+    check_expression("fold_rows", x)
+    return record(OPS["fold_rows"], (x,), {"nrows": _integer("fold_rows", "nrows", nrows)})
+
+
+def kmh_ngram(x: Expression, n: int) -> Expression:
+    """Return the sums of n neighbouring columns of a matrix: (r,c) gives (r,c-n+1).
+
+    Of each element of a minibatch by itself. (DyNet takes no minibatch, and does not survive n > c.)
+
+    Raises
+    ------
+    ShapeError : x is no matrix, or n is not from 1 to c.
+    """
+    check_expression("kmh_ngram", x)
+    return record(OPS["kmh_ngram"], (x,), {"n": _integer("kmh_ngram", "n", n)})
 
 
 def pick_range(x: Expression, s: int, e: int, d: int = 0) -> Expression:

@@ -19,103 +19,35 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autobatch import params
+from autobatch import files, params
 from autobatch.initializers import number as as_number
-from autobatch.kernels._errors import ArgumentError, NumericalError, message
-from autobatch.kernels._jit import ACCUMULATE, ITEMS, SIZES, SLOTS, Kernel
+from autobatch.kernels._errors import ArgumentError, ConstructionError, ModelFileError, NumericalError, message
+from autobatch.kernels._jit import ACCUMULATE, Kernel
 from autobatch.kernels._vm import run
-from autobatch.kernels.update_adam import update_adam
 from autobatch.kernels.update_norm import update_norm
 from autobatch.kernels.update_rows import update_forget, update_rows
 from autobatch.kernels.update_scale import update_scale
-from autobatch.kernels.update_sgd import update_sgd
 from autobatch.params import LookupParameters, ParameterCollection, Storage
+from autobatch.trainers import state
+from autobatch.trainers.averages import MovingAverage
+from autobatch.trainers.tables import Rows, Table, address_of
 
 _NUMBERS = 16  # room for the numbers of a rule; the norm and the factor of weight decay have the places after it
 _NORM, _DECAY = _NUMBERS, _NUMBERS + 1
 
 
-def _single(what: str, number: Any) -> float:
+def single(what: str, number: Any) -> float:
     """Return a finite number rounded to float32, as DyNet keeps it."""
     with np.errstate(over="ignore"):
         result = float(np.float32(as_number(what, number)))
     if not math.isfinite(result):
         raise ArgumentError(f"{what}: {number} is no finite number")
     return result
-
-
-def _address(array: NDArray[Any]) -> int:
-    return int(array.__array_interface__["data"][0])  # a third of the time of array.ctypes.data
-
-
-class _Table:
-    """A table of instructions: written word by word, then closed into the array that runs.
-
-    The sizes of an instruction stand behind its slots: | kernel length items sizes flags | slots ... | n ... |
-                                                                              +------------------------^
-    """
-
-    def __init__(self) -> None:
-        self.words: list[int] = []
-        self.array: NDArray[np.int64] = np.zeros(0, np.int64)
-        self._sizes: list[tuple[int, int]] = []  # SIZES word, where its sizes begin
-
-    def add(
-        self, kernel: int, items: int, sizes: Sequence[int], slots: Sequence[tuple[int, int]], flags: int = 0
-    ) -> tuple[_Table, int]:
-        """Append an instruction; return where it is. A slot is (address, stride)."""
-        begin = len(self.words)
-        where = begin + SLOTS + 2 * len(slots)
-        self._sizes.append((begin + SIZES, where))
-        self.words += [kernel, where + len(sizes) - begin, items, 0, flags]
-        for slot in slots:
-            self.words += slot
-        self.words += sizes
-        return self, begin
-
-    def close(self) -> None:
-        self.array = np.array(self.words, np.int64)
-        for word, where in self._sizes:
-            self.array[word] = self.address(where)
-
-    def address(self, word: int) -> int:
-        """Return the address of a word of the closed table."""
-        return _address(self.array) + 8 * word
-
-
-class _Rows:
-    """The touched rows of one look-up table: lists of where they lie, one for each array, filled by `update_rows`."""
-
-    def __init__(self, table: LookupParameters, arrays: Sequence[NDArray[Any]]) -> None:
-        self.table, self.arrays = table, arrays
-        self.lists = np.empty((len(arrays), len(table)), np.int64)  # pages that no row needs are never there
-        self.visits: list[tuple[_Table, int]] = []  # instructions that go over the rows: at most three
-
-    def slots(self) -> list[tuple[int, int]]:
-        """Return the lists as slots of an instruction, in the order of the arrays."""
-        start, step = _address(self.lists), self.lists.strides[0]
-        return [(start + k * step, -1) for k in range(len(self.arrays))]
-
-    def search(self, survey: _Table, kernel: int) -> None:
-        """Append the instruction that fills the lists."""
-        room = 3 + 3 * len(self.arrays) + 3
-        self.at = survey.add(kernel, 1, [0] * room, [(_address(self.table.touched), 0)])
-
-    def close(self) -> None:
-        """Write the sizes of the search, once the tables are closed."""
-        sizes = [len(self.table), len(self.arrays), len(self.visits)]
-        for array, (places, _) in zip(self.arrays, self.slots(), strict=True):
-            sizes += [_address(array), array.nbytes // len(self.table), places]
-        sizes += [table.address(at + ITEMS) for table, at in self.visits]
-        survey, begin = self.at
-        start = begin + SLOTS + 2
-        survey.array[start : start + len(sizes)] = sizes
 
 
 class Trainer:
@@ -147,6 +79,8 @@ class Trainer:
 
     rule: ClassVar[Kernel]  # slots: values, gradients, moments ..., numbers
     moments: ClassVar[int] = 0  # arrays of the parameter's size, zero at first
+    constants: ClassVar[tuple[str, ...]] = ()  # attributes that belong to the state in a file: numbers of the rule
+    by_rows: ClassVar[bool] = False  # a row of a look-up table is an item of its own, also where all rows are updated
 
     def __init__(self, m: ParameterCollection, learning_rate: float) -> None:
         if not isinstance(m, ParameterCollection):
@@ -156,7 +90,7 @@ class Trainer:
                 f"{type(self).__name__} has no update rule: use one of its subclasses, for example SimpleSGDTrainer"
             )
         self._collection = m
-        self._learning_rate = _single("learning_rate", learning_rate)
+        self._learning_rate = single("learning_rate", learning_rate)
         self._threshold = 5.0
         self._sparse = True
         self.updates = 0
@@ -164,8 +98,9 @@ class Trainer:
         self._moments: dict[int, tuple[NDArray[np.floating], ...]] = {}
         self._numbers = np.zeros(_NUMBERS + 2)
         self._revision = -1  # of the collections, when the tables were made
-        self._survey, self._steps = _Table(), _Table()
+        self._survey, self._steps = Table(), Table()
         self._keep: list[Any] = []  # arrays behind addresses in the tables
+        self._average: MovingAverage | None = None
         self._searched = self._stepped = 0  # words up to the end of: the search for rows; the rules
 
     # Updating
@@ -179,6 +114,8 @@ class Trainer:
             The norm of the gradients is NaN or infinite, while clipping is on (RuntimeError). Nothing has been changed:
             parameters, moments, gradients and counters are as before.
         """
+        if self._average is not None:
+            self._average.swap_back()
         if self._revision != params.revision():
             self._build()
         numbers = self._numbers
@@ -198,11 +135,14 @@ class Trainer:
         if decay:
             numbers[_DECAY] = 1 - decay
         run(self._steps.array, len(self._steps.words) if decay else self._stepped, 0)
+        if self._average is not None:
+            self._average.add(self.updates)
         self.updates += 1
         self._updates_since += 1
+        self._finish()
 
-    def _everything(self) -> list[Storage]:
-        return [*self._collection.parameters_list(), *self._collection.lookup_parameters_list()]
+    def _finish(self) -> None:
+        """Do what a rule does after each update."""
 
     def _fill(self, numbers: NDArray[np.float64], scale: float) -> None:
         """Write the numbers the rule's kernel reads; `scale` is the factor of the gradients that clipping asks for."""
@@ -210,7 +150,7 @@ class Trainer:
 
     def _not_finite(self, norm: float) -> str:
         """Return the text of the error for a norm that is not finite."""
-        everything = self._everything()
+        everything = self._collection._everything()
         lines = []
         for p in everything:
             wrong = p.gradients.size - np.count_nonzero(np.isfinite(p.gradients))
@@ -230,14 +170,14 @@ class Trainer:
         rule, norm, scale, search, forget = (
             k.address(dtype) for k in (self.rule, update_norm, update_scale, update_rows, update_forget)
         )
-        survey, steps = _Table(), _Table()
-        numbers = _address(self._numbers)
-        everything = self._everything()
+        survey, steps = Table(), Table()
+        numbers = address_of(self._numbers)
+        everything = self._collection._everything()
         trained = [p for p in everything if p.is_updated()]
 
         # values, gradients, then for a table touched, then moments
         arrays: dict[int, list[NDArray[Any]]] = {}
-        rows: dict[int, _Rows] = {}
+        rows: dict[int, Rows] = {}
         for p in everything:
             arrays[p.pid] = [p.values, p.gradients]
             if isinstance(p, LookupParameters):
@@ -245,19 +185,22 @@ class Trainer:
             if p.is_updated():
                 arrays[p.pid] += self._moments_of(p)
             if isinstance(p, LookupParameters) and self._sparse:
-                rows[p.pid] = _Rows(p, arrays[p.pid])
+                rows[p.pid] = Rows(p, arrays[p.pid])
                 rows[p.pid].search(survey, search)
         searched = len(survey.words)
 
         for p in everything:
             found, items, size = rows.get(p.pid), 1, p.values.size
-            slots = [(_address(a), 0) for a in arrays[p.pid]]
+            slots = [(address_of(a), 0) for a in arrays[p.pid]]
             if found is not None:
                 items, size, slots = 0, size // p.dims[-1], found.slots()
             touched = slots.pop(2) if isinstance(p, LookupParameters) else None
             accumulate = ACCUMULATE if len(survey.words) > searched else 0
             visits = [survey.add(norm, items, [size], [slots[1], (numbers + 8 * _NORM, 0)], accumulate)]
             if p.is_updated():
+                if self.by_rows and isinstance(p, LookupParameters) and found is None:
+                    items, size = p.dims[-1], size // p.dims[-1]
+                    slots = [(place, size * p.values.itemsize) for place, _ in slots]
                 visits.append(steps.add(rule, items, [size], [*slots, (numbers, 0)]))
                 if touched is not None and found is not None:
                     visits.append(steps.add(forget, 0, [], [touched]))
@@ -267,7 +210,7 @@ class Trainer:
                 found.visits = visits
         stepped = len(steps.words)
         for p in trained:
-            steps.add(scale, 1, [p.values.size], [(_address(p.values), 0), (numbers + 8 * _DECAY, 0)])
+            steps.add(scale, 1, [p.values.size], [(address_of(p.values), 0), (numbers + 8 * _DECAY, 0)])
 
         survey.close()
         steps.close()
@@ -292,7 +235,7 @@ class Trainer:
 
     @learning_rate.setter
     def learning_rate(self, value: float) -> None:
-        self._learning_rate = _single("learning_rate", value)
+        self._learning_rate = single("learning_rate", value)
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Set η, as ``trainer.learning_rate = ...`` does."""
@@ -317,7 +260,7 @@ class Trainer:
         ----------
         thr : 5.0 at first, kept as float32. 0 or less: never, and NaN and infinite gradients go unnoticed.
         """
-        self._threshold = max(_single("set_clip_threshold", thr), 0.0)
+        self._threshold = max(single("set_clip_threshold", thr), 0.0)
 
     def get_clip_threshold(self) -> float:
         """Return the threshold of `set_clip_threshold`; 0: off."""
@@ -330,6 +273,140 @@ class Trainer:
         """
         self._sparse = bool(su)
         self._revision = -1
+
+    # Moving averages
+
+    def exponential_moving_average(self, beta: float, update_freq: int = 1) -> None:
+        """Keep a moving average of all values.    a = β a + (1-β) θ
+
+        Parameters
+        ----------
+        beta : β, in (0, 1).
+        update_freq : updates from one step of the average to the next; the first is at the first update.
+
+        Raises
+        ------
+        ConstructionError
+            There have been updates already (a RuntimeError and a ValueError).
+        ArgumentError
+            β outside (0, 1), `update_freq` below 1.
+
+        Notes
+        -----
+        DyNet has moving averages in C++ only, under these names. It averages the values without weight decay's factor; here the
+        average is of what graphs see.
+        """
+        self._average = MovingAverage(self._collection, self.updates, update_freq, beta)
+
+    def cumulative_moving_average(self, update_freq: int = 1) -> None:
+        """Keep the mean of the values after every `update_freq`-th update. Raises as `exponential_moving_average`."""
+        self._average = MovingAverage(self._collection, self.updates, update_freq, None)
+
+    def swap_params_to_moving_average(self, save_weights: bool = True, bias_correction: bool = False) -> None:
+        """Put the averages in the place of the values: to evaluate, or to save them.
+
+        Parameters
+        ----------
+        save_weights : keep the values, for `swap_params_to_weights`; False: the averages are the values from now on.
+        bias_correction : divide an exponential average by 1-βᵗ: it begins at 0.
+
+        Raises
+        ------
+        ConstructionError
+            No average is kept, or nothing has been averaged yet (a RuntimeError and a ValueError).
+        """
+        if self._average is None:
+            cure = "exponential_moving_average(0.999) before the first update"
+            raise ConstructionError(f"{self.whoami()}: no moving average is kept\n  try       {cure}")
+        self._average.swap(save_weights, bias_correction)
+
+    def swap_params_to_weights(self) -> None:
+        """Put the values back in their place; `update` does so by itself. Nothing to do if they are there.
+
+        Raises
+        ------
+        ConstructionError
+            They were not saved (a RuntimeError and a ValueError).
+        """
+        if self._average is not None:
+            self._average.swap_back(asked=True)
+
+    # Files
+
+    def save(self, fname: files.Path) -> None:
+        """Write to a file all that the trainer knows beside the parameters: moments, counters, settings, averages.
+
+        Parameters
+        ----------
+        fname : path; the file is a NumPy archive (.npz).
+
+        Raises
+        ------
+        OSError
+            The file cannot be written; an old one stays.
+
+        Notes
+        -----
+        With ``model.save`` and ``model.populate`` training goes on to the bit. DyNet saves trainers in C++ only, in
+        another format.
+        """
+        everything = self._collection._everything()
+        about: dict[str, Any] = {
+            "trainer": self.whoami(),
+            "parameters": state.listed(everything),
+            "learning_rate": self._learning_rate,
+            "threshold": self._threshold,
+            "sparse": self._sparse,
+            "counters": [self.updates, self._updates_since, self._clips],
+            "constants": {name: getattr(self, name) for name in self.constants},
+            "average": None if self._average is None else self._average.about(),
+        }
+        arrays = {
+            f"moment {j} of {k}": array
+            for k, p in enumerate(everything)
+            for j, array in enumerate(self._moments.get(p.pid, ()))
+        }
+        if self._average is not None:
+            arrays |= self._average.arrays(everything)
+        state.write(files.path_of("save", fname), about, arrays)
+
+    def populate(self, fname: files.Path, learning_rate: float | None = None) -> None:
+        """Set all that the trainer knows beside the parameters to what a file says.
+
+        Parameters
+        ----------
+        fname : path of a file that `save` of a trainer of this class wrote, for parameters of the same sizes in the same order
+            (further ones may have come after them).
+        learning_rate : η, in place of that of the file.
+
+        Raises
+        ------
+        MissingFileError, ModelFileError
+            No such file, a damaged one, one of another trainer or of other parameters; nothing was changed. (RuntimeErrors)
+        """
+        path, everything = files.path_of("populate", fname), self._collection._everything()
+        sizes = {f"moment {j} of {k}": (p.values.size, p.dtype) for k, p in enumerate(everything) for j in range(self.moments)}
+        sizes |= {f"{what} of {k}": (p.values.size, p.dtype) for k, p in enumerate(everything) for what in ("average", "saved")}
+        rate = None if learning_rate is None else single("learning_rate", learning_rate)
+        about, arrays = state.read(path, self.whoami(), everything, sizes)
+        try:
+            updates, since, clips = map(int, about["counters"])
+            constants = {name: about["constants"][name] for name in self.constants}
+            average = None if about["average"] is None else MovingAverage.restored(self._collection, about["average"])
+            numbers = float(about["learning_rate"]), float(about["threshold"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelFileError(f"{path}: damaged: {error}") from None
+        for k, p in enumerate(everything):
+            for j, moment in enumerate(self._moments_of(p)):
+                moment[:] = arrays.get(f"moment {j} of {k}", 0)
+        if average is not None:
+            average.take(everything, arrays)
+        self._average = average
+        self._learning_rate, self._threshold = numbers if rate is None else (rate, numbers[1])
+        self.set_sparse_updates(about["sparse"])
+        self.updates, self._updates_since, self._clips = updates, since, clips
+        for name, value in constants.items():
+            setattr(self, name, tuple(value) if isinstance(value, list) else value)
 
     # Reports and old names
 
@@ -351,65 +428,3 @@ class Trainer:
 
     def __repr__(self) -> str:
         return f"<{self.whoami()} of {self._collection.name()}: learning rate {self._learning_rate:g}, {self.updates} updates>"
-
-
-class SimpleSGDTrainer(Trainer):
-    """Stochastic gradient descent.    θ -= η g
-
-    Parameters
-    ----------
-    m : the collection to train.
-    learning_rate : η.
-    """
-
-    rule = update_sgd
-
-    def __init__(self, m: ParameterCollection, learning_rate: float = 0.1) -> None:
-        super().__init__(m, learning_rate)
-
-    def _fill(self, numbers: NDArray[np.float64], scale: float) -> None:
-        numbers[0] = self._learning_rate * scale
-
-
-class AdamTrainer(Trainer):
-    """Adam.    m = β₁ m + (1-β₁) g    v = β₂ v + (1-β₂) g²    θ -= η √(1-β₂ᵗ) / (1-β₁ᵗ) · m / (√v + ε)
-
-    Parameters
-    ----------
-    m : the collection to train.
-    alpha : η.
-    beta_1, beta_2 : β of the running means of g and of g², in [0, 1); kept as float32.
-    eps : ε; kept as float32.
-
-    Raises
-    ------
-    ArgumentError
-        A β outside [0, 1), a negative ε.
-
-    Notes
-    -----
-    t counts the updates of this trainer, whether or not a parameter was there or had a gradient at all of them.
-
-    Source
-    ------
-    Kingma and Ba 2015, algorithm 1, in the form of the end of section 2: ε is added after the correction of the bias.
-    """
-
-    rule = update_adam
-    moments = 2
-
-    def __init__(
-        self, m: ParameterCollection, alpha: float = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, eps: float = 1e-8
-    ) -> None:
-        super().__init__(m, alpha)
-        self._betas = _single("beta_1", beta_1), _single("beta_2", beta_2)
-        self._eps = _single("eps", eps)
-        if not (0 <= self._betas[0] < 1 and 0 <= self._betas[1] < 1 and self._eps >= 0):
-            raise ArgumentError(
-                f"AdamTrainer: beta_1 {beta_1}, beta_2 {beta_2}, eps {eps}: both betas in [0, 1), eps from 0 on"
-            )
-
-    def _fill(self, numbers: NDArray[np.float64], scale: float) -> None:
-        (beta_1, beta_2), t = self._betas, self.updates + 1
-        rate = self._learning_rate * math.sqrt(1 - beta_2**t) / (1 - beta_1**t)
-        numbers[:5] = scale, beta_1, beta_2, self._eps, rate

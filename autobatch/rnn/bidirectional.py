@@ -1,0 +1,133 @@
+"""A recurrent network in both directions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from autobatch.expression import Expression, check_expression, describe, is_list
+from autobatch.functions.selection import concatenate
+from autobatch.kernels._errors import ArgumentError, OperandError
+from autobatch.params import ParameterCollection
+from autobatch.rnn.builder import RNNBuilder, whole
+from autobatch.rnn.state import RNNState
+
+
+class BiRNNBuilder:
+    """Layers of two recurrent networks each, one reading forwards and one backwards, their outputs joined.
+
+    Parameters
+    ----------
+    num_layers : how many.
+    input_dim : size of the inputs.
+    hidden_dim : size of the outputs, even: each direction has half of it.
+    model : collection; the parameters go into its subcollection "birnn".
+    rnn_builder_factory : class of the builders, such as `LSTMBuilder`: called as ``factory(1, inputs, hidden, model)``.
+    builder_layers : pairs of builders (forwards, backwards), in place of new ones.
+
+    Raises
+    ------
+    ArgumentError : an odd `hidden_dim`, fewer than one layer (DyNet: AssertionError).
+
+    Examples
+    --------
+    >>> import autobatch as ab
+    >>> model = ab.ParameterCollection()
+    >>> tagger = ab.BiRNNBuilder(2, 3, 8, model, ab.LSTMBuilder)
+    >>> g = ab.renew_cg()
+    >>> outputs = tagger.transduce([ab.inputVector([1.0, 2.0, 3.0]), ab.inputVector([4.0, 5.0, 6.0])])
+    >>> len(outputs), outputs[0].dim()
+    (2, ((8,), 1))
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        input_dim: int,
+        hidden_dim: int,
+        model: ParameterCollection,
+        rnn_builder_factory: Any,
+        builder_layers: Sequence[tuple[RNNBuilder, RNNBuilder]] | None = None,
+    ) -> None:
+        num_layers, input_dim = whole("BiRNNBuilder", "num_layers", num_layers), whole("BiRNNBuilder", "input_dim", input_dim)
+        hidden_dim = whole("BiRNNBuilder", "hidden_dim", hidden_dim)
+        if hidden_dim % 2:
+            raise ArgumentError(f"BiRNNBuilder: hidden_dim is {hidden_dim}\n  expected  an even number, half for each")
+        if not isinstance(model, ParameterCollection):
+            raise OperandError(f"BiRNNBuilder: the model is {describe(model)}\n  expected  a ParameterCollection")
+        if not callable(rnn_builder_factory):
+            raise OperandError(f"BiRNNBuilder: the factory is {describe(rnn_builder_factory)}\n  expected  a class of builders")
+        self.model = model.add_subcollection("birnn")
+        self.spec: tuple[Any, ...] = (num_layers, input_dim, hidden_dim, rnn_builder_factory, builder_layers)
+        self.builder_layers: list[tuple[RNNBuilder, RNNBuilder]] = []
+        if builder_layers is not None:
+            self.builder_layers = [tuple(pair) for pair in builder_layers]  # type: ignore[misc]
+        else:
+            for layer in range(num_layers):
+                inputs = hidden_dim if layer else input_dim
+                forwards = rnn_builder_factory(1, inputs, hidden_dim // 2, self.model)
+                self.builder_layers.append((forwards, rnn_builder_factory(1, inputs, hidden_dim // 2, self.model)))
+
+    @classmethod
+    def from_spec(cls, spec: tuple[Any, ...], model: ParameterCollection) -> BiRNNBuilder:
+        """Return a new builder of this spec, with parameters in `model`."""
+        num_layers, input_dim, hidden_dim, factory, builder_layers = spec
+        return cls(num_layers, input_dim, hidden_dim, model, factory, builder_layers)
+
+    def param_collection(self) -> ParameterCollection:
+        """Return the subcollection that holds the parameters."""
+        return self.model
+
+    def whoami(self) -> str:
+        """Return the name of the class."""
+        return "BiRNNBuilder"
+
+    def set_dropout(self, p: float) -> None:
+        """Set the dropout of all builders (see `RNNBuilder.set_dropout`)."""
+        for pair in self.builder_layers:
+            for builder in pair:
+                builder.set_dropout(p)
+
+    def disable_dropout(self) -> None:
+        """Drop nothing."""
+        for pair in self.builder_layers:
+            for builder in pair:
+                builder.disable_dropout()
+
+    def _inputs(self, what: str, es: Any) -> list[Expression]:
+        if isinstance(es, Expression) or not is_list(es):
+            raise OperandError(f"{what}: {describe(es)}\n  expected  a list of expressions")
+        return [check_expression(what, e, k) for k, e in enumerate(es, 1)]
+
+    def _below(self, es: list[Expression], layers: Sequence[tuple[RNNBuilder, RNNBuilder]]) -> list[Expression]:
+        """Return the outputs of some layers."""
+        for forwards, backwards in layers:
+            fs = forwards.initial_state().transduce(es)
+            bs = backwards.initial_state().transduce(es[::-1])
+            es = [concatenate([f, b]) for f, b in zip(fs, bs[::-1], strict=True)]
+        return es
+
+    def transduce(self, es: Sequence[Expression]) -> list[Expression]:
+        """Return for each input the outputs of both directions there, one below the other, (hidden_dim,).
+
+        Raises
+        ------
+        OperandError : no list of expressions.
+        ShapeError : an input that does not fit.
+        """
+        return self._below(self._inputs("transduce", es), self.builder_layers)
+
+    def add_inputs(self, es: Sequence[Expression]) -> list[tuple[RNNState, RNNState]]:
+        """Return for each input the states of the upper layer there, (forwards, backwards).
+
+        Raises as `transduce`.
+        """
+        es = self._below(self._inputs("add_inputs", es), self.builder_layers[:-1])
+        forwards, backwards = self.builder_layers[-1]
+        fs = forwards.initial_state().add_inputs(es)
+        bs = backwards.initial_state().add_inputs(es[::-1])
+        return list(zip(fs, bs[::-1], strict=True))
+
+    def __repr__(self) -> str:
+        layers, input_dim, hidden_dim, factory, _ = self.spec
+        return f"BiRNNBuilder({layers}, {input_dim}, {hidden_dim}, {getattr(factory, '__name__', factory)})"

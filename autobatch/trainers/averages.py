@@ -1,0 +1,117 @@
+"""Moving averages of the values of a collection, which trainers keep beside them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autobatch import params
+from autobatch.kernels._errors import ArgumentError, ConstructionError
+from autobatch.kernels._vm import run
+from autobatch.kernels.update_average import update_average
+from autobatch.params import ParameterCollection, Storage
+from autobatch.trainers.tables import Table, address_of
+
+
+class MovingAverage:
+    """The average of all values of a collection: exponential, or cumulative (`beta` None)."""
+
+    def __init__(self, collection: ParameterCollection, updates: int, every: int, beta: float | None) -> None:
+        if updates:
+            raise ConstructionError(
+                f"a moving average begins with the first update, and there have been {updates}\n"
+                "  try       asking for it right after making the trainer"
+            )
+        if isinstance(every, bool) or not isinstance(every, (int, np.integer)) or every < 1:
+            raise ArgumentError(f"moving average: update_freq is {every!r}\n  expected  a number of updates, at least 1")
+        if beta is not None:
+            beta = params.number("moving average: beta", beta)
+            if not 0 < beta < 1:
+                raise ArgumentError(f"moving average: beta is {beta}\n  expected  a number between 0 and 1")
+        self.collection, self.every, self.beta = collection, int(every), beta
+        self.count = 0  # steps of the average so far
+        self.averages: dict[int, NDArray[np.floating]] = {}
+        self.saved: dict[int, NDArray[np.floating]] | None = None  # the values, while the averages are in their place
+        self.swapped = False
+        self._numbers = np.zeros(2)
+        self._table, self._revision = Table(), -1
+
+    def of(self, p: Storage) -> NDArray[np.floating]:
+        """Return the average of a parameter, zeros if it is new."""
+        if p.pid not in self.averages:
+            self.averages[p.pid] = params.aligned(p.values.size, p.dtype)
+        return self.averages[p.pid]
+
+    def add(self, updates: int) -> None:
+        """Let the averages make a step, if it is time: after each `every` updates, from the first on."""
+        if updates % self.every:
+            return
+        if self._revision != params.revision():
+            kernel, numbers = update_average.address(self.collection.dtype), (address_of(self._numbers), 0)
+            self._table, self._revision = Table(), params.revision()
+            for p in self.collection._everything():
+                slots = [(address_of(self.of(p)), 0), (address_of(p.values), 0), numbers]
+                self._table.add(kernel, 1, [p.values.size], slots)
+            self._table.close()
+        keep = self.count / (self.count + 1) if self.beta is None else self.beta
+        self._numbers[:] = keep, 1 - keep
+        run(self._table.array, len(self._table.words), 0)
+        self.count += 1
+
+    def swap(self, save: bool, correct: bool) -> None:
+        """Put the averages in the place of the values."""
+        if not self.count:
+            raise ConstructionError("moving average: there has been no update yet, so there is no average")
+        if self.swapped:
+            return
+        everything = self.collection._everything()
+        self.saved = {p.pid: p.values.copy() for p in everything} if save else None
+        self.swapped = True
+        scale = 1 / (1 - self.beta**self.count) if correct and self.beta is not None else 1.0
+        for p in everything:
+            if p.pid in self.averages:  # others were made after the last update
+                np.multiply(self.averages[p.pid], p.values.dtype.type(scale), out=p.values)
+
+    def swap_back(self, asked: bool = False) -> None:
+        """Put the values back in their place; if they were not saved, the averages stay (an error if it was asked for)."""
+        if not self.swapped:
+            return
+        if self.saved is None:
+            if asked:
+                raise ConstructionError(
+                    "moving average: the weights were not saved\n  try       swap_params_to_moving_average(save_weights=True)"
+                )
+        else:
+            for p in self.collection._everything():
+                if p.pid in self.saved:
+                    p.values[:] = self.saved[p.pid]
+        self.swapped, self.saved = False, None
+
+    # Files
+
+    def about(self) -> dict[str, Any]:
+        """Return what is no array, for a file."""
+        return {"beta": self.beta, "every": self.every, "count": self.count, "swapped": self.swapped}
+
+    def arrays(self, everything: list[Storage]) -> dict[str, NDArray[np.floating]]:
+        """Return the arrays, for a file: by what they are and the number of the parameter."""
+        result = {f"average of {k}": self.averages[p.pid] for k, p in enumerate(everything) if p.pid in self.averages}
+        saved = self.saved or {}
+        return result | {f"saved of {k}": saved[p.pid] for k, p in enumerate(everything) if p.pid in saved}
+
+    @classmethod
+    def restored(cls, collection: ParameterCollection, about: dict[str, Any]) -> MovingAverage:
+        """Return an average as a file describes it, without its arrays."""
+        result = cls(collection, 0, about["every"], about["beta"])
+        result.count, result.swapped = int(about["count"]), bool(about["swapped"])
+        return result
+
+    def take(self, everything: list[Storage], arrays: dict[str, NDArray[np.floating]]) -> None:
+        """Take the arrays of a file."""
+        for k, p in enumerate(everything):
+            if f"average of {k}" in arrays:
+                self.of(p)[:] = arrays[f"average of {k}"]
+        saved = {p.pid: arrays[f"saved of {k}"].copy() for k, p in enumerate(everything) if f"saved of {k}" in arrays}
+        self.saved = saved or None
