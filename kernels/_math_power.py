@@ -1,8 +1,8 @@
 """The power xʸ as vector code, for kernels; how such functions are written: `_math.py`.
 
     ns a number     power     one core with AVX-512, 16 384 numbers, y the same for all, Numba 0.68, LLVM 22
-    float32         F32
-    float64         F64
+    float32         1.7
+    float64         3.5
 
 xʸ = exp(y log x), and an error of log x comes out y log x times as large: up to 745 times in float64. So there log x is a sum
 of two numbers, and y times it too. For float32, float64 is enough.
@@ -122,7 +122,7 @@ def power(x: Real, y: Real) -> Real:
 
     Notes
     -----
-    x², x and 1/x are computed as such. Error at most POWULP.
+    x², x and 1/x are computed as such. Error at most 0.62 ulp in float32; relative error at most 1e-14 in float64.
 
     Source
     ------
