@@ -393,6 +393,29 @@ def test_products_of_computed_matrices_run_as_one_batch(shapes, batches, dtype):
             close(p.grad_as_array(), flat(d), tolerance)
 
 
+@pytest.mark.parametrize("shape", [(4, 3), (3, 99), (12, 20)], ids=str)
+def test_a_computed_left_side_that_all_share(shape):
+    """Its products, and the gradients of the right sides, are one product each; the values are those of one by one."""
+    rng = np.random.default_rng(0)
+    model = ab.ParameterCollection(dtype="float64")
+    W, table = model.add_parameters(shape[::-1], init=rng.uniform(-1, 1, shape[::-1])), rng.uniform(-1, 1, (9, shape[1]))
+    words = model.add_lookup_parameters(table.shape, init=table)
+    results = []
+    for policy in ("none", "ratio"):
+        with ab.Graph(dtype="float64", policy=policy):
+            A = ab.transpose(W)
+            products = [A * -words[i] for i in (*range(9), 3, 3)]
+            loss = ab.sum_elems(ab.square(ab.concatenate_cols(products)))
+            loss.forward()
+            loss.backward()
+            results.append([*(y.npvalue() for y in products), W.grad_as_array(), words.grad_as_array()])
+        W._reset_gradient(), words._reset_gradient()
+    for a, b in zip(*results, strict=True):
+        close(b, a, EXACT)
+    x = -table[[*range(9), 3, 3]].T
+    close(results[1][-2], 2 * x @ (W.npvalue().T @ x).T, EXACT)
+
+
 # The benchmark of all ops ---------------------------------------------------------------------------------------------
 
 
