@@ -133,13 +133,27 @@ def _get(self: Expression, at: Any) -> Expression:
         try:
             number, start = _SLICES[key]
             return _part(self, number, start)
-        except (AttributeError, KeyError, TypeError):
+        except TypeError:  # what a dropped graph gives, or an index that cannot be a key
+            return _select(self, (at,))
+        except (AttributeError, KeyError):
             e = _select(self, (at,))
             if e.graph is not None and e.graph.types is not None:
                 _SLICES[key] = e.type, e.graph.args[-1]
             return e
-    if isinstance(at, tuple) or at is Ellipsis:
-        return _select(self, at if isinstance(at, tuple) else (at,))
+    elif at.__class__ is tuple:
+        several = self.type, *[(slice, k.start, k.stop, k.step) if k.__class__ is slice else (k.__class__, k) for k in at]
+        try:
+            number, start = _SLICES[several]
+            return _part(self, number, start)
+        except TypeError:
+            return _select(self, at)
+        except (AttributeError, KeyError):
+            e = _select(self, at)
+            if e.graph is not None and e.graph.types is not None and e.graph.args[-2] == self.index:  # it is one node
+                _SLICES[several] = e.type, e.graph.args[-1]
+            return e
+    elif at is Ellipsis:
+        return _select(self, (at,))
     shape = _shape(self)
     return pick(self, _place(shape, at, shape.dims[0]))
 

@@ -186,11 +186,19 @@ class Sample(NamedTuple):
     attributes: dict[str, Any] = {}  # noqa: RUF012
 
 
-def one_tensor(low: float = -2.0, high: float = 2.0, ranks: tuple[int, int] = (1, 4)) -> Callable[[Choose], Sample]:
-    """Samples of functions of one argument: any dims, any batch."""
+def itself(numbers: Any) -> Any:
+    """Return numbers that are in the op's domain as they are drawn (and others are not)."""
+    return numbers
+
+
+def one_tensor(
+    low: float = -2.0, high: float = 2.0, ranks: tuple[int, int] = (1, 4), strict: bool = False
+) -> Callable[[Choose], Sample]:
+    """Samples of functions of one argument: any dims, any batch. `strict`: numbers outside of [low, high) are no legal ones."""
+    fit = itself if strict else None
 
     def samples(choose: Choose) -> Sample:
-        return Sample((Tensor(Shape(choose.dims(*ranks), choose.batch()), low, high),))
+        return Sample((Tensor(Shape(choose.dims(*ranks), choose.batch()), low, high, fit),))
 
     return samples
 

@@ -7,7 +7,7 @@ import numpy as np
 from autobatch.kernels import _math, _math_special
 from autobatch.kernels._elementwise import elementwise
 from autobatch.kernels._jit import number
-from autobatch.kernels._op import Sample, Shape, Tensor, one_tensor
+from autobatch.kernels._op import Sample, Shape, Tensor, itself, one_tensor
 
 
 def _erf(x):
@@ -28,7 +28,7 @@ def _lgamma_slope(dy, y, x):
 
 def _lgamma_samples(choose):
     low, high = choose.one_of([(0.2, 5.0), (5.0, 12.0), (-0.8, -0.2), (-3.8, -3.2)])  # clear of the poles
-    return Sample((Tensor(Shape(choose.dims(), choose.batch()), low, high),))
+    return Sample((Tensor(Shape(choose.dims(), choose.batch()), low, high, itself),))
 
 
 ERF = elementwise(

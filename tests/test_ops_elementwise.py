@@ -341,7 +341,7 @@ a, b, s = np.arange(24.0).reshape(2, 3, 4), np.arange(12.0).reshape(3, 4), slice
 INDICES = [
     *(0, -1, np.int64(1), np.int32(-2), np.array(1), Ellipsis, s(None), s(-1, None), s(None, -1), s(0, 100), s(-100, 1)),
     *((1, 2), (1, s(None)), (Ellipsis, 0), (Ellipsis, -1), (s(None), -1), (0, Ellipsis), (s(-1, None), s(None, None, 2))),
-    *((s(None), np.int64(1)), (Ellipsis, s(1, -1)), (Ellipsis,)),
+    *((np.array(1), 0), s(np.array(0), np.int64(1)), (s(None), np.int64(1)), (Ellipsis, s(1, -1)), (Ellipsis,)),
 ]
 
 
