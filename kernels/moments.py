@@ -41,7 +41,7 @@ def {name}(ins, T):
                 for p in range(pieces):
                     at = start + piece_of(sizes, AT, p)
                     for j in range(length):
-                        v = x[at + j]
+                        v = x[at + j]{squares}
                         total += {power}
                 y[o] = {end}(total / divisor)
             else:
@@ -51,7 +51,7 @@ def {name}(ins, T):
                     at = start + piece_of(sizes, AT, p)
                     for k in range(length):
                         for j in range(inner):
-                            v = x[at + k * inner + j]
+                            v = x[at + k * inner + j]{squares}
                             y[to + j] += {power}
                 for j in range(inner):
                     y[to + j] = {end}(y[to + j] / divisor)
@@ -74,34 +74,32 @@ def {name}(ins, T):
                     g = {slope}
                     if add:
                         for j in range(length):
-                            v = x[at + j]
+                            v = x[at + j]{squares}
                             dx[at + j] += {product}
                     else:
                         for j in range(length):
-                            v = x[at + j]
+                            v = x[at + j]{squares}
                             dx[at + j] = {product}
                 else:
                     for k in range(length):
                         f = at + k * inner
                         if add:
                             for j in range(inner):
-                                h, g, v = y[to + j], dy[to + j], x[f + j]
+                                h, g, v = y[to + j], dy[to + j], x[f + j]{squares}
                                 g = {slope}
                                 dx[f + j] += {product}
                         else:
                             for j in range(inner):
-                                h, g, v = y[to + j], dy[to + j], x[f + j]
+                                h, g, v = y[to + j], dy[to + j], x[f + j]{squares}
                                 g = {slope}
                                 dx[f + j] = {product}
 """
 
 
-def _power(v: str, r: int) -> str:
-    """Text of v to the power of r, by repeated squaring."""
-    if r == 1:
-        return v
-    half = _power(f"({v} * {v})", r // 2)
-    return f"{half} * {v}" if r % 2 else half
+def _power(r: int) -> tuple[str, str]:
+    """Text of v to the power of r, by repeated squaring: statements that go before, and the product."""
+    squares = "".join(f"; v{k} = v{k - 1 or ''} * v{k - 1 or ''}" for k in range(1, r.bit_length()))
+    return squares, " * ".join(f"v{k or ''}" for k in range(r.bit_length()) if r >> k & 1)
 
 
 def _kernel(template: str, name: str, reductions: bool = False, **text: str) -> Kernel:
@@ -112,7 +110,8 @@ def _kernel(template: str, name: str, reductions: bool = False, **text: str) -> 
 def _forward(r: int, given: bool, root: bool) -> Kernel:
     name = f"power_sum_{r}" + "_given" * given + "_root" * root
     divisor = "item(ins, 2, i, T)[0]" if given else "number(sizes[DIVISOR], T)"
-    return _kernel(_FORWARD, name, True, divisor=divisor, power=_power("v", r), end="sqrt" if root else "")
+    squares, power = _power(r)
+    return _kernel(_FORWARD, name, True, divisor=divisor, squares=squares, power=power, end="sqrt" if root else "")
 
 
 @functools.cache
@@ -120,6 +119,7 @@ def _backward(r: int, given: bool, root: bool) -> Kernel:
     name = f"power_sum_{r}" + "_given" * given + "_root" * root + "_gradient"
     reads_x = r > 1
     place = 4 if reads_x else 3
+    squares, power = _power(r - 1)
     return _kernel(
         _BACKWARD,
         name,
@@ -127,7 +127,8 @@ def _backward(r: int, given: bool, root: bool) -> Kernel:
         divisor=f"item(ins, {place}, i, T)[0]" if given else "number(sizes[DIVISOR], T)",
         r="1" if root else str(r),
         slope="(g / h if h != 0 else number(0, g))" if root else "g * scale",
-        product=f"g * ({_power('v', r - 1)})" if reads_x else "g",
+        squares=squares,
+        product=f"g * ({power})" if reads_x else "g",
     )
 
 

@@ -308,6 +308,13 @@ def test_high_moments(r):
     assert y.dim() == ((2,), 1)
 
 
+def test_the_highest_moment():
+    got, slope = gradient(lambda x: ab.moment_elems(x, 2**31 - 1), [-1.0, 1.0, 1.0])
+    close(got, [1 / 3], EXACT)
+    close(slope, np.full(3, (2**31 - 1) / 3), EXACT)
+    assert ab.moment_elems(ab.inputVector([0.5, 2.0]), 2**31 - 1).scalar_value() == INF
+
+
 def test_long_sums_in_float32():
     ab.configure(dtype="float32")
     ab.renew_cg()
