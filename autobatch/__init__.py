@@ -197,6 +197,12 @@ from autobatch.rnn import (
     VanillaLSTMBuilder,
 )
 from autobatch.seeds import reset_random_seed
+from autobatch.softmax_builders import (
+    ClassFactoredSoftmaxBuilder,
+    HierarchicalSoftmaxBuilder,
+    SoftmaxBuilder,
+    StandardSoftmaxBuilder,
+)
 from autobatch.trainers import (
     AdadeltaTrainer,
     AdagradTrainer,
@@ -220,6 +226,7 @@ __all__ = [
     "ArgumentError",
     "BiRNNBuilder",
     "BidirectionalTreeLSTMBuilder",
+    "ClassFactoredSoftmaxBuilder",
     "CompactVanillaLSTMBuilder",
     "ConstInitializer",
     "ConstructionError",
@@ -234,6 +241,7 @@ __all__ = [
     "GRUBuilder",
     "GlorotInitializer",
     "Graph",
+    "HierarchicalSoftmaxBuilder",
     "IdentityInitializer",
     "IndexRangeError",
     "InternalError",
@@ -259,9 +267,11 @@ __all__ = [
     "ShapeError",
     "SimpleRNNBuilder",
     "SimpleSGDTrainer",
+    "SoftmaxBuilder",
     "SparseLSTMBuilder",
     "StackedRNNState",
     "StaleExpressionError",
+    "StandardSoftmaxBuilder",
     "Trainer",
     "Tree",
     "TreeLSTMBuilder",

@@ -19,7 +19,7 @@ PACKAGE, KERNELS = pathlib.Path(ab.__file__).parent, pathlib.Path(autobatch.kern
 
 # From the top of the house to its foundation: a room may use those below it.
 ROOMS = [
-    *"rnn persist trainers cg operators functions inputs shortcuts arguments".split(),
+    *"softmax_builders rnn persist trainers cg operators functions inputs shortcuts arguments".split(),
     *"params files initializers seeds expression execute check plan frame schedule memory graph".split(),
 ]
 # From here down nobody knows an op.

@@ -59,6 +59,8 @@ class RNNBuilder:
 
     def __init__(self, layers: int, input_dim: int, hidden_dim: int, model: ParameterCollection) -> None:
         name = self.whoami()
+        if not hasattr(self, "folder"):
+            raise TypeError(f"{name} has no step: use one of its subclasses, for example VanillaLSTMBuilder")
         self.layers = whole(name, "layers", layers)
         self.input_dim, self.hidden_dim = whole(name, "input_dim", input_dim), whole(name, "hidden_dim", hidden_dim)
         if self.layers > _MOST_LAYERS:
@@ -83,6 +85,8 @@ class RNNBuilder:
     @classmethod
     def from_spec(cls: type[Builder], spec: tuple[Any, ...], model: ParameterCollection) -> Builder:
         """Return a new builder of this spec, with parameters in `model`."""
+        if not isinstance(spec, (tuple, list)) or len(spec) < 3:
+            raise ArgumentError(f"{cls.__name__}.from_spec: {describe(spec)}\n  expected  (layers, input_dim, hidden_dim, ...)")
         layers, input_dim, hidden_dim, *more = spec
         return cls(layers, input_dim, hidden_dim, model, *more)
 
