@@ -183,7 +183,7 @@ class Execution:
         fields |= {"value_base": base, "forward": table}
         frame.set(value_base=base, table=table, lists=lists)
         if graph.input_addresses:
-            frame.set(input_addresses=np.array(graph.input_addresses, np.int64))
+            frame.set(input_addresses=graph.address_array())
         plan.place(frame)
         words, lists_size = plan.forward_table(frame)
         segment = Segment(

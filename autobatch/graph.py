@@ -259,6 +259,8 @@ class Graph:
 
     __slots__ = (
         "__weakref__",
+        "_addresses",
+        "_addresses_known",
         "_outer",
         "_top",
         "args",
@@ -302,6 +304,7 @@ class Graph:
         self.parameters: set[Any] = set()  # used as arguments
         self.tables: set[Any] = set()  # whose rows were looked up
         self.input_addresses: list[int] = []
+        self._addresses, self._addresses_known = np.empty(64, np.int64), 0
         self.input_chunks: list[np.ndarray] = []
         self.input_chunk: np.ndarray = _EMPTY
         self.input_room = 0
@@ -401,6 +404,17 @@ class Graph:
         self.input_room -= n
         self.input_addresses.append(place.ctypes.data)
         return len(self.input_addresses) - 1, place
+
+    def address_array(self) -> np.ndarray:
+        """Return an array that begins with the addresses of all inputs; what was in it before is not copied again."""
+        count, known = len(self.input_addresses), self._addresses_known
+        if count > self._addresses.size:
+            grown = np.empty(max(count, 2 * self._addresses.size), np.int64)
+            grown[:known] = self._addresses[:known]
+            self._addresses = grown
+        self._addresses[known:count] = self.input_addresses[known:]
+        self._addresses_known = count
+        return self._addresses
 
     def enter(self, parameter: Any, rows: bool = False) -> None:
         """Take note of a parameter used in this graph, or of a table of which `rows` are: keep it alive, check its dtype."""

@@ -195,3 +195,14 @@ def test_memory_is_used_again():
         ab.esum([chain(p, table, 20 + (7 * i + k) % 30) for k in range(8)]).backward()
         held.append(sum(ab.memory()[k] for k in ("values_reserved", "gradients_reserved", "tables_reserved", "pool")))
     assert max(held[10:]) == held[10]
+
+
+def test_inputs_between_values_are_told_once():
+    """A value asked for after each input: every address is copied to the planner once, and each is the right one."""
+    with ab.Graph() as graph:
+        total = ab.scalarInput(0.0)
+        for k in range(1, 200):
+            before = graph._addresses_known
+            total = total + ab.inputVector([float(k)])
+            assert total.value() == k * (k + 1) / 2
+            assert graph._addresses_known == before + 1 + (k == 1)
