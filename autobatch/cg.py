@@ -82,7 +82,7 @@ def cg_revert() -> None:
         graph.execution.cut(nodes, args)
     del graph.recorded_types[nodes:]
     del graph.recorded_args[args:]
-    del graph.input_addresses[inputs:]
+    graph.drop_inputs(inputs)
     graph.numbers, graph.zeros, graph.kept = numbers, zeros, kept
     graph._top = None if below is graph else below
     if not graph.immediate:

@@ -405,6 +405,11 @@ class Graph:
         self.input_addresses.append(place.ctypes.data)
         return len(self.input_addresses) - 1, place
 
+    def drop_inputs(self, count: int) -> None:
+        """Forget the inputs from this number on."""
+        del self.input_addresses[count:]
+        self._addresses_known = min(self._addresses_known, count)
+
     def address_array(self) -> np.ndarray:
         """Return an array that begins with the addresses of all inputs; what was in it before is not copied again."""
         count, known = len(self.input_addresses), self._addresses_known

@@ -206,3 +206,13 @@ def test_inputs_between_values_are_told_once():
             total = total + ab.inputVector([float(k)])
             assert total.value() == k * (k + 1) / 2
             assert graph._addresses_known == before + 1 + (k == 1)
+
+
+def test_inputs_after_a_revert_take_the_places_of_others():
+    x = ab.inputVector([1.0])
+    for k in range(3):
+        ab.cg_checkpoint()
+        y = x + ab.inputVector([10.0 + k])
+        assert y.value() == 11 + k
+        ab.cg_revert()
+    assert (x + ab.inputVector([5.0])).value() == 6
