@@ -3,8 +3,13 @@
 The public vocabulary is DyNet's: ``import autobatch as dy``. See ``docs/design.md`` for how it works.
 """
 
+import sys as _sys
+
+from autobatch import dynet_config as _dynet_config
 from autobatch import operators as _operators  # noqa: F401  gives expressions their operators
 from autobatch.cg import cg, cg_checkpoint, cg_revert, cg_version, configure, configured, free_memory, memory, renew_cg
+from autobatch.drawing import dump_cg, print_graphviz, print_text_graphviz
+from autobatch.dynet_config import DeviceInfo, DynetParams, available_devices, get_device_info, init, init_from_params
 from autobatch.expression import Expression
 from autobatch.functions.arithmetic import average, bmax, bmin, cdiv, cmult, colwise_add, emax, esum, logsumexp, pow
 from autobatch.functions.convolution import circ_conv, circ_corr, conv2d, conv2d_bias, filter1d_narrow, maxpooling2d
@@ -203,6 +208,7 @@ from autobatch.softmax_builders import (
     SoftmaxBuilder,
     StandardSoftmaxBuilder,
 )
+from autobatch.tensor import Tensor
 from autobatch.trainers import (
     AdadeltaTrainer,
     AdagradTrainer,
@@ -233,6 +239,8 @@ __all__ = [
     "CoupledLSTMBuilder",
     "CyclicalSGDTrainer",
     "DeviceError",
+    "DeviceInfo",
+    "DynetParams",
     "EGTrainer",
     "EmptyListError",
     "Expression",
@@ -272,6 +280,7 @@ __all__ = [
     "StackedRNNState",
     "StaleExpressionError",
     "StandardSoftmaxBuilder",
+    "Tensor",
     "Trainer",
     "Tree",
     "TreeLSTMBuilder",
@@ -287,6 +296,7 @@ __all__ = [
     "asinh",
     "atan",
     "atanh",
+    "available_devices",
     "average",
     "binary_log_loss",
     "block_dropout",
@@ -325,6 +335,7 @@ __all__ = [
     "dropout",
     "dropout_batch",
     "dropout_dim",
+    "dump_cg",
     "elu",
     "emax",
     "erf",
@@ -336,10 +347,13 @@ __all__ = [
     "fold_rows",
     "forward",
     "free_memory",
+    "get_device_info",
     "hinge",
     "hinge_batch",
     "hinge_dim",
     "huber_distance",
+    "init",
+    "init_from_params",
     "inputMatrix",
     "inputTensor",
     "inputTensorTranspose",
@@ -390,6 +404,8 @@ __all__ = [
     "pickrange",
     "poisson_loss",
     "pow",
+    "print_graphviz",
+    "print_text_graphviz",
     "random_bernoulli",
     "random_gumbel",
     "random_normal",
@@ -441,3 +457,5 @@ __all__ = [
     "zeroes",
     "zeros",
 ]
+
+_dynet_config.start(_sys.argv)

@@ -21,6 +21,7 @@ from autobatch.graph import ARGUMENTS, IMMEDIATES, OP, PARAMETER, PARAMETERS, ST
 from autobatch.kernels._errors import ArgumentError, DeviceError, OperandError
 from autobatch.kernels._op import Op, Shape
 from autobatch.memory import read
+from autobatch.tensor import Tensor
 
 _new = object.__new__
 _NUMBERS = {"float32": ctypes.c_float, "float64": ctypes.c_double}
@@ -151,6 +152,10 @@ class Expression:
         if shape.total == 1:
             return self.scalar_value(recalculate)
         return self.vec_value(recalculate)
+
+    def tensor_value(self, recalculate: bool = False) -> Tensor:
+        """Return the value as a `Tensor`: for NumPy, and for libraries that know DLPack."""
+        return Tensor(self._flat(recalculate), TYPES.records[self.type].shape)
 
     def forward(self, recalculate: bool = False) -> None:
         """Compute this node and all nodes before it that have no value yet."""

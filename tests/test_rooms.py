@@ -19,8 +19,9 @@ PACKAGE, KERNELS = pathlib.Path(ab.__file__).parent, pathlib.Path(autobatch.kern
 
 # From the top of the house to its foundation: a room may use those below it.
 ROOMS = [
-    *"softmax_builders rnn persist trainers cg operators functions inputs shortcuts arguments".split(),
-    *"params files initializers seeds expression execute check plan frame schedule memory graph".split(),
+    *"dynet drawing softmax_builders rnn persist trainers dynet_config cg operators".split(),
+    *"functions inputs shortcuts arguments".split(),
+    *"params files initializers expression tensor seeds execute check plan frame schedule memory graph".split(),
 ]
 # From here down nobody knows an op.
 ENGINE = ROOMS[ROOMS.index("execute") :]

@@ -1,0 +1,253 @@
+"""Settings in DyNet's way: command-line flags, `set`, `DynetParams`, `init`, devices.
+
+Flags are looked for in ``sys.argv`` when this library is imported; they stay there. ``--dynet-x`` and ``--dynet_x`` are the
+same, values follow after "=" or as the next argument.
+
+    seed N            random numbers begin with N; 0: by chance
+    autobatch N       0: node by node; anything else: batched (the default here)
+    weight-decay λ    of collections made from now on
+    devices D         "CPU"; others raise. gpu, gpus N: raise
+    mem M, profiling N, shared-parameters N, viz     accepted, without meaning here
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from autobatch import params, seeds
+from autobatch.cg import configure
+from autobatch.kernels._errors import ArgumentError, DeviceError
+
+HAVE_CUDA = False
+
+_WITH_VALUE = {"seed", "autobatch", "weight_decay", "devices", "gpus", "gpu_ids", "mem", "profiling", "shared_parameters"}
+_ALONE = {"gpu", "viz", "help"}
+_MEANINGLESS = {
+    "mem": "memory grows as it is needed",
+    "profiling": "there is no profiler; graph.batches counts batches",
+    "shared_parameters": "parameters are not shared between processes",
+}
+_said: set[str] = set()  # warnings given so far: each once
+_settings: dict[str, Any] = {}  # what was set last
+_explicit = False  # `set` was called: flags do not count
+
+
+def _number(name: str, text: Any, kind: type) -> Any:
+    try:
+        return kind(text)
+    except (TypeError, ValueError):
+        what = "a whole number" if kind is int else "a number"
+        raise ArgumentError(f"--dynet-{name.replace('_', '-')}: {text!r}\n  expected  {what}") from None
+
+
+def parse(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the settings that DyNet's flags among command-line arguments ask for.
+
+    Raises
+    ------
+    ArgumentError : an unknown flag, a missing or wrong value.
+    """
+    found: dict[str, Any] = {}
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith(("--dynet-", "--dynet_")):
+            continue
+        name, equals, value = argument[8:].partition("=")
+        name = name.replace("-", "_")
+        if name in _ALONE:
+            found[name] = True
+        elif name not in _WITH_VALUE:
+            known = ", ".join(sorted("--dynet-" + n.replace("_", "-") for n in _WITH_VALUE | _ALONE))
+            raise ArgumentError(f"{argument}: no such flag\n  expected  one of {known}")
+        else:
+            if not equals:
+                if not rest:
+                    raise ArgumentError(f"{argument}: the value is missing")
+                value = rest.pop(0)
+            kind = {"seed": int, "autobatch": int, "gpus": int, "profiling": int, "weight_decay": float}.get(name, str)
+            found[name] = _number(name, value, kind)
+    return found
+
+
+def apply(settings: dict[str, Any]) -> None:
+    """Put settings into effect.
+
+    Raises
+    ------
+    DeviceError : a device that is not there (a RuntimeError, as in DyNet without CUDA). Nothing is changed then.
+    ArgumentError : a weight decay outside of [0, 1), a seed that has no 32 bits.
+    """
+    devices = [d for d in str(settings.get("devices", "CPU")).split(",") if d != "CPU"]
+    if settings.get("gpu") or settings.get("gpus") or settings.get("gpu_ids"):
+        devices.append("GPU:0")
+    if devices:
+        raise DeviceError(f"there is no device {devices[0]!r}\n  expected  CPU")
+    if "weight_decay" in settings:
+        params.configure_weight_decay(settings["weight_decay"])
+    if "seed" in settings:
+        try:
+            seeds.configure(settings["seed"])
+        except OverflowError as error:
+            raise ArgumentError(str(error)) from None
+    if "autobatch" in settings:
+        configure(policy="ratio" if settings["autobatch"] else "none")
+    for name, why in _MEANINGLESS.items():
+        if settings.get(name) not in (None, 0, "0") and name not in _said:
+            _said.add(name)
+            warnings.warn(f"--dynet-{name.replace('_', '-')} has no meaning here: {why}", stacklevel=2)
+    _settings.update(settings)
+
+
+def start(arguments: Sequence[str]) -> None:
+    """Read DyNet's flags among command-line arguments, unless `set` was called."""
+    if not _explicit:
+        apply(parse(arguments))
+
+
+# As the module dynet_config of DyNet ----------------------------------------------------------------------------------
+
+
+def set(
+    mem: str | int | None = None,
+    random_seed: int = 0,
+    autobatch: int | None = None,
+    profiling: int = 0,
+    weight_decay: float = 0,
+    shared_parameters: int = 0,
+    requested_gpus: int = 0,
+    gpu_mask: Any = None,
+) -> None:
+    """Set what flags set, in place of them. (DyNet: ``dynet_config.set``, before ``import dynet``; here at any time.)
+
+    Parameters
+    ----------
+    random_seed : 0 leaves it as it is.
+    autobatch : 0: node by node, anything else: batched; None leaves it as it is. (DyNet: 0 is the default.)
+    weight_decay : λ of collections made from now on.
+    requested_gpus : anything but 0 raises DeviceError.
+    mem, profiling, shared_parameters, gpu_mask : without meaning here.
+    """
+    global _explicit
+    settings: dict[str, Any] = {"weight_decay": weight_decay, "gpus": requested_gpus, "profiling": profiling}
+    if random_seed:
+        settings["seed"] = random_seed
+    if autobatch is not None:
+        settings["autobatch"] = autobatch
+    if mem is not None:
+        settings["mem"] = mem
+    if shared_parameters:
+        settings["shared_parameters"] = shared_parameters
+    apply(settings)
+    _explicit = True
+
+
+def set_gpu(flag: bool = True) -> None:
+    """Ask for a GPU, or not. Raises DeviceError if asked for."""
+    apply({"gpu": bool(flag)})
+
+
+def gpu() -> bool:
+    """Return whether a GPU was asked for: False."""
+    return False
+
+
+def get() -> dict[str, Any]:
+    """Return what was set so far, by name."""
+    return dict(_settings)
+
+
+# DynetParams, init, devices -------------------------------------------------------------------------------------------
+
+
+class DynetParams:
+    """Settings collected one by one, then put into effect by `init`. (DyNet: ``_dynet.DynetParams``.)"""
+
+    def __init__(self) -> None:
+        self._settings: dict[str, Any] = {}
+
+    def from_args(self, shared_parameters: Any = None) -> None:
+        """Take the settings of the command line."""
+        self._settings = parse(sys.argv)
+
+    def from_config(self, conf: Any) -> None:
+        """Take the settings of a dict as `get` returns it."""
+        self._settings = dict(conf)
+
+    def init(self) -> None:
+        """Put the settings into effect (see `apply`)."""
+        apply(self._settings)
+
+    def set_mem(self, mem: Any) -> None:
+        """Without meaning here."""
+        self._settings["mem"] = mem
+
+    def set_random_seed(self, random_seed: int) -> None:
+        """Set the seed; 0: by chance."""
+        self._settings["seed"] = random_seed
+
+    def set_autobatch(self, autobatch: bool) -> None:
+        """Set whether graphs are batched."""
+        self._settings["autobatch"] = int(autobatch)
+
+    def set_profiling(self, profiling: int) -> None:
+        """Without meaning here."""
+        self._settings["profiling"] = profiling
+
+    def set_weight_decay(self, weight_decay: float) -> None:
+        """Set λ of collections made from then on."""
+        self._settings["weight_decay"] = weight_decay
+
+    def set_shared_parameters(self, shared_parameters: bool) -> None:
+        """Without meaning here."""
+        self._settings["shared_parameters"] = int(shared_parameters)
+
+    def set_requested_gpus(self, requested_gpus: int) -> None:
+        """Ask for GPUs; `init` raises DeviceError if any are."""
+        self._settings["gpus"] = requested_gpus
+
+    def set_gpu_mask(self, gpu_mask: Any) -> None:
+        """Ask for certain GPUs; `init` raises DeviceError if any are."""
+        self._settings["gpu_ids"] = any(gpu_mask or ())
+
+    def set_cpu_mode(self) -> None:
+        """Ask for no GPU."""
+        self._settings["gpus"] = 0
+
+
+def init(shared_parameters: Any = None) -> None:
+    """Read the flags of the command line again. (Not needed: importing the library does so.)"""
+    start(sys.argv)
+
+
+def init_from_params(params: DynetParams) -> None:
+    """Put settings into effect."""
+    params.init()
+
+
+class DeviceInfo(NamedTuple):
+    """What is known of a device."""
+
+    name: str
+    type: str
+    id: int
+
+
+def available_devices() -> list[bytes]:
+    """Return the names of the devices, as bytes (as DyNet does)."""
+    return [b"CPU"]
+
+
+def get_device_info(name: str) -> DeviceInfo:
+    """Return what is known of a device.
+
+    Raises
+    ------
+    DeviceError : there is no such device.
+    """
+    if name not in ("", "CPU", b"CPU"):
+        raise DeviceError(f"there is no device {name!r}\n  expected  CPU")
+    return DeviceInfo("CPU", "CPU", 0)
