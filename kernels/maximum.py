@@ -107,6 +107,17 @@ def emax_gradient(ins, T):
         for b in range(batch):
             at, to = b * size if sizes[3 + k] else 0, b * size
             add = ins[FLAGS] & ACCUMULATE or (b > 0 and not sizes[3 + k])
+            if k == 0:  # vector code, and so for the second argument
+                for j in range(size):
+                    g = dy[to + j] if x[at + j] == y[to + j] else number(0, y[0])
+                    dx[at + j] = dx[at + j] + g if add else g
+                continue
+            if k == 1:
+                before, start = item(ins, 3, i, T), b * size if sizes[3] else 0
+                for j in range(size):
+                    g = dy[to + j] if (x[at + j] == y[to + j]) & (before[start + j] != y[to + j]) else number(0, y[0])
+                    dx[at + j] = dx[at + j] + g if add else g
+                continue
             for j in range(size):
                 largest = y[to + j]
                 first = x[at + j] == largest and not _earlier(ins, sizes, k, i, b, j, largest, T)

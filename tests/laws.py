@@ -632,7 +632,8 @@ class Case:
 
         parameters : arrays in place of the case's own.
         nudges : {(instance, value): array to add to it}.
-        frozen : values of all instances that `Stop` and constant uses of parameters give in place of new ones.
+        frozen : values of all instances that `Stop` and constant uses of parameters give in place of new ones, and from which
+            an op whose gradient is another function's moves on as that function does.
         """
         arrays = [a for _, a in self.parameters] if parameters is None else parameters
         result = []
@@ -641,6 +642,8 @@ class Case:
             for step in steps:
                 if frozen is not None and (isinstance(step, Stop) or getattr(step, "update", True) is False):
                     made = (frozen[i][len(values)],)
+                elif frozen is not None and isinstance(step, Call) and OPS[step.op].surrogate is not None:
+                    made = moved_on(step, values, frozen[i])
                 else:
                     made = evaluate(step, values, arrays)
                 for y in made:
@@ -662,6 +665,14 @@ def substituted(arguments, values):
     if isinstance(arguments, (tuple, list)):
         return type(arguments)(substituted(a, values) for a in arguments)
     return arguments
+
+
+def moved_on(call, values, frozen):
+    """Return the frozen results of a call, and by how much the function whose gradient it has moved from there."""
+    before, now = (
+        several(OPS[call.op].surrogate(*substituted(call.arguments, at), **call.attributes)) for at in (frozen, values)
+    )
+    return tuple(frozen[len(values) + k] + b - a for k, (a, b) in enumerate(zip(before, now, strict=True)))
 
 
 def evaluate(step, values, parameters):
