@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from autobatch.expression import Expression, describe, input_type, is_number
 from autobatch.functions.arithmetic import cmult
@@ -37,6 +37,17 @@ def probability(name: str, p: Any) -> float:
     if not is_number(p) or not 0 <= p <= 1:
         raise ArgumentError(f"{name}: {describe(p)}\n  expected  a probability from 0 to 1")
     return float(p)
+
+
+class Inputs(NamedTuple):
+    """What one step of one layer reads beside its weights."""
+
+    graph: Graph
+    x: Expression
+    h: Expression | None  # None: zeros
+    c: Expression | None
+    masks: Sequence[Any] | None  # of dropout: for x, h (both applied already), and c where there is one
+    more: Any  # what `_step` was told for this layer
 
 
 class RNNBuilder:
@@ -204,23 +215,14 @@ class RNNBuilder:
             own = None if masks is None else masks[each * layer : each * layer + each]
             if own is not None:
                 x, h = masked(graph, x, own[0]), None if h is None else masked(graph, h, own[1])
-            x, c = self._cell(graph, weights, x, h, c, own, None if more is None else more[layer])
+            x, c = self._cell(weights, Inputs(graph, x, h, c, own, None if more is None else more[layer]))
             new_h.append(x)
             if c is not None:
                 new_c.append(c)
         return make_state(self, state, state._use, tuple(new_c), tuple(new_h))
 
-    def _cell(
-        self,
-        graph: Graph,
-        weights: Sequence[Expression],
-        x: Expression,
-        h: Expression | None,
-        c: Expression | None,
-        masks: Sequence[Any] | None,
-        more: Any,
-    ) -> tuple[Expression, Expression | None]:
-        """Record one step of one layer; return h and c. No h and c: zeros."""
+    def _cell(self, weights: Sequence[Expression], at: Inputs) -> tuple[Expression, Expression | None]:
+        """Record one step of one layer; return h and c."""
         raise NotImplementedError
 
     def _zero(self, batch: int) -> Expression:
@@ -249,4 +251,4 @@ def masked(graph: Graph, x: Expression, mask: tuple[int, int] | None) -> Express
     return cmult(x, known(graph, index, number))  # type: ignore[no-any-return]
 
 
-__all__ = ["RNNBuilder", "Use", "known", "masked", "probability", "whole"]
+__all__ = ["Inputs", "RNNBuilder", "Use", "known", "masked", "probability", "whole"]

@@ -24,7 +24,7 @@ from autobatch.inputs import inputVector
 from autobatch.kernels._errors import ArgumentError
 from autobatch.kernels._op import OPS, Shape
 from autobatch.params import ParameterCollection, Parameters
-from autobatch.rnn.builder import RNNBuilder, known, masked, probability
+from autobatch.rnn.builder import Inputs, RNNBuilder, known, masked, probability
 from autobatch.rnn.state import RNNState, make_state
 from autobatch.shortcuts import _nary
 
@@ -137,25 +137,16 @@ class VanillaLSTMBuilder(RNNBuilder):
             new_h.append(x)
         return make_state(self, state, state._use, tuple(new_c), tuple(new_h))
 
-    def _cell(
-        self,
-        graph: Graph,
-        weights: Sequence[Expression],
-        x: Expression,
-        h: Expression | None,
-        c: Expression | None,
-        masks: Sequence[Any] | None,
-        more: Any,
-    ) -> tuple[Expression, Expression | None]:
+    def _cell(self, weights: Sequence[Expression], at: Inputs) -> tuple[Expression, Expression | None]:
         Wx, Wh, b = weights[:3]
-        gh, bh, gx, bx, gc, bc = more
-        a = layer_norm(Wx * x, gx, bx)
-        a = b + (a if h is None else a + layer_norm(Wh * h, gh, bh))
-        gates = self._gates(graph, a)
-        c = vanilla_lstm_c(self._zero(TYPES.records[a.type].shape.batch) if c is None else c, gates)
+        gh, bh, gx, bx, gc, bc = at.more
+        a = layer_norm(Wx * at.x, gx, bx)
+        a = b + (a if at.h is None else a + layer_norm(Wh * at.h, gh, bh))
+        gates = self._gates(a)
+        c = vanilla_lstm_c(at.c or self._zero(TYPES.records[a.type].shape.batch), gates)
         return vanilla_lstm_h(layer_norm(c, gc, bc), gates), c
 
-    def _gates(self, graph: Graph, a: Expression) -> Expression:
+    def _gates(self, a: Expression) -> Expression:
         """Return the activations of the gates, whose op has a forget bias of 1."""
         if self.forget_bias != 1:
             shift = np.zeros((4, self.hidden_dim))
@@ -229,20 +220,11 @@ class CompactVanillaLSTMBuilder(VanillaLSTMBuilder):
         forget, _ = super()._more(graph, update)
         return forget, [self._noise] * self.layers if self._noise else None
 
-    def _cell(
-        self,
-        graph: Graph,
-        weights: Sequence[Expression],
-        x: Expression,
-        h: Expression | None,
-        c: Expression | None,
-        masks: Sequence[Any] | None,
-        more: Any,
-    ) -> tuple[Expression, Expression | None]:
+    def _cell(self, weights: Sequence[Expression], at: Inputs) -> tuple[Expression, Expression | None]:
         Wx, Wh, b = weights
-        zero = self._zero(TYPES.records[x.type].shape.batch)
-        gates = vanilla_lstm_gates(x, zero if h is None else h, Wx, Wh, b, more)
-        c = vanilla_lstm_c(zero if c is None else c, gates)
+        zero = self._zero(TYPES.records[at.x.type].shape.batch)
+        gates = vanilla_lstm_gates(at.x, at.h or zero, Wx, Wh, b, at.more)
+        c = vanilla_lstm_c(at.c or zero, gates)
         return vanilla_lstm_h(c, gates), c
 
 
@@ -304,22 +286,13 @@ class SparseLSTMBuilder(VanillaLSTMBuilder):
         sparse = [known(graph, index, kind) for kind, index in graph.kept[key]]
         return forget, [(*sparse[2 * k : 2 * k + 2], None if norms is None else norms[k]) for k in range(self.layers)]
 
-    def _cell(
-        self,
-        graph: Graph,
-        weights: Sequence[Expression],
-        x: Expression,
-        h: Expression | None,
-        c: Expression | None,
-        masks: Sequence[Any] | None,
-        more: Any,
-    ) -> tuple[Expression, Expression | None]:
-        Wx, Wh, norms = more
+    def _cell(self, weights: Sequence[Expression], at: Inputs) -> tuple[Expression, Expression | None]:
+        Wx, Wh, norms = at.more
         b = weights[2]
         if norms is not None:
-            return super()._cell(graph, (Wx, Wh, b), x, h, c, masks, norms)
-        gates = self._gates(graph, affine_transform([b, Wx, x] if h is None else [b, Wx, x, Wh, h]))
-        c = vanilla_lstm_c(self._zero(TYPES.records[x.type].shape.batch) if c is None else c, gates)
+            return super()._cell((Wx, Wh, b), at._replace(more=norms))
+        gates = self._gates(affine_transform([b, Wx, at.x] if at.h is None else [b, Wx, at.x, Wh, at.h]))
+        c = vanilla_lstm_c(at.c or self._zero(TYPES.records[at.x.type].shape.batch), gates)
         return vanilla_lstm_h(c, gates), c
 
 
@@ -372,33 +345,23 @@ class CoupledLSTMBuilder(RNNBuilder):
         """Return the columns of c2i and c2o."""
         return self.hidden_dim
 
-    def _cell(
-        self,
-        graph: Graph,
-        weights: Sequence[Expression],
-        x: Expression,
-        h: Expression | None,
-        c: Expression | None,
-        masks: Sequence[Any] | None,
-        more: Any,
-    ) -> tuple[Expression, Expression | None]:
+    def _cell(self, weights: Sequence[Expression], at: Inputs) -> tuple[Expression, Expression | None]:
         x2i, h2i, c2i, bi, x2o, h2o, c2o, bo, x2c, h2c, bc = weights
 
-        def gate(parts: list[Expression], own: list[Expression], of_c: Expression, cell: Expression | None) -> Expression:
-            seen = [] if h is None else [own[0], h]
-            return affine_transform([*parts, *seen, *self._peeped(graph, of_c, cell, masks)])
+        def product(b: Expression, Wx: Expression, Wh: Expression) -> list[Expression]:
+            return [b, Wx, at.x] if at.h is None else [b, Wx, at.x, Wh, at.h]
 
-        i = logistic(gate([bi, x2i, x], [h2i], c2i, c))
-        g = tanh(affine_transform([bc, x2c, x] if h is None else [bc, x2c, x, h2c, h]))
-        c = cmult(i, g) if c is None else c + cmult(i, g - c)
-        o = logistic(gate([bo, x2o, x], [h2o], c2o, c))
+        i = logistic(affine_transform([*product(bi, x2i, h2i), *self._peep(at, c2i, at.c)]))
+        g = tanh(affine_transform(product(bc, x2c, h2c)))
+        c = cmult(i, g) if at.c is None else at.c + cmult(i, g - at.c)
+        o = logistic(affine_transform([*product(bo, x2o, h2o), *self._peep(at, c2o, c)]))
         return cmult(o, tanh(c)), c
 
-    def _peeped(self, graph: Graph, W: Expression, c: Expression | None, masks: Sequence[Any] | None) -> list[Expression]:
+    def _peep(self, at: Inputs, W: Expression, c: Expression | None) -> list[Expression]:
         """Return what the peephole adds to a gate's products."""
         if c is None:
             return []
-        return [W, c if masks is None else masked(graph, c, masks[2])]
+        return [W, c if at.masks is None else masked(at.graph, c, at.masks[2])]
 
 
 class FastLSTMBuilder(CoupledLSTMBuilder):
@@ -420,5 +383,5 @@ class FastLSTMBuilder(CoupledLSTMBuilder):
     def _peephole(self) -> int:
         return 1
 
-    def _peeped(self, graph: Graph, W: Expression, c: Expression | None, masks: Sequence[Any] | None) -> list[Expression]:
+    def _peep(self, at: Inputs, W: Expression, c: Expression | None) -> list[Expression]:
         return []

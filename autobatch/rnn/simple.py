@@ -10,9 +10,8 @@ from autobatch.functions.arithmetic import cmult
 from autobatch.functions.elementwise import logistic, tanh
 from autobatch.functions.linear import affine_transform
 from autobatch.functions.noise import dropout
-from autobatch.graph import Graph
 from autobatch.params import ParameterCollection, Parameters
-from autobatch.rnn.builder import RNNBuilder, probability
+from autobatch.rnn.builder import Inputs, RNNBuilder, probability
 from autobatch.rnn.state import RNNState, make_state
 
 
@@ -33,18 +32,9 @@ class SimpleRNNBuilder(RNNBuilder):
         H = self.hidden_dim
         return [model.add_parameters((H, inputs)), model.add_parameters((H, H)), model.add_parameters((H,), init=0.0)]
 
-    def _cell(
-        self,
-        graph: Graph,
-        weights: Sequence[Expression],
-        x: Expression,
-        h: Expression | None,
-        c: Expression | None,
-        masks: Sequence[Any] | None,
-        more: Any,
-    ) -> tuple[Expression, Expression | None]:
+    def _cell(self, weights: Sequence[Expression], at: Inputs) -> tuple[Expression, Expression | None]:
         Wx, Wh, b = weights
-        return tanh(affine_transform([b, Wx, x] if h is None else [b, Wx, x, Wh, h])), None
+        return tanh(affine_transform([b, Wx, at.x] if at.h is None else [b, Wx, at.x, Wh, at.h])), None
 
 
 class GRUBuilder(RNNBuilder):
