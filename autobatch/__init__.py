@@ -7,9 +7,18 @@ import sys as _sys
 
 from autobatch import dynet_config as _dynet_config
 from autobatch import operators as _operators  # noqa: F401  gives expressions their operators
+from autobatch.boxes import FloatValue, FloatVectorValue, UnsignedValue, UnsignedVectorValue
 from autobatch.cg import cg, cg_checkpoint, cg_revert, cg_version, configure, configured, free_memory, memory, renew_cg
 from autobatch.drawing import dump_cg, print_graphviz, print_text_graphviz
-from autobatch.dynet_config import DeviceInfo, DynetParams, available_devices, get_device_info, init, init_from_params
+from autobatch.dynet_config import (
+    HAVE_CUDA,
+    DeviceInfo,
+    DynetParams,
+    available_devices,
+    get_device_info,
+    init,
+    init_from_params,
+)
 from autobatch.expression import Expression
 from autobatch.functions.arithmetic import average, bmax, bmin, cdiv, cmult, colwise_add, emax, esum, logsumexp, pow
 from autobatch.functions.convolution import circ_conv, circ_corr, conv2d, conv2d_bias, filter1d_narrow, maxpooling2d
@@ -225,6 +234,7 @@ from autobatch.trainers import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "HAVE_CUDA",
     "AdadeltaTrainer",
     "AdagradTrainer",
     "AdamTrainer",
@@ -245,6 +255,8 @@ __all__ = [
     "EmptyListError",
     "Expression",
     "FastLSTMBuilder",
+    "FloatValue",
+    "FloatVectorValue",
     "FromFileInitializer",
     "GRUBuilder",
     "GlorotInitializer",
@@ -286,6 +298,8 @@ __all__ = [
     "TreeLSTMBuilder",
     "UnidirectionalTreeLSTMBuilder",
     "UniformInitializer",
+    "UnsignedValue",
+    "UnsignedVectorValue",
     "VanillaLSTMBuilder",
     "abs",
     "acos",
