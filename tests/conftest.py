@@ -31,6 +31,15 @@ settings.register_profile("more", deadline=None, print_blob=True)
 settings.load_profile("more" if "AUTOBATCH_EXAMPLES" in os.environ else "gate")
 
 
+def pytest_collection_modifyitems(config, items):
+    """With `-n auto --dist loadgroup`: all laws of an op in one process, so that its kernels are compiled once."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            op = item.callspec.params.get("op") if hasattr(item, "callspec") else None
+            if op is not None:
+                item.add_marker(pytest.mark.xdist_group(getattr(op, "name", str(op))))
+
+
 @pytest.fixture(autouse=True)
 def clean():
     """Begin each test with the same settings, seed and an empty graph, and put back what it configures."""
