@@ -23,8 +23,11 @@ from laws import (
 from strategies import Random, examples, numbers, plans
 
 import autobatch as ab
+from autobatch.expression import record as record_node
 from autobatch.graph import OP, TYPES
-from autobatch.kernels._op import OPS
+from autobatch.kernels._elementwise import elementwise
+from autobatch.kernels._errors import InternalError
+from autobatch.kernels._op import OPS, one_tensor
 from autobatch.schedule import POLICIES
 
 
@@ -257,6 +260,48 @@ def test_dropout_keeps_the_mean_and_draws_anew_for_each_node():
         a, b = ab.dropout(x, p).npvalue(), ab.dropout(x, p).npvalue()
         assert set(np.unique(a)) == {0.0, np.float64(np.float32(1) / (np.float32(1) - np.float32(p)))}
         assert abs(a.mean() - 1) < 0.1 and abs((a == 0).mean() - p) < 0.02 and abs(((a == 0) & (b == 0)).mean() - p * p) < 0.02
+
+
+@pytest.fixture
+def cubed(monkeypatch):
+    """Make an op x³ without its gradient, for a test."""
+
+    def make(**changes):
+        monkeypatch.setattr("autobatch.kernels._op.OPS", {})  # a record enters itself there
+        record = {"reference": lambda x: x**3, "samples": one_tensor(0.5, 2.0), "path": __file__, **changes}
+        op = elementwise("cubed", record.pop("doc", "x³"), lambda x: x * x * x, [None], **record)
+        monkeypatch.setitem(PUBLIC, "cubed", lambda x: record_node(op, (x,)))
+        return op
+
+    return make
+
+
+def test_an_op_that_lacks_something_fails(cubed):
+    """The laws are no laws if nothing can break them: without gradient, docstring, a true reference, a domain."""
+    op = cubed()
+
+    @examples(10)
+    @given(plans(op))
+    def forward(plan):
+        forward_equals_reference(plan, "float64")
+
+    @examples(10)
+    @given(plans(op))
+    def gradient(plan):
+        gradient_equals_differences(plan)
+
+    forward()
+    with pytest.raises(AssertionError, match="cubed: <J'w, v> = "):
+        gradient()
+    op = cubed(reference=lambda x: x**2)
+    with pytest.raises(AssertionError, match="cubed"):
+        given(plans(op))(lambda plan: forward_equals_reference(plan, "float64"))()
+    with pytest.raises(InternalError, match="'cubed' has no docstring"):
+        cubed(doc=" ")
+    for missing in ("reference", "samples"):
+        with pytest.raises((TypeError, AssertionError)):
+            op = cubed(**{missing: None})
+            assert callable(getattr(op, missing))
 
 
 def test_every_public_entry_names_an_op():
