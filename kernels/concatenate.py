@@ -60,7 +60,7 @@ def _shape(shapes, d):
         for axis, (a, b) in enumerate(zip(padded[0], other, strict=True)):
             if axis != d and a != b:
                 raise wrong("concatenate", f"dim {axis} is {a} and {b}", shapes, f"equal sizes in every dim but dim {d}")
-    dims = list(padded[0])
+    dims = list(padded[0])[: max(len(shapes[0].dims), d + 1)]  # ones at the end as the first argument has them
     dims[d] = sum(p[d] for p in padded)
     return Shape(tuple(dims), common_batch("concatenate", shapes))
 
@@ -81,7 +81,8 @@ def _reference(arguments, d):
     full = [
         np.broadcast_to(a.reshape(*p, a.shape[-1]), (*p, batch)) for a, p in zip(arguments, _padded(shapes, d), strict=True)
     ]
-    return np.concatenate(full, axis=d)
+    y = np.concatenate(full, axis=d)
+    return y.reshape(*y.shape[: max(len(shapes[0].dims), d + 1)], batch)
 
 
 def _samples(choose):
