@@ -210,7 +210,7 @@ def test_concatenate_along_the_next_new_dim_and_with_missing_dims():
     np.testing.assert_array_equal(ab.concatenate([x, x], 1).npvalue(), np.stack([a, a], 1))
     np.testing.assert_array_equal(ab.concatenate([x, y, z], 1).npvalue(), np.concatenate([a[:, None], b, c], 1))
     np.testing.assert_array_equal(ab.concatenate([y, y, y], 2).npvalue(), np.stack([b, b, b], 2))
-    assert ab.concatenate([x, z]).dim() == ((6, 1), 1)
+    assert ab.concatenate([x, z]).dim() == ((6,), 1) and ab.concatenate([z, x]).dim() == ((6, 1), 1)
     many = rng.uniform(-1, 1, (3, 4))
     np.testing.assert_array_equal(
         ab.concatenate([x, batched(many)], 1).npvalue(), np.stack([np.broadcast_to(a[:, None], (3, 4)), many], 1)
