@@ -3,6 +3,7 @@
 import importlib.util
 import pathlib
 import re
+import subprocess
 import sys
 
 import pytest
@@ -250,11 +251,24 @@ def test_bad_arguments(script, arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def written_for_dynet(path):
+    """The text of a script of the repository, with `import dynet as dy`."""
+    return (ROOT / path).read_text().replace("import autobatch as dy", "import dynet as dy")
+
+
+@pytest.mark.parametrize("name", ["bilstm_tagger.py", "rnn_language_model.py"])
+def test_written_for_dynet(name, tmp_path):
+    (tmp_path / name).write_text(written_for_dynet(f"examples/{name}"))
+    command = [sys.executable, "-m", "autobatch.dynet", str(tmp_path / name), "--epochs", "1"]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "epoch " in told
+    assert "60 training sentences" in told
+
+
 def in_dynet(path):
-    """A script of the repository with its import replaced: `import dynet as dy`."""
-    source = (ROOT / path).read_text().replace("import autobatch as dy", "import dynet as dy")
+    """`main` of a script of the repository that has imported DyNet itself."""
     script = {"__name__": "script_in_dynet"}
-    exec(compile(source, path, "exec"), script)
+    exec(compile(written_for_dynet(path), path, "exec"), script)
     return script["main"]
 
 
