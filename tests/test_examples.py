@@ -253,12 +253,12 @@ def test_bad_arguments(script, arguments, message, capsys):
 
 def written_for_dynet(path):
     """The text of a script of the repository, with `import dynet as dy`."""
-    return (ROOT / path).read_text().replace("import autobatch as dy", "import dynet as dy")
+    return (ROOT / path).read_text(encoding="utf-8").replace("import autobatch as dy", "import dynet as dy")
 
 
 @pytest.mark.parametrize("name", ["bilstm_tagger.py", "rnn_language_model.py"])
 def test_written_for_dynet(name, tmp_path):
-    (tmp_path / name).write_text(written_for_dynet(f"examples/{name}"))
+    (tmp_path / name).write_text(written_for_dynet(f"examples/{name}"), encoding="utf-8")
     command = [sys.executable, "-m", "autobatch.dynet", str(tmp_path / name), "--epochs", "1"]
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "epoch " in told
