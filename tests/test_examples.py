@@ -2,6 +2,8 @@
 
 import importlib.util
 import pathlib
+import re
+import subprocess
 import sys
 
 import pytest
@@ -22,10 +24,14 @@ def load(path):
 
 lstm_acceptor = load("examples/lstm_acceptor.py")
 tree_lstm = load("examples/tree_lstm.py")
+tagger = load("examples/bilstm_tagger.py")
+language_model = load("examples/rnn_language_model.py")
 benchmark = load("benchmarks/tree_lstm.py")
 
 
-@pytest.mark.parametrize("script", [lstm_acceptor, tree_lstm, benchmark], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "script", [lstm_acceptor, tree_lstm, tagger, language_model, benchmark], ids=lambda module: module.__name__
+)
 def test_help(script, capsys):
     with pytest.raises(SystemExit) as exit:
         script.main(["--help"])
@@ -106,6 +112,181 @@ def test_treebank_is_well_formed():
 def test_malformed_trees_are_refused(line):
     with pytest.raises(ValueError, match=r"want|closes"):
         tree_lstm.read_tree(line)
+
+
+@pytest.mark.parametrize("letters", [[], ["--characters"]], ids=["words", "characters"])
+def test_tagger_learns(letters):
+    found = tagger.main(letters)
+    history = found["history"]
+    assert (found["train"], found["dev"], len(history)) == (60, 12, 8)
+    losses = [epoch["loss"] for epoch in history]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < 0.2
+    assert history[-1]["accuracy"] > (0.9 if letters else 0.8)
+
+
+def test_tagger_reads_the_letters_of_rare_words():
+    """An untrained word is like all others without --characters, and has scores of its own with it."""
+    apart = {}
+    for letters in ([], ["--characters"]):
+        found = tagger.main([*letters, "--epochs", "1"])["tagger"]
+        tagger.dy.renew_cg()
+        one, other, again = (found.scores([word])[0].vec_value() for word in ("zorbed", "zorbing", "zorbed"))
+        assert one == again
+        apart[bool(letters)] = one != other
+    assert apart == {False: False, True: True}
+
+
+CONLLU = """# text = It works
+1\tIt\t_\tPRON\t_\t_\t_\t_\t_\t_
+2\tworks\t_\tVERB\t_\t_\t_\t_\t_\t_
+
+# text = don't
+1-2\tdon't\t_\t_\t_\t_\t_\t_\t_\t_
+1\tdo\t_\tAUX\t_\t_\t_\t_\t_\t_
+2\tn't\t_\tPART\t_\t_\t_\t_\t_\t_
+"""
+FORMATS = {
+    "conllu": CONLLU,
+    "conll2003": "It PRP B-NP PRON\nworks VBZ B-VP VERB\n\n\ndo VB O AUX\nn't RB O PART",
+    "tabs": "It\tPRON\r\nworks\tVERB\r\n\r\ndo\tAUX\r\nn't\tPART\r\n",
+    "bars": "It|PRON works|VERB\n\ndo|AUX n't|PART\n",
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_tagger_reads_files(name, tmp_path, capsys):
+    path = tmp_path / name
+    path.write_bytes(FORMATS[name].encode())
+    expected = [(("It", "works"), ("PRON", "VERB")), (("do", "n't"), ("AUX", "PART"))]
+    assert tagger.read_file(path) == expected
+    sizes = ["--wembed", "4", "--cembed", "2", "--hidden", "4", "--mlp", "3", "--min-count", "2", "--epochs", "2"]
+    found = tagger.main(["--data", str(path), "--dev", str(path), "--characters", "--dropout", "0.5", *sizes])
+    assert (found["train"], found["dev"], found["tagger"].tags) == (2, 2, ["AUX", "PART", "PRON", "VERB"])
+    assert "works" in capsys.readouterr().out
+
+
+def test_tagger_keeps_bars_and_signs_in_words():
+    assert tagger.read_sentences(["||SYM a|b|X"], "here") == [(("|", "a|b"), ("SYM", "X"))]
+    assert tagger.read_sentences(["#\tSYM", "a|b\tX"], "here") == [(("#", "a|b"), ("SYM", "X"))]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "no sentences in"),
+        (b"\n\n", "no sentences in"),
+        (b"one NN\ntwo\n", "line 2: want a word, a blank or tab, and its tag; got 'two'"),
+        (b"one|NN two|NN\n\nthree|NN four\n", "line 3: want word|TAG, got 'four'"),
+        (b"1\tIt\t_\tPRON" + b"\t_" * 6 + b"\n2\tworks\n", "line 2: want the 10 columns of CoNLL-U"),
+        (b"one NN\n", "has 1 sentences: want at least 6, or --dev FILE"),
+        (b"caf\xe9 NN\n", "is not text in UTF-8"),
+    ],
+)
+def test_tagger_refuses_bad_files(text, message, tmp_path):
+    (tmp_path / "bad").write_bytes(text)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        tagger.main(["--data", str(tmp_path / "bad")])
+
+
+@pytest.mark.parametrize("rnn", ["lstm", "gru", "simple"])
+def test_language_model_learns(rnn):
+    found = language_model.main(["--rnn", rnn, "--epochs", "6", "--samples", "3", "--start", "this is"])
+    history = found["history"]
+    assert (found["train"], found["dev"], len(history)) == (60, 12, 6)
+    perplexities = [epoch["perplexity"] for epoch in history]
+    assert perplexities == sorted(perplexities, reverse=True)
+    assert perplexities[-1] < 5
+    assert history[-1]["dev_perplexity"] < 5
+    assert len(found["samples"]) == 3
+    assert all(sample.startswith("this is ") for sample in found["samples"])
+
+
+def test_language_model_minibatch_is_its_sentences():
+    """Masked and batched by hand, the loss is that of the sentences one by one."""
+    lm = language_model.main(["--epochs", "1", "--samples", "0"])["lm"]
+    sentences = [lm.encode(s.split()) for s in ("the cat", "the man that fed the dog", "the", "this is the unheard of rat")]
+    language_model.dy.renew_cg()
+    alone = [lm.loss([sentence]).scalar_value() for sentence in sentences]
+    assert lm.loss(sentences).scalar_value() == pytest.approx(sum(alone), rel=1e-5)
+    assert list(language_model.columns([[7, 8], [9]], 0)) == [([7, 9], [1, 1]), ([8, 0], [1, 1]), ([0, 0], [1, 0])]
+
+
+def test_language_model_reads_files(tmp_path, capsys):
+    (tmp_path / "train").write_text("a b a b\n\nb a\nc <unk> <s>\n")
+    (tmp_path / "dev").write_text("a d\n")
+    small = ["--wembed", "3", "--hidden", "4", "--layers", "2", "--batch", "2", "--epochs", "2", "--dropout", "0.5"]
+    found = language_model.main(["--data", str(tmp_path / "train"), "--dev", str(tmp_path / "dev"), *small])
+    assert (found["train"], found["dev"], found["lm"].vocabulary) == (3, 1, ["<s>", "<unk>", "a", "b"])
+    assert "Sampled" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b" \n", "no sentences in"),
+        (b"a b\n", "has 1 sentences: want at least 6, or --dev FILE"),
+        (b"caf\xe9\n", "is not text in UTF-8"),
+    ],
+)
+def test_language_model_refuses_bad_files(text, message, tmp_path):
+    (tmp_path / "bad").write_bytes(text)
+    with pytest.raises(ValueError, match=message):
+        language_model.main(["--data", str(tmp_path / "bad")])
+
+
+@pytest.mark.parametrize("script", [tagger, language_model], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "nowhere"], "there is no file nowhere"),
+        (["--dev", "nowhere"], "there is no file nowhere"),
+        (["--epochs", "0"], "must be at least 1"),
+        (["--dropout", "1"], "--dropout < 1"),
+    ],
+)
+def test_bad_arguments(script, arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        script.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def written_for_dynet(path):
+    """The text of a script of the repository, with `import dynet as dy`."""
+    return (ROOT / path).read_text(encoding="utf-8").replace("import autobatch as dy", "import dynet as dy")
+
+
+@pytest.mark.parametrize("name", ["bilstm_tagger.py", "rnn_language_model.py"])
+def test_written_for_dynet(name, tmp_path):
+    (tmp_path / name).write_text(written_for_dynet(f"examples/{name}"), encoding="utf-8")
+    command = [sys.executable, "-m", "autobatch.dynet", str(tmp_path / name), "--epochs", "1"]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "epoch " in told
+    assert "60 training sentences" in told
+
+
+def in_dynet(path):
+    """`main` of a script of the repository that has imported DyNet itself."""
+    script = {"__name__": "script_in_dynet"}
+    exec(compile(written_for_dynet(path), path, "exec"), script)
+    return script["main"]
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(
+    ("script", "path", "arguments"),
+    [
+        (tagger, "examples/bilstm_tagger.py", ["--epochs", "4"]),
+        (tagger, "examples/bilstm_tagger.py", ["--epochs", "4", "--characters"]),
+        (language_model, "examples/rnn_language_model.py", ["--epochs", "4"]),
+    ],
+)
+def test_same_course_in_dynet(dynet, script, path, arguments):
+    """The same program in DyNet itself, from the same seed: equal losses, epoch by epoch."""
+    ours, theirs = script.main(arguments), in_dynet(path)(arguments)
+    for epoch, other in zip(ours["history"], theirs["history"], strict=True):
+        measured = [name for name in epoch if "per_second" not in name]
+        assert [epoch[name] for name in measured] == pytest.approx([other[name] for name in measured], rel=1e-4)
 
 
 def test_benchmark_runs_small():
