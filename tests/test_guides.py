@@ -1,0 +1,86 @@
+"""The porting guide tells the truth: its blocks run and print what it says, and its tables name what differs from DyNet."""
+
+import inspect
+import pathlib
+import re
+
+import pytest
+
+import autobatch as ab
+
+GUIDE = (pathlib.Path(__file__).resolve().parents[1] / "docs" / "from-dynet.md").read_text(encoding="utf-8")
+
+
+def test_blocks_run_and_print_what_the_guide_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```\n(?:\n```text\n(.*?)```\n)?", GUIDE, re.S)
+    assert len(blocks) == GUIDE.count("```python") >= 9
+    names = {}
+    for number, (code, shown) in enumerate(blocks, 1):
+        exec(compile(code, f"block {number} of the guide", "exec"), names)
+        assert capsys.readouterr().out == shown, f"block {number}"
+
+
+def table(heading):
+    """The rows of the tables below a heading, as lists of cells."""
+    part = GUIDE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("| `")]
+    assert rows
+    return rows
+
+
+def names_in(cell):
+    return set(re.findall(r"`([\w.]+)`", cell))
+
+
+def public(thing):
+    return {name for name in dir(thing) if not name.startswith("_")}
+
+
+def shared_callables(dynet):
+    """(name, DyNet's, ours) of each function, class and method that both have."""
+    for name in sorted(public(dynet) & public(ab)):
+        theirs, ours = getattr(dynet, name), getattr(ab, name)
+        if callable(theirs):
+            yield name, theirs, ours
+        if inspect.isclass(theirs) and inspect.isclass(ours):
+            for member in sorted(public(theirs) & public(ours)):
+                if callable(getattr(theirs, member)):
+                    yield f"{name}.{member}", getattr(theirs, member), getattr(ours, member)
+
+
+@pytest.mark.oracle
+def test_the_guide_names_what_is_missing(dynet):
+    missing = public(dynet) - public(ab)
+    for name in public(dynet) & public(ab):
+        theirs, ours = getattr(dynet, name), getattr(ab, name)
+        if inspect.isclass(theirs) and inspect.isclass(ours):
+            missing |= public(theirs) - public(ours)
+    assert set().union(*(names_in(row[0]) for row in table("Names that are missing"))) == missing
+
+
+def keywords(function):
+    """The arguments that a call can name; None where Python cannot tell."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+
+
+@pytest.mark.oracle
+def test_the_guide_names_the_arguments_that_are_called_otherwise(dynet):
+    found = set()
+    for name, theirs, ours in shared_callables(dynet):
+        if inspect.isclass(theirs) or name.endswith("update_subset"):  # which does nothing, whatever its arguments
+            continue
+        before, after = keywords(theirs), keywords(ours)
+        if before is not None and after is not None and not set(before) <= set(after):
+            lost, new = ([n for n in one if n not in other] for one, other in ((before, after), (after, before)))
+            found.add((name.split(".")[-1], tuple(lost), tuple(new)))
+    told = {
+        (name, tuple(re.findall(r"`(\w+)`", before)), tuple(re.findall(r"`(\w+)`", after)))
+        for call, before, after in table("Arguments of another name")
+        for name in names_in(call.split(" of ")[0])
+    }
+    assert told == found
