@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from autobatch.expression import Expression
+from autobatch.expression import Expression, describe
+from autobatch.files import path_of
 from autobatch.graph import ARGUMENTS, IMMEDIATES, INPUT, OP, ROW, STOP, TYPES, Graph, current_graph
-from autobatch.kernels._errors import ArgumentError
+from autobatch.kernels._errors import ArgumentError, OperandError
 from autobatch.params import LookupParameters, Parameters
 
 _KINDS = {INPUT: "input", ROW: "lookup", STOP: "nobackprop"}
@@ -88,6 +89,9 @@ def print_graphviz(
     """
     if expression_names is not None and not isinstance(expression_names, Mapping):
         raise ArgumentError("print_graphviz: expression_names is no dict\n  expected  a dict from expressions to names")
+    for e in expression_names or ():
+        if not isinstance(e, Expression):
+            raise OperandError(f"print_graphviz: {describe(e)} has a name\n  expected  a dict from expressions to names")
     try:
         import graphviz
     except ImportError:
@@ -107,6 +111,7 @@ def dump_cg(filename: str = "", show_values: bool = True, show_gradients: bool =
     show_gradients : with their gradients, after `backward`.
     nan_check_only : in place of the numbers say only which nodes hold NaN or infinity.
     """
+    path = path_of("dump_cg", filename)
     graph = current_graph()
     execution, lines = graph.execution, []
     for index, record, arguments, immediates in _nodes(graph):
@@ -127,8 +132,8 @@ def dump_cg(filename: str = "", show_values: bool = True, show_gradients: bool =
                 elif not np.isfinite(array).all():
                     text += f"\n  {what} holds NaN or infinity"
         lines.append(text)
-    if filename:
-        with open(filename, "w", encoding="utf-8") as file:
+    if path:
+        with open(path, "w", encoding="utf-8") as file:
             file.write("\n".join(lines) + "\n")
     else:
         print("\n".join(lines))

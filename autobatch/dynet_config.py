@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from autobatch import params, seeds
 from autobatch.cg import configure
-from autobatch.kernels._errors import ArgumentError, DeviceError
+from autobatch.kernels._errors import ArgumentError, DeviceError, OperandError
 
 HAVE_CUDA = False
 
@@ -175,6 +175,11 @@ class DynetParams:
 
     def from_config(self, conf: Any) -> None:
         """Take the settings of a dict as `get` returns it."""
+        if not isinstance(conf, Mapping):
+            raise OperandError(f"from_config: {type(conf).__name__}\n  expected  a dict as dynet_config.get() returns it")
+        unknown = [key for key in conf if key not in _WITH_VALUE | _ALONE]
+        if unknown:
+            raise ArgumentError(f"from_config: {unknown[0]!r:.60}\n  expected  {', '.join(sorted(_WITH_VALUE | _ALONE))}")
         self._settings = dict(conf)
 
     def init(self) -> None:
@@ -191,7 +196,7 @@ class DynetParams:
 
     def set_autobatch(self, autobatch: bool) -> None:
         """Set whether graphs are batched."""
-        self._settings["autobatch"] = int(autobatch)
+        self._settings["autobatch"] = bool(autobatch)
 
     def set_profiling(self, profiling: int) -> None:
         """Without meaning here."""
@@ -203,7 +208,7 @@ class DynetParams:
 
     def set_shared_parameters(self, shared_parameters: bool) -> None:
         """Without meaning here."""
-        self._settings["shared_parameters"] = int(shared_parameters)
+        self._settings["shared_parameters"] = bool(shared_parameters)
 
     def set_requested_gpus(self, requested_gpus: int) -> None:
         """Ask for GPUs; `init` raises DeviceError if any are."""
@@ -211,7 +216,7 @@ class DynetParams:
 
     def set_gpu_mask(self, gpu_mask: Any) -> None:
         """Ask for certain GPUs; `init` raises DeviceError if any are."""
-        self._settings["gpu_ids"] = any(gpu_mask or ())
+        self._settings["gpu_ids"] = any(gpu_mask) if isinstance(gpu_mask, Iterable) else bool(gpu_mask)
 
     def set_cpu_mode(self) -> None:
         """Ask for no GPU."""
@@ -225,6 +230,8 @@ def init(shared_parameters: Any = None) -> None:
 
 def init_from_params(params: DynetParams) -> None:
     """Put settings into effect."""
+    if not isinstance(params, DynetParams):
+        raise OperandError(f"init_from_params: {type(params).__name__}\n  expected  DynetParams")
     params.init()
 
 
@@ -248,6 +255,6 @@ def get_device_info(name: str) -> DeviceInfo:
     ------
     DeviceError : there is no such device.
     """
-    if name not in ("", "CPU", b"CPU"):
-        raise DeviceError(f"there is no device {name!r}\n  expected  CPU")
+    if not isinstance(name, (str, bytes)) or name not in ("", "CPU", b"CPU"):
+        raise DeviceError(f"there is no device {name!r:.60}\n  expected  CPU")
     return DeviceInfo("CPU", "CPU", 0)

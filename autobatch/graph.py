@@ -19,9 +19,10 @@ Lists, because `list.append` is three times as fast as `array.append`; they beco
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -377,6 +378,18 @@ class Graph:
         self.zeros = {key: index for key, index in self.zeros.items() if index < nodes}
         if self.execution is not None and self.execution.flushed > nodes:
             self.execution.cut(nodes, args)
+
+    @contextlib.contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Drop what was recorded, and kept for builders, if the block fails."""
+        nodes, kept = len(self.recorded_types), dict(self.kept)
+        try:
+            yield
+        except BaseException:
+            self.undo(nodes)
+            self.kept.clear()
+            self.kept.update(kept)
+            raise
 
     def seal(self) -> None:
         """Send all recording through `record` from now on (a checkpoint lies above, or nodes are computed at once)."""

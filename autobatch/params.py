@@ -835,6 +835,16 @@ class ParameterCollection:
             collection._namesakes, collection._inner_namesakes = namesakes, inner
         _changed()
 
+    @contextlib.contextmanager
+    def _attempt(self) -> Iterator[None]:
+        """Take back all parameters and subcollections made in the block if it fails."""
+        mark = self._mark()
+        try:
+            yield
+        except BaseException:
+            self._undo(mark)
+            raise
+
     # Training
 
     def reset_gradient(self) -> None:

@@ -21,6 +21,7 @@ from autobatch.expression import describe
 from autobatch.kernels._errors import ArgumentError, MissingFileError, ModelFileError, OperandError
 from autobatch.params import LookupParameters, ParameterCollection, Parameters, Storage, room_for
 
+_DEEPEST = 200  # lists within lists of a spec
 _DYNET = ("_dynet", "dynet")  # modules that its classes lie in
 
 
@@ -92,9 +93,17 @@ def save(basename: files.Path, objects: Iterable[Any]) -> None:
                 raise AttributeError(f"save: {thing} is a collection\n  try       its own save()")
             if not hasattr(type(thing), "from_spec"):
                 raise AttributeError(f"save: {describe(thing)} has no class method from_spec(spec, collection)")
-            collection = thing.param_collection()
+            if not callable(getattr(thing, "param_collection", None)):
+                raise AttributeError(f"save: {describe(thing)} has no method param_collection()")
+            collection, missing = thing.param_collection(), object()
+            if not isinstance(collection, ParameterCollection):
+                raise OperandError(f"save: {describe(thing)} has for a collection {describe(collection)}")
+            spec = getattr(thing, "spec", missing)
+            if spec is missing:
+                raise AttributeError(f"save: {describe(thing)} has no attribute spec")
+            _check_spec(thing, spec)
             entries += [p._entry(p.name()) for p in collection._everything()]
-            about = (type(thing), thing.spec, collection.name())
+            about = (type(thing), spec, collection.name())
         _Pickler(meta, protocol=2).dump(about)
     names = [entry.name for entry in entries]
     for name in names:
@@ -106,6 +115,22 @@ def save(basename: files.Path, objects: Iterable[Any]) -> None:
     with files.replaced(path + ".data", path + ".meta") as (data, second):
         files.write_entries(data, entries)
         second.write(meta.getvalue())
+
+
+def _check_spec(thing: Any, spec: Any, depth: int = 0) -> None:
+    """Raise for a spec that could not be loaded again."""
+    fits = spec is None or isinstance(spec, (bool, int, float, str, bytes))
+    if isinstance(spec, type):
+        fits = hasattr(spec, "from_spec")
+    elif isinstance(spec, (tuple, list, dict)) and depth < _DEEPEST:
+        fits = True
+        for part in spec if not isinstance(spec, dict) else (*spec.keys(), *spec.values()):
+            _check_spec(thing, part, depth + 1)
+    if not fits:
+        raise ArgumentError(
+            f"save: the spec of {describe(thing)} holds {describe(spec)}\n"
+            "  expected  numbers, texts, tuples, lists, dicts, and classes with a from_spec"
+        )
 
 
 # Loading --------------------------------------------------------------------------------------------------------------

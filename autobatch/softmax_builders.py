@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from autobatch import seeds
-from autobatch.arguments import _index, _sequence, _shape
+from autobatch.arguments import _index, _integer, _sequence, _shape
 from autobatch.expression import Expression, check_expression, describe
 from autobatch.files import Path, path_of
 from autobatch.functions.arithmetic import esum
@@ -27,9 +27,11 @@ from autobatch.functions.selection import concatenate, concatenate_to_batch, pic
 from autobatch.inputs import zeros
 from autobatch.kernels._errors import ArgumentError, MissingFileError, ModelFileError, OperandError, ShapeError
 from autobatch.params import ParameterCollection, Parameters
-from autobatch.rnn.builder import whole
+from autobatch.rnn.builder import made, whole
 
 Builder = TypeVar("Builder", bound="SoftmaxBuilder")
+_DEEPEST = 100
+_TREE = "lists of classes, and tuples of numbers of words, none of them empty"
 
 
 class Layer:
@@ -71,12 +73,20 @@ class SoftmaxBuilder:
     _inputs: int
     _words: int
 
-    def _begin(self, input_dim: int, model: Any, folder: str) -> None:
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        name = self.whoami()
+        raise OperandError(f"{name} has no scores\n  try       one of its subclasses, for example StandardSoftmaxBuilder")
+
+    @classmethod
+    def from_spec(cls, spec: tuple[Any, ...], model: ParameterCollection) -> Any:
+        """Return a new builder of this spec, with parameters in `model`."""
+        return cls(spec, model)
+
+    def _begin(self, input_dim: int, model: Any) -> None:
         name = self.whoami()
         self._inputs = whole(name, "input_dim", input_dim)
         if not isinstance(model, ParameterCollection):
             raise OperandError(f"{name}: the collection is {describe(model)}\n  expected  a ParameterCollection")
-        self._collection = model.add_subcollection(folder)
 
     @property
     def spec(self) -> tuple[Any, ...]:
@@ -165,10 +175,12 @@ class StandardSoftmaxBuilder(SoftmaxBuilder):
 
     def __init__(self, input_dim: int, num_classes: int, pc: ParameterCollection, bias: bool = True) -> None:
         self._words = whole(self.whoami(), "num_classes", num_classes)
-        self._begin(input_dim, pc, "standard-softmax-builder")
+        self._begin(input_dim, pc)
         self._bias = bool(bias)
-        self._W = self._collection.add_parameters((self._words, self._inputs))
-        self._b = self._collection.add_parameters((self._words,), init=0.0) if self._bias else None
+        with pc._attempt():
+            self._collection = pc.add_subcollection("standard-softmax-builder")
+            self._W = self._collection.add_parameters((self._words, self._inputs))
+            self._b = self._collection.add_parameters((self._words,), init=0.0) if self._bias else None
 
     @property
     def spec(self) -> tuple[Any, ...]:
@@ -178,8 +190,7 @@ class StandardSoftmaxBuilder(SoftmaxBuilder):
     @classmethod
     def from_spec(cls, spec: tuple[Any, ...], model: ParameterCollection) -> StandardSoftmaxBuilder:
         """Return a new builder of this spec, with parameters in `model`."""
-        input_dim, num_classes, bias = spec
-        return cls(input_dim, num_classes, model, bias)
+        return made(cls, "(input_dim, num_classes, bias)", spec, model, 2)  # type: ignore[no-any-return]
 
     def full_logits(self, x: Expression, update: bool = True) -> Expression:
         """Return W x + b, (C,)."""
@@ -225,6 +236,7 @@ class _TreeSoftmaxBuilder(SoftmaxBuilder):
     """Softmax along paths of classes: what the class-factored and the hierarchical builder share."""
 
     _folder: str
+    _deepest: int = _DEEPEST  # classes within classes
 
     def __init__(
         self, input_dim: int, cluster_file: Path, word_dict: Mapping[str, int], pc: ParameterCollection, bias: bool = True
@@ -238,9 +250,11 @@ class _TreeSoftmaxBuilder(SoftmaxBuilder):
         raise NotImplementedError
 
     def _make(self, input_dim: int, root: _Node, pc: ParameterCollection, bias: bool) -> None:
-        self._begin(input_dim, pc, self._folder)
+        self._begin(input_dim, pc)
         self._bias, self._root = bool(bias), root
-        root.make(self._collection, self._inputs, self._bias)
+        with pc._attempt():
+            self._collection = pc.add_subcollection(self._folder)
+            root.make(self._collection, self._inputs, self._bias)
         self._paths: dict[int, list[tuple[_Node, int]]] = {}
         self._order: list[int] = []  # words in the order of the tree
 
@@ -263,18 +277,29 @@ class _TreeSoftmaxBuilder(SoftmaxBuilder):
     def from_spec(cls, spec: tuple[Any, ...], model: ParameterCollection) -> Any:
         """Return a new builder of this spec, with parameters in `model`."""
 
-        def node(parts: Any) -> _Node:
+        name = f"{cls.__name__}.from_spec"
+        words: list[int] = []
+
+        def node(parts: Any, depth: int) -> _Node:
             made = _Node()
-            if isinstance(parts, tuple):
-                made.words = list(parts)
+            if not isinstance(parts, (tuple, list)) or not parts or depth > cls._deepest:
+                raise ArgumentError(f"{name}: {describe(parts)} among the classes\n  expected  {_TREE}")
+            if isinstance(parts, tuple) and (depth or cls._deepest > 1):
+                made.words = [_integer(name, "a word", word) for word in parts]
+                words.extend(made.words)
             else:
-                made.children = {str(k): node(part) for k, part in enumerate(parts)}
+                made.children = {str(k): node(part, depth + 1) for k, part in enumerate(parts)}
             return made
 
+        if not isinstance(spec, (tuple, list)) or len(spec) != 3:
+            raise ArgumentError(f"{name}: {describe(spec)}\n  expected  (input_dim, classes, bias)")
         input_dim, tree, bias = spec
-        made = cls.__new__(cls)
-        made._make(input_dim, node(tree), model, bias)
-        return made
+        root = node(tree, 0)
+        if sorted(words) != list(range(len(words))):
+            raise ArgumentError(f"{name}: the words are {sorted(words)[:8]}...\n  expected  0 to {len(words) - 1}, each once")
+        new = cls.__new__(cls)
+        new._make(input_dim, root, model, bias)
+        return new
 
     def _loss(self, x: Expression, word: int, update: bool) -> Expression:
         losses = [_layer(node).loss(x, k, update) for node, k in self._paths[word]]
@@ -332,6 +357,7 @@ class ClassFactoredSoftmaxBuilder(_TreeSoftmaxBuilder):
     """
 
     _folder = "class-factored-softmax-builder"
+    _deepest = 1
 
     @staticmethod
     def _parse(line: str) -> tuple[list[str], str]:
@@ -424,12 +450,14 @@ def _read(name: str, cluster_file: Any, word_dict: Any, parse: Callable[[str], t
             raise ModelFileError(f"{path}, line {k}: {line[:60]!r}\n  expected  classes, and a word") from None
         if word not in word_dict:
             raise ModelFileError(f"{path}, line {k}: the word {word!r} is not in the dictionary")
+        if len(classes) > _DEEPEST:
+            raise ModelFileError(f"{path}, line {k}: {len(classes)} classes\n  expected  at most {_DEEPEST} within each other")
         node = root
         for cls in classes:
             if node.words:
                 raise ModelFileError(f"{path}, line {k}: {line[:60]!r}\n  expected  no classes where there are words already")
             node = node.children.setdefault(cls, _Node())
-        number = word_dict[word]
+        number = _integer(name, f"the number of {word!r:.40}", word_dict[word])
         if number in seen or node.children:
             raise ModelFileError(f"{path}, line {k}: the word {word!r} is there twice, or beside classes")
         seen.add(number)

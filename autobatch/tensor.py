@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autobatch import seeds
-from autobatch.kernels._errors import ArgumentError
+from autobatch.graph import LARGEST
+from autobatch.kernels._errors import ArgumentError, OperandError
 from autobatch.kernels._op import Shape
+
+
+def _integer(op: str, what: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise OperandError(f"{op}: {what} is {type(value).__name__} {value!r:.60}\n  expected  an integer") from None
 
 
 class Tensor:
@@ -21,6 +30,8 @@ class Tensor:
     """
 
     def __init__(self, flat: NDArray[Any], shape: Shape) -> None:
+        if not isinstance(flat, np.ndarray) or not isinstance(shape, Shape) or flat.size != shape.total:
+            raise OperandError("Tensor is never made directly\n  try       tensor_value() of an expression")
         self._shape = shape
         self._array = flat.reshape((*shape.dims, shape.batch), order="F")
 
@@ -39,13 +50,14 @@ class Tensor:
         device: tuple[int, int] = self.as_numpy().__dlpack_device__()
         return device
 
-    def _along(self, what: str, dim: int, num: int) -> int:
+    def _along(self, what: str, dim: Any, num: Any) -> tuple[int, int, int]:
+        dim, num = _integer(what, "dim", dim), _integer(what, "num", num)
         if not 0 <= dim < len(self._shape.dims):
             raise ArgumentError(f"{what}: dim {dim} of {self._shape}\n  expected  0 to {len(self._shape.dims) - 1}")
         size = self._shape.dims[dim]
         if not 1 <= num <= size:
             raise ArgumentError(f"{what}: {num} of {size} numbers\n  expected  1 to {size}")
-        return size
+        return dim, num, size
 
     def _like(self, array: NDArray[Any]) -> Tensor:
         *dims, batch = array.shape
@@ -65,7 +77,7 @@ class Tensor:
 
         Raises as `argmax`.
         """
-        self._along("topk", dim, num)
+        dim, num, _ = self._along("topk", dim, num)
         places = np.argsort(-self._array, axis=dim, kind="stable")
         places = np.take(places, range(num), axis=dim).astype(np.int64)
         return self._like(np.take_along_axis(self._array, places, axis=dim)), self._like(places)
@@ -75,9 +87,10 @@ class Tensor:
 
         They come from the stream of `reset_random_seed`. Raises ArgumentError for no such dim. (DyNet dies of num above 1.)
         """
-        size = self._along("categorical_sample_log_prob", dim, 1)
-        if num < 1:
-            raise ArgumentError(f"categorical_sample_log_prob: {num} samples\n  expected  at least 1")
+        name = "categorical_sample_log_prob"
+        (dim, _, size), num = self._along(name, dim, 1), _integer(name, "num", num)
+        if not 1 <= num <= LARGEST // (self._array.size // size):
+            raise ArgumentError(f"{name}: {num} samples\n  expected  at least 1, and at most {LARGEST:,} numbers in all")
         rows = np.moveaxis(self._array, dim, -1).astype(np.float64)
         sums = np.cumsum(np.exp(rows - rows.max(axis=-1, keepdims=True)), axis=-1)
         drawn = seeds.uniforms(num * sums.size // size, 0.0, 1.0, "float64").reshape((*sums.shape[:-1], num))

@@ -2,7 +2,8 @@
 
 The calls are made in a process of their own, so that one that ends the process is seen, and named. An error is clear if it is
 of a class of the project, or was raised by a `raise` of the package, or is Python's own about the form of the call. After
-every few calls a known graph is computed, and from time to time every expression that is around.
+every few calls a known graph is computed, and from time to time every expression that is around. Files are written in a
+folder of the process's own.
 
     python tests/test_fuzz.py SEED CALLS [FIRST]      prints the calls from FIRST on
 """
@@ -16,6 +17,7 @@ import pathlib
 import random
 import subprocess
 import sys
+import tempfile
 import traceback
 import warnings
 
@@ -24,7 +26,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CALLS = 15_000
-MEMORY = 8 << 30  # bytes of address space of the process
+MEMORY = 6_000_000 << 10  # bytes of address space of the process
+RESIDENT = 2 << 20  # kilobytes of it that are used at most
 
 
 @pytest.mark.parametrize(("seed", "calls", "checked"), [(1, CALLS, False), (2, CALLS, False), (3, CALLS // 4, True)])
@@ -64,16 +67,76 @@ INTEGERS = [0, 1, 2, 3, 4, 5, 7, -1, -2, 17, 2**31 - 1, 2**31, 2**32, -(2**31) -
 FLOATS = [0.0, -0.0, 0.5, 1.0, 1.5, -1.0, 2.0, 1e-300, 1e30, 1e300, float("nan"), float("inf"), -float("inf")]
 
 
-BY_NAME = {
-    "expression": "x y e self other left right",
-    "expressions": "exprs vecs xs parameters",
-    "integer": "i v index d s k batch_size layers input_dim hidden_dim size seed n",
-    "integers": "indices vs rows strides range_from range_to",
-    "dims": "dim dims",
-    "nested": "arr array values row",
-    "number": "p val value learning_rate scale mean std thr lam c left right alpha beta_1 beta_2 eps forget_bias d_h gain var",
+FILES = ["m", "n", "clusters", "paths", "wrong", "missing", "folder/m", "", "m.safetensors", "trainer", "pair", "sampled"]
+KEYS = ["", "/", "/m", "/vanilla-lstm-builder", "/W", "W", "/a b", "/m/"]
+CHOICES = {
+    "dtype": ["float32", "float64", None, "float16"],
+    "policy": ["ratio", "none", "depth", "agenda", "x"],
+    "device": ["", "CPU", "CPU", "GPU:0"],
+    "gradient_mode": ["zero_gradient", "straight_through_gradient", "straight", ""],
+    "init": [None, "normal", "uniform", "glorot", "he", "identity", "saxe", 0.5, "x"],
+    "autobatching": [True, False, None, "ratio", "x"],
 }
+CHOICES["device_str"] = CHOICES["device"]
+CHOICES["kind"] = ["lookup", "x"]
+
+# What a parameter is meant to be: by its annotation, else (Any, or none) by its name.
+BY_ANNOTATION = {
+    "expression": "Expression",
+    "expressions": "Sequence[Expression];Iterable[Expression];tuple[Expression, ...]",
+    "integer": "int",
+    "integers": "Sequence[int]",
+    "number": "float;np.number;Number",
+    "flag": "bool",
+    "dims": "tuple[int, ...]",
+    "nested": "ArrayLike;NDArray[Any];NDArray[np.floating];np.ndarray;Sequence[Sequence[float]];Sequence[float]",
+    "lists": "Sequence[Sequence[int]]",
+    "collection": "ParameterCollection;Storage",
+    "file": "Path;files.Path;bytes;os.PathLike[Any]",
+    "words": "Mapping[str, int]",
+    "names": "Mapping[Expression, str];Mapping[Any, Any]",
+    "thing": "TreeLSTMBuilder;StackedRNNState;Sequence[RNNState];DynetParams;RNNBuilder",
+    "objects": "Iterable[Any]",
+    "initializer": "PyInitializer",
+    "spec": "tuple[Any, ...]",
+    "pairs": "Sequence[tuple[RNNBuilder, RNNBuilder]]",
+}
+BY_NAME = {
+    "expression": "expression x y z e self other left right b g w h c f bias arguments",
+    "expressions": "exprs vecs xs es parameters",
+    "integer": "i v index k batch_size layers input_dim hidden_dim size seed n s num_layers id",
+    "integers": "indices vs rows strides range_from range_to",
+    "dims": "dim dims d",
+    "nested": "arr array values row",
+    "number": "p val value learning_rate scale mean std thr lam alpha beta_1 beta_2 eps forget_bias d_h gain var m",
+    "factory": "rnn_builder_factory",
+    "parameter": "parameter",
+    "settings": "conf",
+    "file": "fname filename basename",
+    "key": "key",
+    "word": "name",
+    "thing": "state builder states",
+}
+ANNOTATED = {text: maker for maker, texts in BY_ANNOTATION.items() for text in texts.split(";")}
 MAKERS = {name: maker for maker, names in BY_NAME.items() for name in names.split()}
+
+
+def alternatives(annotation):
+    """Return the parts of ``"A | B[C | D]"``: A and B[C | D]."""
+    parts, depth = [""], 0
+    for letter in annotation if isinstance(annotation, str) else "":
+        depth += (letter == "[") - (letter == "]")
+        if letter == "|" and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts]
+
+
+def makers_of(name, annotation):
+    """Return the makers of values for a parameter."""
+    found = [ANNOTATED[part] for part in alternatives(annotation) if part in ANNOTATED]
+    return [MAKERS[name]] if name in MAKERS and (not found or name in ("fname", "filename", "key")) else found
 
 
 class Arguments:
@@ -161,15 +224,82 @@ class Arguments:
             *(lambda: self.rng.choice(self.world.things), lambda: type, lambda: np.array(3.0)),
         )
 
-    def of(self, name):
-        """A value for a parameter of this name: mostly what its name promises."""
-        if name in ("m", "model") and self.rng.random() < 0.8:
-            return self.world.model
+    def flag(self):
+        return self.rng.random() < 0.5
+
+    def lists(self):
+        return [self.integers() for _ in range(self.rng.randrange(4))]
+
+    def collection(self):
+        return self.rng.choice([self.world.model, self.world.model, self.world.model64, self.world.small])
+
+    def file(self):
+        name = self.rng.choice(FILES)
+        return self.pick(lambda: name, lambda: name, lambda: name.encode(), lambda: pathlib.Path(name))
+
+    def word(self):
+        return self.rng.choice(WORDS)
+
+    def key(self):
+        return self.rng.choice(KEYS)
+
+    def words(self):
+        return {word: k for k, word in enumerate(["a", "b", "c", "d", "e"][: self.rng.choice([0, 3, 5, 5, 5])])}
+
+    def names(self):
+        return {self.expression(): self.rng.choice(WORDS)}
+
+    def thing(self):
+        one = lambda: self.rng.choice(self.world.things)  # noqa: E731
+        return self.pick(one, lambda: [one(), one()], lambda: [self.world.of(self.world.ab.RNNState) or one()])
+
+    def objects(self):
+        choices = [*self.world.parameters, *self.world.things]
+        return [self.rng.choice(choices) for _ in range(self.rng.choice([0, 1, 1, 2, 3]))]
+
+    def initializer(self):
+        ab, name = self.world.ab, self.rng.choice([n for n in self.world.names if n.endswith("Initializer")])
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):
+            return getattr(ab, name)(*self.pick(lambda: (), lambda: (self.array(),), lambda: (0.5,)))
+        return ab.ConstInitializer(0.5)
+
+    def factory(self):
+        ab = self.world.ab
+        return self.rng.choice([ab.LSTMBuilder, ab.GRUBuilder, ab.SimpleRNNBuilder, ab.RNNBuilder, ab.BiRNNBuilder])
+
+    def pairs(self):
+        one = lambda: self.world.of(self.world.ab.RNNBuilder)  # noqa: E731
+        return [(one(), one()) for _ in range(self.rng.randrange(3))]
+
+    def parameter(self):
+        return self.rng.choice(self.world.parameters)
+
+    def settings(self):
+        values = {"seed": self.integer(), "mem": "512", "weight_decay": self.number(), "autobatch": self.integer(), "x": 1}
+        return {k: v for k, v in values.items() if k != "mem" and self.rng.random() < 0.5}
+
+    def spec(self):
+        few = lambda: self.rng.choice([1, 2, 3, 4])  # noqa: E731
+        return self.pick(
+            *(lambda: (few(), few(), 2 * few()), lambda: (few(), few(), few(), 2), lambda: (few(), few(), few(), True, 1.0)),
+            *(lambda: (few(), 3, True), lambda: (3, [(0, 1), (2,)], True), lambda: (3, [[(0,), (2, 1)], (3, 4)], False)),
+            *(lambda: (1, 3, 4, self.factory(), None), lambda: (1, 3, 4, self.factory(), self.pairs())),
+            *(lambda: (3, self.nested(), True), lambda: tuple(self.anything() for _ in range(self.rng.randrange(6)))),
+            *(lambda: (3, [[], (0, 0)], True), lambda: (1, 2, 3, self.anything(), self.anything())),
+        )
+
+    def of(self, name, annotation="", where=""):
+        """A value for a parameter of this name: mostly what it is meant to be."""
+        if name in CHOICES and self.rng.random() < 0.8:
+            return self.rng.choice(CHOICES[name])
+        if name in ("m", "model") and "Trainer" in where and self.rng.random() < 0.8:
+            return self.collection()
         if name in ("at",) and self.rng.random() < 0.8:
             return self.pick(self.integer, self.slices)
-        maker = MAKERS.get(name)
-        if maker is None or self.rng.random() < 0.25:
+        makers = makers_of(name, annotation)
+        if not makers or self.rng.random() < 0.25:
             return self.pick(self.anything, lambda: self.rng.choice([True, False, 0, 1, "", None]))
+        maker = self.rng.choice(makers)
         if maker == "nested" and self.rng.random() < 0.5:
             maker = "array"
         return getattr(self, maker)()
@@ -181,17 +311,18 @@ class Arguments:
         except (TypeError, ValueError):
             parameters = []
         positional, named = [], {}
+        where = getattr(function, "__qualname__", "")
         for p in parameters:
             if p.kind == p.VAR_POSITIONAL:
-                positional += [self.of(p.name.rstrip("s")) for _ in range(self.rng.randrange(3))]
+                positional += [self.of(p.name.rstrip("s"), where=where) for _ in range(self.rng.randrange(3))]
             elif p.kind == p.VAR_KEYWORD:
                 continue
             elif p.default is not p.empty and self.rng.random() < 0.6:
                 continue
             elif p.kind == p.KEYWORD_ONLY or named or (p.default is not p.empty and self.rng.random() < 0.3):
-                named[p.name] = self.of(p.name)
+                named[p.name] = self.of(p.name, p.annotation, where)
             else:
-                positional.append(self.of(p.name))
+                positional.append(self.of(p.name, p.annotation, where))
         if self.rng.random() < 0.03:
             positional = positional[:-1] if self.rng.random() < 0.5 else [*positional, self.anything()]
         return positional, named
@@ -213,9 +344,35 @@ class World:
         self.model64 = ab.ParameterCollection(dtype="float64")
         self.known = ab.ParameterCollection()
         self.W = self.known.add_parameters((3, 3), init=np.arange(9.0).reshape(3, 3) / 10)
-        self.things = [self.model, self.model64, ab.SimpleSGDTrainer(self.model), ab.AdamTrainer(self.model)]
-        self.things += [ab.LSTMBuilder(1, 3, 3, self.model), ab.LSTMBuilder(2, 2, 3, self.model)]
+        self.small = ab.ParameterCollection()
+        self.small.add_parameters((3, 3))
+        self.small.add_lookup_parameters((3, 2))
+        write_files(ab)
+        self.start()
         self.begin()
+
+    def start(self):
+        """The things that stay: collections, trainers, builders of every kind."""
+        ab, m = self.ab, self.small
+        self.things = [self.model, self.model64, ab.SimpleSGDTrainer(self.model), ab.AdamTrainer(self.model), m]
+        for name in self.names:
+            kind = getattr(ab, name)
+            if name.endswith("Trainer") and name != "Trainer":
+                self.things.append(kind(m))
+            elif inspect.isclass(kind) and issubclass(kind, ab.RNNBuilder) and kind is not ab.RNNBuilder:
+                self.things += [kind(1, 3, 3, m), kind(2, 2, 3, m)]
+        self.things += [ab.BiRNNBuilder(2, 3, 4, m, ab.LSTMBuilder), ab.NaryTreeLSTMBuilder(2, 1, 3, 4, m)]
+        self.things += [ab.UnidirectionalTreeLSTMBuilder(1, 3, 3, m), ab.BidirectionalTreeLSTMBuilder(1, 3, 4, m)]
+        words = {word: k for k, word in enumerate("abcde")}
+        self.things += [ab.StandardSoftmaxBuilder(3, 4, m), ab.ClassFactoredSoftmaxBuilder(3, "clusters", words, m)]
+        self.things += [ab.HierarchicalSoftmaxBuilder(3, "paths", words, m), ab.DynetParams()]
+        self.things += [ab.RNNBuilder, ab.TreeLSTMBuilder, ab.SoftmaxBuilder]
+        self.stay = len(self.things)
+
+    def of(self, kind):
+        """Return a thing of a class, or None."""
+        found = [t for t in self.things if isinstance(t, kind)]
+        return self.rng.choice(found) if found else None
 
     def begin(self):
         """A new current graph; expressions of the old one stay around as stale ones."""
@@ -235,11 +392,17 @@ class World:
         self.parameters = [self.model.add_parameters(d) for d in ((3,), (3, 3), (2, 3))] + [self.model64.add_parameters(3)]
         self.parameters += [self.model.add_lookup_parameters((4, 3)), self.model64.add_lookup_parameters((4, 3))]
         self.parameters += [self.parameters[0].expr(update=False)]
-        builders = [t for t in self.things if isinstance(t, ab.LSTMBuilder)][:4]
-        self.things = [*self.things[:6], ab.current_graph()]
-        for builder in builders:
+        if self.rng.random() < 0.05:
+            write_files(ab)
+            self.start()
+        self.things = [*self.things[: self.stay], ab.current_graph(), self.fresh[6].tensor_value()]
+        builders = [t for t in self.things if isinstance(t, (ab.RNNBuilder, ab.TreeLSTMBuilder))]
+        for builder in self.rng.sample(builders, 5):
             with contextlib.suppress(RuntimeError):  # a forget bias of NaN in a graph that looks for it
                 self.things.append(builder.initial_state())
+        states = [t for t in self.things if isinstance(t, ab.RNNState)]
+        if states:
+            self.things.append(ab.StackedRNNState(states[:1]))
         self.gather()
 
     def gather(self):
@@ -254,7 +417,7 @@ class World:
             elif isinstance(r, ab.Expression):
                 if r.graph is not None and int(np.prod([*r.dim()[0], r.dim()[1]])) <= 2000:
                     self.fresh.append(r)
-            elif isinstance(r, (ab.RNNState, ab.Trainer, ab.LSTMBuilder)) and len(self.things) < 14:
+            elif type(r).__module__.startswith("autobatch") and len(self.things) < self.stay + 16:
                 self.things.append(r)
         self.gather()
 
@@ -269,15 +432,26 @@ class World:
             e, name = rng.choice(self.expressions), rng.choice(OPERATORS)
             return f"{describe(e)}.__{name}__", getattr(e, f"__{name}__", None)
         thing = rng.choice([*self.expressions, *self.parameters, *self.things, *self.things])
-        names = [
-            n
-            for n in dir(type(thing))
-            if not n.startswith("_") and n not in ("drop", "seal", "unseal", "undo", "enter", "add_input")
-        ]
-        if isinstance(thing, ab.RNNState):
-            names.append("add_input")
+        own = isinstance(thing, ab.Graph)  # whose methods are called by the library alone
+        inner = "drop seal unseal undo enter add_input drop_inputs".split() if own else ["fill"]
+        names = [n for n in dir(type(thing)) if not n.startswith("_") and n not in inner]
+        if isinstance(thing, type):
+            names = ["from_spec", "__name__", "__call__"]
         name = rng.choice(names)
         return f"{describe(thing)}.{name}", getattr(thing, name)
+
+
+def write_files(ab):
+    """Files that calls can name, in the folder of the process."""
+    os.makedirs("folder", exist_ok=True)
+    texts = {"clusters": "A a\nA b\nB c\nC d 7\nC e\n", "paths": "A B\ta\nA B\tb\nA C\tc\nD\td\nD\te\n", "wrong": "a\n\tb\n"}
+    for name, text in texts.items():
+        pathlib.Path(name).write_text(text, encoding="utf-8")
+    model = ab.ParameterCollection()
+    objects = [model.add_parameters((3,)), model.add_lookup_parameters((4, 3)), ab.LSTMBuilder(1, 3, 3, model)]
+    for name in ("m", "m.safetensors"):
+        model.save(name)
+    ab.save("pair", objects)
 
 
 def describe(x):
@@ -299,7 +473,8 @@ def is_clear(error, ours, package):
     frame = traceback.extract_tb(error.__traceback__)[-1]
     here = frame.filename == __file__
     if not isinstance(
-        error, (TypeError, ValueError, IndexError, RuntimeError, OverflowError, MemoryError, OSError, ImportError)
+        error,
+        (TypeError, ValueError, IndexError, AttributeError, RuntimeError, OverflowError, MemoryError, OSError, ImportError),
     ):
         return isinstance(error, (StopIteration, DeprecationWarning, NotImplementedError)) and here
     if isinstance(error, MemoryError):
@@ -349,12 +524,23 @@ def main(seed, calls, first=1 << 60):
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     warnings.simplefilter("error")
-    for text in ("overflow encountered", "invalid value encountered", "divide by zero", "underflow"):
+    for text in ("overflow encountered", "invalid value encountered", "divide by zero", "underflow", "--dynet-"):
         warnings.filterwarnings("ignore", text)
     ours = tuple(c for c in vars(_errors).values() if isinstance(c, type))
     package = [pathlib.Path(ab.__file__).parent, pathlib.Path(_errors.__file__).parent]
-    with open(os.environ["FUZZ_LOG"], "w", encoding="utf-8") if "FUZZ_LOG" in os.environ else io.StringIO() as log:
-        answers, errors = make_calls(ab, random.Random(seed), calls, first, log, ours, package)
+    package = [path.absolute() for path in package]
+    before = os.getcwd()
+    with (
+        open(os.environ["FUZZ_LOG"], "w", encoding="utf-8") if "FUZZ_LOG" in os.environ else io.StringIO() as log,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        os.chdir(folder)
+        try:
+            answers, errors = make_calls(ab, random.Random(seed), calls, first, log, ours, package)
+        finally:
+            os.chdir(before)
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert used < RESIDENT, f"{used} kilobytes of memory were used"
     print(answers, errors)
 
 
@@ -382,7 +568,7 @@ def make_calls(ab, rng, calls, first, log, ours, package):
             print(call, flush=True)
         before = ab.current_graph(), len(ab.current_graph())
         try:
-            with contextlib.redirect_stderr(io.StringIO()):
+            with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
                 result = function(*positional, **named) if callable(function) else function
             if inspect.isgenerator(result):
                 result = [next(result, None)]

@@ -9,8 +9,17 @@ from autobatch.expression import Expression, check_expression, describe, is_list
 from autobatch.functions.selection import concatenate
 from autobatch.kernels._errors import ArgumentError, OperandError
 from autobatch.params import ParameterCollection
-from autobatch.rnn.builder import RNNBuilder, whole
+from autobatch.rnn.builder import MOST_LAYERS, RNNBuilder, made, whole
 from autobatch.rnn.state import RNNState
+
+
+def _pairs(layers: Any) -> list[tuple[RNNBuilder, RNNBuilder]]:
+    """Return pairs of builders; raise for what are none."""
+    fits = is_list(layers) and len(layers) and all(is_list(pair) and len(pair) == 2 for pair in layers)
+    for builder in [builder for pair in layers for builder in pair] if fits else [layers]:
+        if not callable(getattr(builder, "initial_state", None)) or isinstance(builder, type):
+            raise OperandError(f"BiRNNBuilder: a layer is made of {describe(builder)}\n  expected  pairs of builders")
+    return [(forwards, backwards) for forwards, backwards in layers]
 
 
 class BiRNNBuilder:
@@ -55,24 +64,28 @@ class BiRNNBuilder:
             raise ArgumentError(f"BiRNNBuilder: hidden_dim is {hidden_dim}\n  expected  an even number, half for each")
         if not isinstance(model, ParameterCollection):
             raise OperandError(f"BiRNNBuilder: the model is {describe(model)}\n  expected  a ParameterCollection")
+        if num_layers > MOST_LAYERS:
+            raise ArgumentError(f"BiRNNBuilder: num_layers is {describe(num_layers)}\n  expected  at most {MOST_LAYERS}")
         if not callable(rnn_builder_factory):
             raise OperandError(f"BiRNNBuilder: the factory is {describe(rnn_builder_factory)}\n  expected  a class of builders")
-        self.model = model.add_subcollection("birnn")
+        if builder_layers is not None:
+            builder_layers = _pairs(builder_layers)
         self.spec: tuple[Any, ...] = (num_layers, input_dim, hidden_dim, rnn_builder_factory, builder_layers)
         self.builder_layers: list[tuple[RNNBuilder, RNNBuilder]] = []
-        if builder_layers is not None:
-            self.builder_layers = [tuple(pair) for pair in builder_layers]  # type: ignore[misc]
-        else:
-            for layer in range(num_layers):
+        with model._attempt():
+            self.model = model.add_subcollection("birnn")
+            for layer in range(num_layers if builder_layers is None else 0):
                 inputs = hidden_dim if layer else input_dim
-                forwards = rnn_builder_factory(1, inputs, hidden_dim // 2, self.model)
-                self.builder_layers.append((forwards, rnn_builder_factory(1, inputs, hidden_dim // 2, self.model)))
+                pair = [rnn_builder_factory(1, inputs, hidden_dim // 2, self.model) for _ in range(2)]
+                self.builder_layers += _pairs([pair])
+        if builder_layers is not None:
+            self.builder_layers = list(builder_layers)
 
     @classmethod
     def from_spec(cls, spec: tuple[Any, ...], model: ParameterCollection) -> BiRNNBuilder:
         """Return a new builder of this spec, with parameters in `model`."""
-        num_layers, input_dim, hidden_dim, factory, builder_layers = spec
-        return cls(num_layers, input_dim, hidden_dim, model, factory, builder_layers)
+        form = "(num_layers, input_dim, hidden_dim, rnn_builder_factory, builder_layers)"
+        return made(cls, form, spec, model, 3)  # type: ignore[no-any-return]
 
     def param_collection(self) -> ParameterCollection:
         """Return the subcollection that holds the parameters."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -16,7 +17,7 @@ from autobatch.kernels._op import Shape
 from autobatch.params import ParameterCollection, Parameters
 from autobatch.rnn.state import RNNState, Use, make_state
 
-_MOST_LAYERS = 1000  # more are a mistake, which would take long to show
+MOST_LAYERS = 1000  # more are a mistake, which would take long to show
 _new = object.__new__
 Builder = TypeVar("Builder", bound="RNNBuilder")
 
@@ -50,6 +51,19 @@ class Inputs(NamedTuple):
     more: Any  # what `_step` was told for this layer
 
 
+def made(cls: Any, form: str, spec: Any, model: Any, place: int) -> Any:
+    """Return a new builder of a spec, whose arguments lack the collection at a place; raise for another number of them."""
+    if isinstance(spec, (tuple, list)) and len(spec) >= place:
+        arguments = (*spec[:place], model, *spec[place:])
+        try:
+            inspect.signature(cls).bind(*arguments)
+        except TypeError:
+            pass
+        else:
+            return cls(*arguments)
+    raise ArgumentError(f"{cls.__name__}.from_spec: {describe(spec)}\n  expected  {form}")
+
+
 class RNNBuilder:
     """Base of the builders of recurrent networks: it makes the parameters, and the states a program walks through.
 
@@ -71,18 +85,19 @@ class RNNBuilder:
     def __init__(self, layers: int, input_dim: int, hidden_dim: int, model: ParameterCollection) -> None:
         name = self.whoami()
         if not hasattr(self, "folder"):
-            raise TypeError(f"{name} has no step: use one of its subclasses, for example VanillaLSTMBuilder")
+            raise OperandError(f"{name} has no step\n  try       one of its subclasses, for example VanillaLSTMBuilder")
         self.layers = whole(name, "layers", layers)
         self.input_dim, self.hidden_dim = whole(name, "input_dim", input_dim), whole(name, "hidden_dim", hidden_dim)
-        if self.layers > _MOST_LAYERS:
-            raise ArgumentError(f"{name}: layers is {describe(layers)}\n  expected  at most {_MOST_LAYERS}")
+        if self.layers > MOST_LAYERS:
+            raise ArgumentError(f"{name}: layers is {describe(layers)}\n  expected  at most {MOST_LAYERS}")
         if not isinstance(model, ParameterCollection):
             raise OperandError(f"{name}: the model is {describe(model)}\n  expected  a ParameterCollection")
-        self._collection = model.add_subcollection(self.folder)
         self._parameters: list[list[Parameters]] = []
         self._rates: tuple[float, ...] = (0.0, 0.0)  # of dropout: x, h, and c where it has one
-        for layer in range(self.layers):
-            self._parameters.append(self._layer(self._collection, self.hidden_dim if layer else self.input_dim))
+        with model._attempt():
+            self._collection = model.add_subcollection(self.folder)
+            for layer in range(self.layers):
+                self._parameters.append(self._layer(self._collection, self.hidden_dim if layer else self.input_dim))
 
     def _layer(self, model: ParameterCollection, inputs: int) -> list[Parameters]:
         """Make the parameters of one layer, in the order of DyNet's files."""
@@ -96,10 +111,7 @@ class RNNBuilder:
     @classmethod
     def from_spec(cls: type[Builder], spec: tuple[Any, ...], model: ParameterCollection) -> Builder:
         """Return a new builder of this spec, with parameters in `model`."""
-        if not isinstance(spec, (tuple, list)) or len(spec) < 3:
-            raise ArgumentError(f"{cls.__name__}.from_spec: {describe(spec)}\n  expected  (layers, input_dim, hidden_dim, ...)")
-        layers, input_dim, hidden_dim, *more = spec
-        return cls(layers, input_dim, hidden_dim, model, *more)
+        return made(cls, "(layers, input_dim, hidden_dim, ...)", spec, model, 3)  # type: ignore[no-any-return]
 
     def whoami(self) -> str:
         """Return the name of the class."""
@@ -251,4 +263,4 @@ def masked(graph: Graph, x: Expression, mask: tuple[int, int] | None) -> Express
     return cmult(x, known(graph, index, number))  # type: ignore[no-any-return]
 
 
-__all__ = ["Inputs", "RNNBuilder", "Use", "known", "masked", "probability", "whole"]
+__all__ = ["MOST_LAYERS", "Inputs", "RNNBuilder", "Use", "known", "made", "masked", "probability", "whole"]

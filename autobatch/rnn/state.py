@@ -165,20 +165,25 @@ class StackedRNNState:
     def __init__(self, states: Sequence[RNNState], prev: StackedRNNState | None = None) -> None:
         if not isinstance(states, (list, tuple)) or not states or not all(isinstance(s, RNNState) for s in states):
             raise OperandError(f"StackedRNNState: {describe(states)}\n  expected  a list of states of builders")
+        if prev is not None and not isinstance(prev, StackedRNNState):
+            raise OperandError(f"StackedRNNState: prev is {describe(prev)}\n  expected  a StackedRNNState, or None")
         self.states: list[RNNState] = list(states)
         self._prev = prev
 
     def add_input(self, x: Expression) -> StackedRNNState:
         """Return the state after one more input (see `RNNState.add_input`)."""
         after = []
-        for state in self.states:
-            after.append(state.add_input(x))
-            x = after[-1]._output or after[-1]._h[-1]
+        with current_graph().attempt():
+            for state in self.states:
+                after.append(state.add_input(x))
+                x = after[-1]._output or after[-1]._h[-1]
         return StackedRNNState(after, self)
 
     def add_inputs(self, xs: Iterable[Expression]) -> list[StackedRNNState]:
         """Return the states after each of the inputs."""
         states, state = [], self
+        if not isinstance(xs, Iterable) or isinstance(xs, np.ndarray):
+            raise OperandError(f"add_inputs: {describe(xs)}\n  expected  a list of expressions")
         for x in xs:
             state = state.add_input(x)
             states.append(state)

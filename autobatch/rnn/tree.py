@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from autobatch.expression import Expression, check_expression, describe, is_list
+from autobatch.arguments import _index, _integer
+from autobatch.expression import Expression, check_expression, describe, is_list, owner
 from autobatch.functions.arithmetic import cmult, esum
 from autobatch.functions.elementwise import logistic, tanh
 from autobatch.functions.linear import affine_transform
@@ -17,14 +18,18 @@ from autobatch.functions.selection import concatenate
 from autobatch.graph import Graph, current_graph
 from autobatch.kernels._errors import ArgumentError, IndexRangeError, OperandError, StaleExpressionError
 from autobatch.params import ParameterCollection, Parameters
-from autobatch.rnn.builder import whole
+from autobatch.rnn.builder import MOST_LAYERS, made, whole
 from autobatch.rnn.lstm import VanillaLSTMBuilder
+
+_MOST_PARAMETERS = 100_000  # of a builder; more are a mistake, which would take long to show
 
 
 class Tree:
     """The nodes of a tree, or of several trees, that a builder has seen: h and c of each layer, by number."""
 
     def __init__(self, builder: TreeLSTMBuilder, update: bool = True) -> None:
+        if not isinstance(builder, TreeLSTMBuilder):
+            raise OperandError(f"Tree: {describe(builder)}\n  expected  a builder of LSTMs over trees")
         self._builder, self._graph = builder, current_graph()
         self._update = update
         self._h: list[list[Expression]] = []
@@ -48,26 +53,37 @@ class Tree:
             raise StaleExpressionError(
                 "a tree of another graph, or from before the last renew_cg()\n  try       builder.initial_state() again"
             )
+        graph = self._graph
         check_expression("add_input", x)
-        if id != len(self._h):
+        if x.graph is not graph and owner("add_input", (x,)) is not graph:
+            raise ArgumentError("add_input: x belongs to another graph\n  expected  an expression of the graph of the tree")
+        if _integer("add_input", "the number", id) != len(self._h):
             raise ArgumentError(f"add_input: node {id!r}\n  expected  {len(self._h)}: nodes are numbered in their order")
         if not is_list(children):
             raise OperandError(f"add_input: the children are {describe(children)}\n  expected  a list of numbers")
-        for child in children:
+        below = [_integer("add_input", "a child", child) for child in children]
+        for child in below:
             if not 0 <= child < id:
-                raise IndexRangeError(f"add_input: node {id} has a child {child}\n  expected  numbers from 0 to {id - 1}")
-        h, c = self._builder._node(self, [int(child) for child in children], x)
+                fit = f"numbers from 0 to {id - 1}" if id else "none: it is the first node"
+                raise IndexRangeError(f"add_input: node {id} has a child {child}\n  expected  {fit}")
+        with graph.attempt():
+            h, c = self._builder._node(self, below, x)
         self._h.append(h)
         self._c.append(c)
         return h[-1]
 
     def h(self, id: int) -> Expression:
         """Return h of a node, of the upper layer."""
-        return self._h[id][-1]
+        return self._h[self._at("h", id)][-1]
 
     def c(self, id: int) -> Expression:
         """Return c of a node, of the upper layer (of builders over sequences of children: h)."""
-        return self._c[id][-1]
+        return self._c[self._at("c", id)][-1]
+
+    def _at(self, what: str, id: Any) -> int:
+        if not self._h:
+            raise IndexRangeError(f"{what}: the tree has no nodes\n  try       add_input first")
+        return _index(what, "the node", id, len(self._h))
 
 
 class TreeLSTMBuilder:
@@ -75,6 +91,11 @@ class TreeLSTMBuilder:
 
     _collection: ParameterCollection
     _tree: Tree | None = None
+    _form = "(layers, input_dim, hidden_dim)"
+
+    def __init__(self, *arguments: Any) -> None:
+        name = self.whoami()
+        raise OperandError(f"{name} has no nodes\n  try       one of its subclasses, for example NaryTreeLSTMBuilder")
 
     @property
     def spec(self) -> tuple[Any, ...]:
@@ -84,7 +105,8 @@ class TreeLSTMBuilder:
     @classmethod
     def from_spec(cls, spec: tuple[Any, ...], model: ParameterCollection) -> TreeLSTMBuilder:
         """Return a new builder of this spec, with parameters in `model`."""
-        return cls(*spec, model)  # type: ignore[call-arg]
+        place = len(spec) if isinstance(spec, (tuple, list)) else 0
+        return made(cls, cls._form, spec, model, place)  # type: ignore[no-any-return]
 
     def whoami(self) -> str:
         """Return the name of the class."""
@@ -113,6 +135,16 @@ class TreeLSTMBuilder:
         raise NotImplementedError
 
 
+def _check_sizes(name: str, layers: Any, input_dim: Any, hidden_dim: Any, model: Any) -> tuple[int, int, int]:
+    """Return the sizes of a builder; raise for what is none, and for a model that is no collection."""
+    sizes = whole(name, "layers", layers), whole(name, "input_dim", input_dim), whole(name, "hidden_dim", hidden_dim)
+    if sizes[0] > MOST_LAYERS:
+        raise ArgumentError(f"{name}: layers is {describe(layers)}\n  expected  at most {MOST_LAYERS}")
+    if not isinstance(model, ParameterCollection):
+        raise OperandError(f"{name}: the model is {describe(model)}\n  expected  a ParameterCollection")
+    return sizes
+
+
 class NaryTreeLSTMBuilder(TreeLSTMBuilder):
     """N-ary Tree-LSTM, with peepholes: each of up to N children has weights of its own (further ones share the last).
 
@@ -129,17 +161,33 @@ class NaryTreeLSTMBuilder(TreeLSTMBuilder):
     layers, input_dim, hidden_dim : how many; sizes I of x and H of h and c.
     model : collection; the parameters go into its subcollection "nary-treelstm-builder".
 
+    Raises
+    ------
+    ArgumentError : a size below 1, more than 1000 layers; an N and layers that would take more than 100,000 parameters.
+    OperandError : `model` is no ParameterCollection.
+
     Source
     ------
     Tai, Socher and Manning 2015, section 3.2; the peepholes and the 1 in f are DyNet's (C++).
     """
 
+    _form = "(N, layers, input_dim, hidden_dim)"
+
     def __init__(self, N: int, layers: int, input_dim: int, hidden_dim: int, model: ParameterCollection) -> None:
         name = self.whoami()
-        self.N, self.layers = whole(name, "N", N), whole(name, "layers", layers)
-        self.input_dim, self.hidden_dim = whole(name, "input_dim", input_dim), whole(name, "hidden_dim", hidden_dim)
-        if not isinstance(model, ParameterCollection):
-            raise OperandError(f"{name}: the model is {describe(model)}\n  expected  a ParameterCollection")
+        self.N = whole(name, "N", N)
+        self.layers, self.input_dim, self.hidden_dim = _check_sizes(name, layers, input_dim, hidden_dim, model)
+        count = self.layers * (8 + 5 * self.N + 2 * self.N**2)
+        if count > _MOST_PARAMETERS:
+            raise ArgumentError(
+                f"{name}: {self.layers} layers and N = {describe(N)} take {count:,} parameters\n"
+                f"  expected  at most {_MOST_PARAMETERS:,}: 2 N² + 5 N + 8 for each layer"
+            )
+        with model._attempt():
+            self._make(model)
+
+    def _make(self, model: ParameterCollection) -> None:
+        """Make the parameters."""
         self._collection = model.add_subcollection("nary-treelstm-builder")
         add, H = self._collection.add_parameters, self.hidden_dim
         self._layers: list[dict[str, Any]] = []
@@ -207,10 +255,10 @@ class UnidirectionalTreeLSTMBuilder(TreeLSTMBuilder):
     """
 
     def __init__(self, layers: int, input_dim: int, hidden_dim: int, model: ParameterCollection) -> None:
-        if not isinstance(model, ParameterCollection):
-            raise OperandError(f"{self.whoami()}: the model is {describe(model)}\n  expected  a ParameterCollection")
-        self._collection = model.add_subcollection("unidirectional-tree-lstm-builder")
-        self._lstm = VanillaLSTMBuilder(layers, input_dim, hidden_dim, self._collection)
+        layers, input_dim, hidden_dim = _check_sizes(self.whoami(), layers, input_dim, hidden_dim, model)
+        with model._attempt():
+            self._collection = model.add_subcollection("unidirectional-tree-lstm-builder")
+            self._lstm = VanillaLSTMBuilder(layers, input_dim, hidden_dim, self._collection)
 
     @property
     def spec(self) -> tuple[Any, ...]:
@@ -241,12 +289,12 @@ class BidirectionalTreeLSTMBuilder(TreeLSTMBuilder):
     """
 
     def __init__(self, layers: int, input_dim: int, hidden_dim: int, model: ParameterCollection) -> None:
-        if whole(self.whoami(), "hidden_dim", hidden_dim) % 2:
+        layers, input_dim, hidden_dim = _check_sizes(self.whoami(), layers, input_dim, hidden_dim, model)
+        if hidden_dim % 2:
             raise ArgumentError(f"{self.whoami()}: hidden_dim is {hidden_dim}\n  expected  an even number, half for each")
-        if not isinstance(model, ParameterCollection):
-            raise OperandError(f"{self.whoami()}: the model is {describe(model)}\n  expected  a ParameterCollection")
-        self._collection = model.add_subcollection("bidirectional-tree-lstm-builder")
-        self._lstms = [VanillaLSTMBuilder(layers, input_dim, hidden_dim // 2, self._collection) for _ in range(2)]
+        with model._attempt():
+            self._collection = model.add_subcollection("bidirectional-tree-lstm-builder")
+            self._lstms = [VanillaLSTMBuilder(layers, input_dim, hidden_dim // 2, self._collection) for _ in range(2)]
 
     @property
     def spec(self) -> tuple[Any, ...]:
