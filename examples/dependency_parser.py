@@ -176,7 +176,7 @@ class Parser:
     def losses(self, sentences, explore, dropout):
         """The loss of each state on the way through `sentences`, in nats.
 
-        What is right in a state is the transition that costs no arc; of several the one with the best score. With
+        What is right in a state is the transition that costs the fewest arcs; of several the one with the best score. With
         probability `explore` the parser takes what it holds for best, right or wrong, and so learns what to do after
         mistakes. With `explore` 0 no score is asked for: the first right transition is the one to learn and to take.
         """
@@ -187,12 +187,11 @@ class Parser:
             values = dy.npvalues(scores) if explore else [(0, 0, 0)] * len(scores)
             for (heads, _, state), s, value in zip(courses, scores, values, strict=True):
                 costs = {transition: state.cost(transition, heads) for transition in state.allowed()}
-                right = [transition for transition, cost in costs.items() if cost == min(costs.values())]
-                best = max(right, key=value.__getitem__)
-                found.append(dy.pickneglogsoftmax(s, best))
-                if self.rng.random() < explore:
-                    best = max(costs, key=value.__getitem__)
-                state.take(best)
+                least = min(costs.values())
+                right = max((t for t in costs if costs[t] == least), key=value.__getitem__)
+                found.append(dy.pickneglogsoftmax(s, right))
+                exploring = self.rng.random() < explore
+                state.take(max(costs, key=value.__getitem__) if exploring else right)
         return found
 
     def parse(self, sentences):

@@ -349,6 +349,14 @@ def test_parser_learns(explore):
     assert [epoch["loss"] for epoch in dependency_parser.main(arguments)["history"]] == [epoch["loss"] for epoch in history]
 
 
+def test_parser_parses_alone_as_together():
+    parser = dependency_parser.main(["--epochs", "1", "--wembed", "6", "--hidden", "6", "--explore", "1"])["parser"]
+    sentences = dependency_parser.read_treebank(dependency_parser.TREEBANK)[:6]
+    together = parser.parse(sentences)
+    assert together == [parser.parse([sentence])[0] for sentence in sentences]
+    assert [len(heads) for heads in together] == [len(sentence) for sentence in sentences]
+
+
 def test_parser_treebank_is_well_formed():
     sentences = dependency_parser.read_treebank(dependency_parser.TREEBANK)
     assert len(sentences) == 40
