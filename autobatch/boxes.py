@@ -33,9 +33,9 @@ class UnsignedValue:
     def __init__(self, val: int = 0) -> None:
         self.set(val)
 
-    def set(self, newval: int) -> None:
+    def set(self, val: int) -> None:
         """Put another number in."""
-        self._value = _unsigned(newval)
+        self._value = _unsigned(val)
 
     def get(self) -> int:
         """Return the number."""
@@ -48,9 +48,9 @@ class FloatValue:
     def __init__(self, val: float = 0.0) -> None:
         self.set(val)
 
-    def set(self, newval: float) -> None:
+    def set(self, val: float) -> None:
         """Put another number in."""
-        self._value = _float(newval)
+        self._value = _float(val)
 
     def get(self) -> float:
         """Return the number."""

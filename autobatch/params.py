@@ -211,6 +211,14 @@ class Storage(Expression):
         """
         files.write(files.path_of("save", fname), [self._entry(files.check_key("save", key) or self._name)], bool(append))
 
+    def write_to_textfile(self, fname: files.Path, key: str = "", append: bool = False) -> None:
+        """Do as `save` (an old name of DyNet's)."""
+        self.save(fname, key, append)
+
+    def populate_from_textfile(self, fname: files.Path, key: str = "") -> None:
+        """Do as `populate`, without a key with the full name as key (an old name of DyNet's)."""
+        self.populate(fname, key or self._name)
+
     def populate(self, fname: files.Path, key: str) -> None:
         """Set values and gradient to those of an entry of a file.
 
@@ -488,13 +496,13 @@ class LookupParameters(Storage):
         """Return a copy of the gradient: float64, (V, row ...)."""
         return self._table(self.gradients).astype(np.float64)
 
-    def row_as_array(self, i: int) -> NDArray[np.float64]:
-        """Return a copy of row i: float64, of its dims (IndexError, OverflowError as for ``table[i]``)."""
-        return self._table(self.values)[self._row(i)].astype(np.float64)
+    def row_as_array(self, row: int) -> NDArray[np.float64]:
+        """Return a copy of a row: float64, of its dims (IndexError, OverflowError as for ``table[row]``)."""
+        return self._table(self.values)[self._row(row)].astype(np.float64)
 
-    def row_grad_as_array(self, i: int) -> NDArray[np.float64]:
-        """Return a copy of the gradient of row i: float64, of its dims."""
-        return self._table(self.gradients)[self._row(i)].astype(np.float64)
+    def row_grad_as_array(self, row: int) -> NDArray[np.float64]:
+        """Return a copy of the gradient of a row: float64, of its dims."""
+        return self._table(self.gradients)[self._row(row)].astype(np.float64)
 
     def rows_as_array(self, rows: Sequence[int]) -> NDArray[np.float64]:
         """Return copies of rows: float64, (number of rows, row ...)."""
@@ -778,6 +786,14 @@ class ParameterCollection:
         prefix = prefix if not prefix or prefix.endswith("/") else prefix + "/"
         entries = [entry for entry in files.read(path) if entry.name.startswith(prefix)]
         self._fill(path, f" under {prefix}" if prefix else "", entries)
+
+    def write_to_textfile(self, fname: files.Path, key: str = "", append: bool = False) -> None:
+        """Do as `save` (an old name of DyNet's)."""
+        self.save(fname, key, append)
+
+    def populate_from_textfile(self, fname: files.Path, key: str = "") -> None:
+        """Do as `populate` (an old name of DyNet's)."""
+        self.populate(fname, key)
 
     def _everything(self) -> list[Storage]:
         return [*self._members, *self._tables]

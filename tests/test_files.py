@@ -332,3 +332,18 @@ def test_a_process_killed_while_saving_leaves_the_old_or_the_new_file(tmp_path):
         finally:
             process.kill()
     assert last > 100
+
+
+def test_old_names(tmp_path):
+    model, other, path = network(), network(seed=2), tmp_path / "a.model"
+    model.write_to_textfile(path)
+    other.populate_from_textfile(path)
+    assert bits(other) == bits(model)
+    W, table = model.parameters_list()[0], model.lookup_parameters_list()[0]
+    W.write_to_textfile(path, "/first")
+    table.write_to_textfile(path, append=True)
+    other = network(seed=2)
+    other.parameters_list()[0].populate_from_textfile(path, "/first")
+    other.lookup_parameters_list()[0].populate_from_textfile(path)
+    for a, b in ((W, other.parameters_list()[0]), (table, other.lookup_parameters_list()[0])):
+        np.testing.assert_array_equal(a.as_array(), b.as_array())

@@ -69,7 +69,7 @@ def keywords(function):
 
 
 @pytest.mark.oracle
-def test_the_guide_names_the_arguments_that_are_called_otherwise(dynet):
+def test_arguments_have_the_names_of_dynet(dynet):
     found = set()
     for name, theirs, ours in shared_callables(dynet):
         if inspect.isclass(theirs) or name.endswith("update_subset"):  # which does nothing, whatever its arguments
@@ -78,9 +78,4 @@ def test_the_guide_names_the_arguments_that_are_called_otherwise(dynet):
         if before is not None and after is not None and not set(before) <= set(after):
             lost, new = ([n for n in one if n not in other] for one, other in ((before, after), (after, before)))
             found.add((name.split(".")[-1], tuple(lost), tuple(new)))
-    told = {
-        (name, tuple(re.findall(r"`(\w+)`", before)), tuple(re.findall(r"`(\w+)`", after)))
-        for call, before, after in table("Arguments of another name")
-        for name in names_in(call.split(" of ")[0])
-    }
-    assert told == found
+    assert not found  # (function, DyNet's names, ours)

@@ -38,14 +38,14 @@ def _of_many(op: Op, exprs: Any) -> Expression:
         raise
 
 
-def esum(exprs: Sequence[Expression]) -> Expression:
+def esum(xs: Sequence[Expression]) -> Expression:
     """Return the sum of a list of expressions of the same dims; batch sizes may be 1 and B."""
-    if exprs.__class__ is not list or len(exprs) > MANY:
-        return _of_many(_ESUM, exprs)
-    return _nary(_ESUM, exprs, _ESUM.types)
+    if xs.__class__ is not list or len(xs) > MANY:
+        return _of_many(_ESUM, xs)
+    return _nary(_ESUM, xs, _ESUM.types)
 
 
-def emax(exprs: Sequence[Expression]) -> Expression:
+def emax(xs: Sequence[Expression]) -> Expression:
     """Return the largest numbers of a list of expressions of the same dims; batch sizes may be 1 and B (DyNet: equal sizes).
 
     NaN if any of them is. The gradient goes to the first expression that has the largest number.
@@ -55,12 +55,12 @@ def emax(exprs: Sequence[Expression]) -> Expression:
     ShapeError : the dims differ, or batch sizes that are not 1.
     EmptyListError : the list is empty.
     """
-    if exprs.__class__ is not list or len(exprs) > MANY:
-        return _of_many(_EMAX, exprs)
-    return _nary(_EMAX, exprs, _EMAX.types)
+    if xs.__class__ is not list or len(xs) > MANY:
+        return _of_many(_EMAX, xs)
+    return _nary(_EMAX, xs, _EMAX.types)
 
 
-def logsumexp(exprs: Sequence[Expression]) -> Expression:
+def logsumexp(xs: Sequence[Expression]) -> Expression:
     """Return log Σ eˣ over a list of expressions of the same dims, number by number; batch sizes may be 1 and B.
 
     Nothing overflows; where all are -inf so is the result (DyNet: NaN).
@@ -70,14 +70,14 @@ def logsumexp(exprs: Sequence[Expression]) -> Expression:
     ShapeError : the dims differ, apart from ones at the end.
     EmptyListError : the list is empty.
     """
-    if exprs.__class__ is not list or len(exprs) > MANY:
-        return _of_many(_LOGSUMEXP, exprs)
-    return _nary(_LOGSUMEXP, exprs, _LOGSUMEXP.types)
+    if xs.__class__ is not list or len(xs) > MANY:
+        return _of_many(_LOGSUMEXP, xs)
+    return _nary(_LOGSUMEXP, xs, _LOGSUMEXP.types)
 
 
-def average(exprs: Sequence[Expression]) -> Expression:
+def average(xs: Sequence[Expression]) -> Expression:
     """Return the mean of a list of expressions of the same dims; batch sizes may be 1 and B."""
-    arguments = _list("average", exprs)
+    arguments = _list("average", xs)
     if len(arguments) <= MANY:
         return _nary(_AVERAGE, arguments, _AVERAGE.types)
     _AVERAGE.shape(tuple(_shape(e) for e in arguments))
@@ -97,14 +97,14 @@ def pow(x: Expression, y: Expression | float) -> Expression:
     return _pow(x, y)
 
 
-def colwise_add(x: Expression, bias: Expression) -> Expression:
+def colwise_add(x: Expression, y: Expression) -> Expression:
     """Return a matrix (r,c) with the vector (r,) added to each of its columns; batch sizes may be 1 and B.
 
     Raises
     ------
-    ShapeError : x has more than two dims, or bias is no vector of r numbers.
+    ShapeError : x has more than two dims, or y is no vector of r numbers.
     """
-    of, added = (_shape(check_expression("colwise_add", e, k)) for k, e in enumerate((x, bias), 1))
+    of, added = (_shape(check_expression("colwise_add", e, k)) for k, e in enumerate((x, y), 1))
     if len(of.dims) > 2 or added.size != added.dims[0] or of.dims[0] != added.dims[0]:
         raise wrong("colwise_add", f"no column of {of} takes {added}", [of, added], "x (r,c) and a vector (r,)", "x + y")
-    return _add(x, bias)
+    return _add(x, y)

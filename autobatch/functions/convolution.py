@@ -84,5 +84,22 @@ def maxpooling2d(x: Expression, ksize: Sequence[int], stride: Sequence[int], is_
 
 
 filter1d_narrow = _binary("filter1d_narrow")
-circ_conv = _binary("circ_conv")
-circ_corr = _binary("circ_corr")
+_circ_conv = _binary("circ_conv")
+_circ_corr = _binary("circ_corr")
+
+
+def circ_conv(u: Expression, v: Expression) -> Expression:
+    """Return the circular convolution of two vectors (n,), y_k = Σ_i u_i v_(k-i), indices modulo n.
+
+    Of each element of a minibatch; batch sizes may be 1 and B (DyNet: no minibatch).
+
+    Raises
+    ------
+    ShapeError : the vectors differ in size.
+    """
+    return _circ_conv(u, v)
+
+
+def circ_corr(u: Expression, v: Expression) -> Expression:
+    """Return the circular correlation of two vectors (n,), y_k = Σ_i u_i v_(i+k), indices modulo n (see `circ_conv`)."""
+    return _circ_corr(u, v)

@@ -21,9 +21,9 @@ def _newest(name: str, exprs: Any) -> list[Expression]:
     return exprs
 
 
-def forward(exprs: list[Expression], recalculate: bool = False) -> None:
+def forward(exps: list[Expression], recalculate: bool = False) -> None:
     """Compute all expressions of a list in one pass."""
-    _forward("forward", exprs, recalculate)
+    _forward("forward", exps, recalculate)
 
 
 def _forward(name: str, exprs: Any, recalculate: bool) -> None:
@@ -32,13 +32,13 @@ def _forward(name: str, exprs: Any, recalculate: bool) -> None:
     max(expressions, key=lambda e: e.index).forward(recalculate)
 
 
-def values(exprs: list[Expression], recalculate: bool = False) -> list[Any]:
+def values(exps: list[Expression], recalculate: bool = False) -> list[Any]:
     """Compute all expressions of a list in one pass; return the `value()` of each."""
-    _forward("values", exprs, recalculate)
-    return [e.value() for e in exprs]
+    _forward("values", exps, recalculate)
+    return [e.value() for e in exps]
 
 
-def npvalues(exprs: list[Expression], recalculate: bool = False) -> list[np.ndarray]:
+def npvalues(exps: list[Expression], recalculate: bool = False) -> list[np.ndarray]:
     """Compute all expressions of a list in one pass; return the `npvalue()` of each."""
-    _forward("npvalues", exprs, recalculate)
-    return [e.npvalue() for e in exprs]
+    _forward("npvalues", exps, recalculate)
+    return [e.npvalue() for e in exps]

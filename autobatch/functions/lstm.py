@@ -129,5 +129,20 @@ def vanilla_lstm_gates_dropout_concat(
     return _gates(name, _list(name, x_t), h_tm1, (Wx, Wh, b), weightnoise_std, masks)
 
 
-vanilla_lstm_c = _binary("vanilla_lstm_c")
-vanilla_lstm_h = _binary("vanilla_lstm_h")
+_c = _binary("vanilla_lstm_c")
+_h = _binary("vanilla_lstm_h")
+
+
+def vanilla_lstm_c(c_tm1: Expression, gates_t: Expression) -> Expression:
+    """Return c of an LSTM step, i ∘ g + f ∘ c, (H,), from c of the step before and the gates (4H,).
+
+    Raises
+    ------
+    ShapeError : the gates are not four times as long as c.
+    """
+    return _c(c_tm1, gates_t)
+
+
+def vanilla_lstm_h(c_t: Expression, gates_t: Expression) -> Expression:
+    """Return h of an LSTM step, o ∘ tanh(c), (H,), from c of this step and the gates (4H,). Raises as `vanilla_lstm_c`."""
+    return _h(c_t, gates_t)

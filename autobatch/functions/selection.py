@@ -17,24 +17,24 @@ from autobatch.shortcuts import _nary, _part
 _CONCATENATE, _TO_BATCH = OPS["concatenate"], OPS["concatenate_to_batch"]
 
 
-def concatenate(exprs: Sequence[Expression], d: int = 0) -> Expression:
+def concatenate(xs: Sequence[Expression], d: int = 0) -> Expression:
     """Return the expressions one after the other along dim d, which may be the next new one."""
     if d.__class__ is not int:
         d = _integer("concatenate", "d", d)
     table = _CONCATENATE.types.get(d)
     if table is None:
         table = _CONCATENATE.types.setdefault(d, {})
-    return _nary(_CONCATENATE, exprs, table, {"d": d})
+    return _nary(_CONCATENATE, xs, table, {"d": d})
 
 
-def concatenate_cols(exprs: Sequence[Expression]) -> Expression:
+def concatenate_cols(xs: Sequence[Expression]) -> Expression:
     """Return the expressions side by side: vectors (n,) become the columns of a matrix."""
-    return concatenate(exprs, 1)
+    return concatenate(xs, 1)
 
 
-def concatenate_to_batch(exprs: Sequence[Expression]) -> Expression:
+def concatenate_to_batch(xs: Sequence[Expression]) -> Expression:
     """Return the expressions as elements of one minibatch."""
-    return _nary(_TO_BATCH, exprs, _TO_BATCH.types)
+    return _nary(_TO_BATCH, xs, _TO_BATCH.types)
 
 
 # What a selection of an expression of some type becomes: node type and start, once it was asked for. (Parameters and dropped
@@ -277,17 +277,17 @@ def fold_rows(x: Expression, nrows: int = 2) -> Expression:
     return record(OPS["fold_rows"], (x,), {"nrows": _integer("fold_rows", "nrows", nrows)})
 
 
-def kmh_ngram(x: Expression, n: int) -> Expression:
-    """Return the sums of n neighbouring columns of a matrix: (r,c) gives (r,c-n+1).
+def kmh_ngram(x: Expression, v: int) -> Expression:
+    """Return the sums of v neighbouring columns of a matrix: (r,c) gives (r,c-v+1).
 
-    Of each element of a minibatch by itself. (DyNet takes no minibatch, and does not survive n > c.)
+    Of each element of a minibatch by itself. (DyNet takes no minibatch, and does not survive v > c.)
 
     Raises
     ------
-    ShapeError : x is no matrix, or n is not from 1 to c.
+    ShapeError : x is no matrix, or v is not from 1 to c.
     """
     check_expression("kmh_ngram", x)
-    return record(OPS["kmh_ngram"], (x,), {"n": _integer("kmh_ngram", "n", n)})
+    return record(OPS["kmh_ngram"], (x,), {"n": _integer("kmh_ngram", "v", v)})
 
 
 def pick_range(x: Expression, s: int, e: int, d: int = 0) -> Expression:
@@ -306,20 +306,20 @@ def pickrange(x: Expression, s: int, e: int) -> Expression:
     return pick_range(x, s, e)
 
 
-def strided_select(e: Expression, strides: Sequence[int], range_from: Sequence[int], range_to: Sequence[int]) -> Expression:
-    """Return ``e[from0:to0:stride0, from1:to1:stride1, ...]``; one more entry than dims addresses the batch."""
-    check_expression("strided_select", e)
-    full = (*_shape(e).dims, _shape(e).batch)
+def strided_select(x: Expression, strides: Sequence[int], range_from: Sequence[int], range_to: Sequence[int]) -> Expression:
+    """Return ``x[from0:to0:stride0, from1:to1:stride1, ...]``; one more entry than dims addresses the batch."""
+    check_expression("strided_select", x)
+    full = (*_shape(x).dims, _shape(x).batch)
     strides = _sequence("strided_select", "the strides", strides)
     range_from = _sequence("strided_select", "the begins", range_from)
     range_to = _sequence("strided_select", "the ends", range_to)
     count = max(len(strides), len(range_from), len(range_to))
     if count > len(full):
-        raise ArgumentError(f"strided_select: {count} ranges for {_shape(e)}\n  expected  at most {len(full)}")
+        raise ArgumentError(f"strided_select: {count} ranges for {_shape(x)}\n  expected  at most {len(full)}")
     steps = [*strides, *[1] * (count - len(strides))]
     begins = [*range_from, *[0] * (count - len(range_from))]
     ends = [*range_to, *full[len(range_to) : count]]
-    return _range("strided_select", e, steps, begins, ends)
+    return _range("strided_select", x, steps, begins, ends)
 
 
 def transpose(x: Expression, dims: Sequence[int] = (1, 0)) -> Expression:

@@ -139,20 +139,20 @@ class RNNBuilder:
 
     # Dropout
 
-    def set_dropout(self, p: float) -> None:
-        """Drop numbers of x and of h with probability p, by one mask of each per graph, used at all steps.
+    def set_dropout(self, f: float) -> None:
+        """Drop numbers of x and of h with probability f, by one mask of each per graph, used at all steps.
 
         Takes effect at the next `initial_state` of a new graph. Source: Gal and Ghahramani 2016.
 
         Raises
         ------
-        ArgumentError : p outside of [0, 1].
+        ArgumentError : f outside of [0, 1].
         """
-        self._rates = (probability("set_dropout", p),) * len(self._rates)
+        self._rates = (probability("set_dropout", f),) * len(self._rates)
 
-    def set_dropouts(self, d: float, d_h: float) -> None:
-        """As `set_dropout`, with probability d for x and d_h for h (DyNet dies of a bad one)."""
-        self._rates = probability("set_dropouts", d), probability("set_dropouts", d_h)
+    def set_dropouts(self, d: float, d_r: float) -> None:
+        """As `set_dropout`, with probability d for x and d_r for h (DyNet dies of a bad one)."""
+        self._rates = probability("set_dropouts", d), probability("set_dropouts", d_r)
 
     def disable_dropout(self) -> None:
         """Drop nothing."""

@@ -258,14 +258,14 @@ class SparseLSTMBuilder(VanillaLSTMBuilder):
             self._norms.append([self._outer.add_parameters((n,), init=1.0 - k % 2) for k, n in enumerate(dims)])
         return [Wx, Wh, b, *masks]
 
-    def set_sparsity(self, percent: float) -> None:
+    def set_sparsity(self, sparsity: float) -> None:
         """Hold the weights of smallest size at 0: this part of all weights of all layers (0.9: nine of ten).
 
         Raises
         ------
         ArgumentError : a part outside of [0, 1].
         """
-        part = probability("set_sparsity", percent)
+        part = probability("set_sparsity", sparsity)
         weights = [(layer[k], layer[3 + k]) for layer in self._parameters for k in range(2)]
         sizes = np.concatenate([np.abs(W.values) for W, _ in weights])
         kept = np.zeros(sizes.size)
@@ -328,9 +328,9 @@ class CoupledLSTMBuilder(RNNBuilder):
         super().__init__(layers, input_dim, hidden_dim, model)
         self._rates = (0.0, 0.0, 0.0)
 
-    def set_dropouts(self, d: float, d_h: float, d_c: float = 0.0) -> None:
-        """As `set_dropout`, with probability d for x, d_h for h and d_c for c."""
-        self._rates = probability("set_dropouts", d), probability("set_dropouts", d_h), probability("set_dropouts", d_c)
+    def set_dropouts(self, d: float, d_r: float, d_c: float = 0.0) -> None:
+        """As `set_dropout`, with probability d for x, d_r for h and d_c for c."""
+        self._rates = probability("set_dropouts", d), probability("set_dropouts", d_r), probability("set_dropouts", d_c)
 
     def _layer(self, model: ParameterCollection, inputs: int) -> list[Parameters]:
         H, made = self.hidden_dim, []

@@ -28,6 +28,10 @@ class SimpleRNNBuilder(RNNBuilder):
 
     folder = "simple-rnn-builder"
 
+    def set_dropouts(self, d: float, d_h: float) -> None:
+        """As `set_dropout`, with probability d for x and d_h for h."""
+        super().set_dropouts(d, d_h)
+
     def _layer(self, model: ParameterCollection, inputs: int) -> list[Parameters]:
         H = self.hidden_dim
         return [model.add_parameters((H, inputs)), model.add_parameters((H, H)), model.add_parameters((H,), init=0.0)]
@@ -70,18 +74,18 @@ class GRUBuilder(RNNBuilder):
             made += [model.add_parameters((H, inputs)), model.add_parameters((H, H)), model.add_parameters((H,), init=0.0)]
         return made
 
-    def set_dropout(self, p: float) -> None:
-        """Drop numbers of the input of each layer and of the output with probability p, drawn anew at each step.
+    def set_dropout(self, f: float) -> None:
+        """Drop numbers of the input of each layer and of the output with probability f, drawn anew at each step.
 
         Raises
         ------
-        ArgumentError : p outside of [0, 1].
+        ArgumentError : f outside of [0, 1].
         """
-        self._rates = (probability("set_dropout", p), 0.0)
+        self._rates = (probability("set_dropout", f), 0.0)
 
-    def set_dropouts(self, d: float, d_h: float) -> None:
-        """As `set_dropout` with d; h is not dropped within a GRU, so d_h has to be 0 or d."""
-        if probability("set_dropouts", d_h) not in (0, d):
+    def set_dropouts(self, d: float, d_r: float) -> None:
+        """As `set_dropout` with d; h is not dropped within a GRU, so d_r has to be 0 or d."""
+        if probability("set_dropouts", d_r) not in (0, d):
             raise AttributeError("set_dropouts: a GRU drops inputs and output only\n  try       set_dropout(p)")
         self.set_dropout(d)
 

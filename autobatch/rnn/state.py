@@ -111,7 +111,7 @@ class RNNState:
         """Return the builder."""
         return self._builder
 
-    def set_h(self, vecs: Sequence[Expression]) -> RNNState:
+    def set_h(self, es: Sequence[Expression]) -> RNNState:
         """Return a state with other h, one for each layer, and the c of this one (zeros at the start).
 
         Raises
@@ -120,23 +120,23 @@ class RNNState:
         ArgumentError, ShapeError : another number of expressions, other dims than (H,).
         """
         self._check()
-        vecs = self._vectors("set_h", vecs, (self._builder.layers,))
+        es = self._vectors("set_h", es, (self._builder.layers,))
         c = self._c
         if self._builder.cells and not c:
-            c = tuple(self._builder._zero(TYPES.records[v.type].shape.batch) for v in vecs)
-        return make_state(self._builder, self, self._use, c, tuple(vecs))
+            c = tuple(self._builder._zero(TYPES.records[v.type].shape.batch) for v in es)
+        return make_state(self._builder, self, self._use, c, tuple(es))
 
-    def set_s(self, vecs: Sequence[Expression]) -> RNNState:
+    def set_s(self, es: Sequence[Expression]) -> RNNState:
         """Return a state with other c and h: all c, then all h; or all c, then h stays (zeros at the start).
 
         Of builders without c as `set_h`. Raises as `set_h`.
         """
         if not self._builder.cells:
-            return self.set_h(vecs)
+            return self.set_h(es)
         self._check()
         layers = self._builder.layers
-        vecs = self._vectors("set_s", vecs, (layers, 2 * layers))
-        c, h = tuple(vecs[:layers]), tuple(vecs[layers:])
+        es = self._vectors("set_s", es, (layers, 2 * layers))
+        c, h = tuple(es[:layers]), tuple(es[layers:])
         if not h:
             h = self._h or tuple(self._builder._zero(TYPES.records[v.type].shape.batch) for v in c)
         return make_state(self._builder, self, self._use, c, h)

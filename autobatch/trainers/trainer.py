@@ -237,9 +237,9 @@ class Trainer:
     def learning_rate(self, value: float) -> None:
         self._learning_rate = single("learning_rate", value)
 
-    def set_learning_rate(self, learning_rate: float) -> None:
+    def set_learning_rate(self, value: float) -> None:
         """Set η, as ``trainer.learning_rate = ...`` does."""
-        self.learning_rate = learning_rate
+        self.learning_rate = value
 
     def restart(self, learning_rate: float | None = None) -> None:
         """Set all moments to 0, and η if one is given.
