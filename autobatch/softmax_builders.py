@@ -18,12 +18,13 @@ import numpy as np
 
 from autobatch import seeds
 from autobatch.arguments import _index, _integer, _sequence, _shape
-from autobatch.expression import Expression, check_expression, describe
+from autobatch.expression import Expression, check_expression, describe, owner
 from autobatch.files import Path, path_of
 from autobatch.functions.arithmetic import esum
 from autobatch.functions.linear import _matmul, affine_transform
 from autobatch.functions.losses import log_softmax, pickneglogsoftmax, pickneglogsoftmax_batch
 from autobatch.functions.selection import concatenate, concatenate_to_batch, pick, pick_batch_elem, select_rows
+from autobatch.graph import current_graph
 from autobatch.inputs import zeros
 from autobatch.kernels._errors import ArgumentError, MissingFileError, ModelFileError, OperandError, ShapeError
 from autobatch.params import ParameterCollection, Parameters
@@ -102,7 +103,9 @@ class SoftmaxBuilder:
         return self._collection
 
     def _check(self, what: str, x: Any, batched: bool = True) -> Expression:
-        shape = _shape(check_expression(what, x))
+        shape, graph = _shape(check_expression(what, x)), current_graph()
+        if x.graph is not graph and owner(what, (x,)) is not graph:
+            raise ArgumentError(f"{what}: x belongs to another graph\n  expected  an expression of the current graph")
         if shape.dims != (self._inputs,) or (shape.batch > 1 and not batched):
             raise ShapeError(
                 f"{what}: x is {shape}\n  expected  ({self._inputs},)" + ("" if batched else ", without a minibatch")

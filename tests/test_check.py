@@ -8,6 +8,9 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given
+from laws import run
+from strategies import examples, plans
 
 import autobatch as ab
 from autobatch import check, execute
@@ -99,6 +102,20 @@ def test_segments_checkpoints_and_immediate_graphs(checked):
     ab.renew_cg(immediate_compute=True)
     ab.sum_elems(W * ab.inputVector([1.0, 1.0, 1.0])).backward()
     ab.renew_cg()
+
+
+@pytest.mark.parametrize("op", OPS.values(), ids=OPS)
+def test_every_op_in_its_memory(checked, op):
+    """Legal samples of each op, several in a batch, forward and backward: each kernel stays in its memory and fills it."""
+
+    @examples(3)
+    @given(plans(op, 4))
+    def check(plan):
+        dtype = "float32" if plan.seed % 2 else "float64"
+        with np.errstate(all="ignore"):
+            run(plan, dtype, "ratio")
+
+    check()
 
 
 # Tables with a wrong word ---------------------------------------------------------------------------------------------
