@@ -23,8 +23,14 @@ def _unsigned(value: Any) -> int:
 def _float(value: Any) -> float:
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise OperandError(f"a box of a number: {describe(value)}\n  expected  a number") from None
+
+
+def _items(values: Any) -> Iterable[Any]:
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise OperandError(f"a box of a list: {describe(values)}\n  expected  a list of numbers")
+    return values
 
 
 class UnsignedValue:
@@ -65,7 +71,7 @@ class UnsignedVectorValue:
 
     def set(self, newval: Iterable[int]) -> None:
         """Put another list in."""
-        self._values = [_unsigned(v) for v in newval]
+        self._values = [_unsigned(v) for v in _items(newval)]
 
     def get(self) -> list[int]:
         """Return the list."""
@@ -87,7 +93,7 @@ class FloatVectorValue:
 
     def set(self, newval: Iterable[float]) -> None:
         """Put another list in."""
-        self._values = [_float(v) for v in newval]
+        self._values = [_float(v) for v in _items(newval)]
 
     def get(self) -> list[float]:
         """Return the list."""

@@ -17,6 +17,11 @@ def test_boxes():
     for make in (lambda: ab.UnsignedValue(-1), lambda: ab.UnsignedVectorValue([2, -1])):
         with pytest.raises(OverflowError, match="expected  a whole number from 0 on"):
             make()
-    for make in (lambda: ab.UnsignedValue(1.5), lambda: ab.FloatValue("x"), lambda: ab.FloatVectorValue([None])):
+    for make in (
+        lambda: ab.UnsignedValue(1.5),
+        lambda: ab.FloatValue("x"),
+        lambda: ab.FloatVectorValue([None]),
+        lambda: ab.UnsignedVectorValue(True),
+    ):
         with pytest.raises(TypeError, match="expected  a"):
             make()
