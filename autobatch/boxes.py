@@ -6,7 +6,7 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
-from autobatch.expression import describe
+from autobatch.expression import Expression, describe
 from autobatch.kernels._errors import NegativeIndexError, OperandError
 
 
@@ -28,7 +28,7 @@ def _float(value: Any) -> float:
 
 
 def _items(values: Any) -> Iterable[Any]:
-    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+    if isinstance(values, (str, bytes, Expression)) or not isinstance(values, Iterable):
         raise OperandError(f"a box of a list: {describe(values)}\n  expected  a list of numbers")
     return values
 
