@@ -38,6 +38,8 @@ def w():
     w.one = w.model.add_parameters((1,))
     w.E = w.model.add_lookup_parameters((5, 3), name="E")
     w.lstm = ab.LSTMBuilder(1, 3, 4, w.model)
+    w.tree = ab.NaryTreeLSTMBuilder(2, 1, 3, 4, w.model)
+    w.softmax = ab.ClassFactoredSoftmaxBuilder.from_spec((3, [(0,), (1, 2)], True), w.model)
     w.v, w.u = ab.inputVector([1.0, 2.0, 3.0]), ab.inputVector([1.0, 2.0])
     w.x30 = ab.inputVector([0.0] * 30)
     w.M, w.s = ab.inputTensor(np.ones((2, 3))), ab.scalarInput(1.0)
@@ -94,6 +96,15 @@ RANGE, INDEX = (ValueError, IndexError, IndexRangeError), (IndexError, ValueErro
 NEGATIVE, OPERAND = (OverflowError, ValueError, NegativeIndexError), (TypeError, OperandError)
 ODD, VALUE = (NotImplementedError, TypeError, OperandError), (ValueError, ArgumentError)
 STALE, STALE_OPERAND = (RuntimeError, StaleExpressionError), (ValueError, RuntimeError, StaleExpressionError)
+
+
+class NoCollection:
+    """What `save` cannot write."""
+
+    @classmethod
+    def from_spec(cls, spec, model):
+        return cls()
+
 
 CASES = {
     # Shapes
@@ -512,6 +523,128 @@ CASES = {
         "dtype 'int32' is not supported\n  expected  'float32' or 'float64'",
     ),
     "no threads": (lambda w: ab.configure(threads=0), VALUE, None),
+    # Builders
+    "RNNBuilder": (
+        lambda w: ab.RNNBuilder(1, 2, 3, w.model),
+        OPERAND,
+        "RNNBuilder has no step\n  try       one of its subclasses, for example VanillaLSTMBuilder",
+    ),
+    "TreeLSTMBuilder": (
+        lambda w: ab.TreeLSTMBuilder(),
+        OPERAND,
+        "TreeLSTMBuilder has no nodes\n  try       one of its subclasses, for example NaryTreeLSTMBuilder",
+    ),
+    "SoftmaxBuilder": (
+        lambda w: ab.SoftmaxBuilder(3, 4, w.model),
+        OPERAND,
+        "SoftmaxBuilder has no scores\n  try       one of its subclasses, for example StandardSoftmaxBuilder",
+    ),
+    "TreeLSTMBuilder.from_spec": (lambda w: ab.TreeLSTMBuilder.from_spec((1, 2, 3), w.model), OPERAND, None),
+    "SoftmaxBuilder.from_spec": (lambda w: ab.SoftmaxBuilder.from_spec((3, 4, True), w.model), OPERAND, None),
+    "RNNBuilder.from_spec": (lambda w: ab.RNNBuilder.from_spec((1, 2, 3), w.model), OPERAND, None),
+    "from_spec: too long": (
+        lambda w: ab.GRUBuilder.from_spec((1, 2, 3, 4), w.model),
+        VALUE,
+        "GRUBuilder.from_spec: a tuple of 4\n  expected  (layers, input_dim, hidden_dim, ...)",
+    ),
+    "from_spec: too short": (lambda w: ab.VanillaLSTMBuilder.from_spec((1, 2), w.model), VALUE, None),
+    "from_spec: no tuple": (lambda w: ab.VanillaLSTMBuilder.from_spec(7, w.model), VALUE, None),
+    "from_spec of a tree": (
+        lambda w: ab.NaryTreeLSTMBuilder.from_spec((1, 2, 3), w.model),
+        VALUE,
+        "NaryTreeLSTMBuilder.from_spec: a tuple of 3\n  expected  (N, layers, input_dim, hidden_dim)",
+    ),
+    "from_spec of two directions": (lambda w: ab.BiRNNBuilder.from_spec((1, 2, 4), w.model), VALUE, None),
+    "from_spec of a softmax": (lambda w: ab.StandardSoftmaxBuilder.from_spec((2, 4, 1, 2), w.model), VALUE, None),
+    "from_spec of classes: a number": (lambda w: ab.ClassFactoredSoftmaxBuilder.from_spec((2, 3, True), w.model), VALUE, None),
+    "from_spec of classes: three": (lambda w: ab.ClassFactoredSoftmaxBuilder.from_spec((2, [(0,)]), w.model), VALUE, None),
+    "from_spec of classes: within classes": (
+        lambda w: ab.ClassFactoredSoftmaxBuilder.from_spec((2, [[(0,)], (1,)], True), w.model),
+        VALUE,
+        None,
+    ),
+    "from_spec of classes: an empty one": (
+        lambda w: ab.HierarchicalSoftmaxBuilder.from_spec((2, [[], (0,)], True), w.model),
+        VALUE,
+        "HierarchicalSoftmaxBuilder.from_spec: a list of 0 among the classes\n"
+        "  expected  lists of classes, and tuples of numbers of words, none of them empty",
+    ),
+    "from_spec of classes: a word twice": (
+        lambda w: ab.HierarchicalSoftmaxBuilder.from_spec((2, [(0,), (0,)], True), w.model),
+        VALUE,
+        None,
+    ),
+    "from_spec of classes: a word that is none": (
+        lambda w: ab.HierarchicalSoftmaxBuilder.from_spec((2, [("a",), (0,)], True), w.model),
+        OPERAND,
+        None,
+    ),
+    "BiRNNBuilder: factory": (
+        lambda w: ab.BiRNNBuilder(1, 2, 4, w.model, ab.BiRNNBuilder),
+        OPERAND,
+        "BiRNNBuilder: the factory is a type\n  expected  a class of builders",
+    ),
+    "BiRNNBuilder: another class": (lambda w: ab.BiRNNBuilder(1, 2, 4, w.model, type), OPERAND, None),
+    "BiRNNBuilder: a factory of nothing": (lambda w: ab.BiRNNBuilder(1, 2, 4, w.model, lambda *a: None), OPERAND, None),
+    "BiRNNBuilder: a factory without a form": (lambda w: ab.BiRNNBuilder(1, 2, 4, w.model, lambda: 0), OPERAND, None),
+    "BiRNNBuilder: layers": (lambda w: ab.BiRNNBuilder(1, 2, 4, w.model, ab.GRUBuilder, [w.lstm]), OPERAND, None),
+    "BiRNNBuilder: no layers": (lambda w: ab.BiRNNBuilder(1, 2, 4, w.model, ab.GRUBuilder, []), OPERAND, None),
+    "too many layers": (
+        lambda w: ab.UnidirectionalTreeLSTMBuilder(10**6, 3, 3, w.model),
+        VALUE,
+        "UnidirectionalTreeLSTMBuilder: layers is 1000000 (int)\n  expected  at most 1000",
+    ),
+    "too many layers of two directions": (lambda w: ab.BiRNNBuilder(10**6, 3, 4, w.model, ab.GRUBuilder), VALUE, None),
+    "too many children": (
+        lambda w: ab.NaryTreeLSTMBuilder(10**5, 1, 3, 3, w.model),
+        VALUE,
+        "NaryTreeLSTMBuilder: 1 layers and N = 100000 (int) take 20,000,500,008 parameters\n"
+        "  expected  at most 100,000: 2 N² + 5 N + 8 for each layer",
+    ),
+    # Trees and stacks of states
+    "Tree": (lambda w: ab.Tree(w.lstm), OPERAND, None),
+    "tree.h of nothing": (
+        lambda w: w.tree.initial_state().h(0),
+        INDEX,
+        "h: the tree has no nodes\n  try       add_input first",
+    ),
+    "tree.add_input: number": (lambda w: w.tree.initial_state().add_input("a", [], w.v), OPERAND, None),
+    "tree.add_input: children": (lambda w: w.tree.initial_state().add_input(0, ["a"], w.v), OPERAND, None),
+    "tree.add_input: a child of the first": (
+        lambda w: w.tree.initial_state().add_input(0, [0], w.v),
+        INDEX,
+        "add_input: node 0 has a child 0\n  expected  none: it is the first node",
+    ),
+    "tree.add_input: another graph": (lambda w: w.tree.initial_state().add_input(0, [], w.foreign), VALUE, None),
+    "tree.add_input: dims": (lambda w: w.tree.initial_state().add_input(0, [], w.u), SHAPE, None),
+    "StackedRNNState: prev": (lambda w: ab.StackedRNNState([w.state], w.state), OPERAND, None),
+    "stack.add_inputs": (lambda w: ab.StackedRNNState([w.state]).add_inputs(3), OPERAND, None),
+    "stack.add_input: dims of the upper one": (lambda w: ab.StackedRNNState([w.state, w.state]).add_input(w.v), SHAPE, None),
+    "softmax of another graph": (lambda w: w.softmax.full_log_distribution(w.foreign), VALUE, None),
+    # Tensors, settings, drawings
+    "Tensor": (
+        lambda w: ab.Tensor([1.0], None),
+        OPERAND,
+        "Tensor is never made directly\n  try       tensor_value() of an expression",
+    ),
+    "topk: dim": (lambda w: w.v.tensor_value().topk("a"), OPERAND, "topk: dim is str 'a'\n  expected  an integer"),
+    "topk: num": (lambda w: w.v.tensor_value().topk(0, 1.5), OPERAND, None),
+    "samples beyond all memory": (lambda w: w.v.tensor_value().categorical_sample_log_prob(0, 10**12), VALUE, None),
+    "init_from_params": (lambda w: ab.init_from_params(3), OPERAND, None),
+    "from_config": (lambda w: ab.DynetParams().from_config(3), OPERAND, None),
+    "from_config: unknown": (lambda w: ab.DynetParams().from_config({"x": 1}), VALUE, None),
+    "get_device_info": (lambda w: ab.get_device_info(["CPU"]), (RuntimeError, DeviceError), None),
+    "dump_cg into a descriptor": (lambda w: ab.dump_cg(1), OPERAND, "dump_cg: the file name is int 1\n  expected  a path"),
+    "print_graphviz: names": (lambda w: ab.print_graphviz(expression_names={"a": "b"}), OPERAND, None),
+    # Files
+    "save of a builder without a collection": (lambda w: ab.save("x", [NoCollection()]), (AttributeError,), None),
+    "save of a builder with a strange spec": (
+        lambda w: ab.save("x", [ab.BiRNNBuilder(1, 2, 4, w.model, lambda *sizes: ab.GRUBuilder(*sizes))]),
+        VALUE,
+        "save: the spec of a BiRNNBuilder holds a function\n"
+        "  expected  numbers, texts, tuples, lists, dicts, and classes with a from_spec",
+    ),
+    "save of an array": (lambda w: ab.save("x", np.array(3.0)), OPERAND, None),
     "reset_random_seed(-1)": (lambda w: ab.reset_random_seed(-1), (OverflowError,), None),
     "reset_random_seed of text": (lambda w: ab.reset_random_seed("1"), (TypeError,), None),
 }
@@ -550,6 +683,41 @@ def test_a_step_that_fails_leaves_nothing(w):
     state = deep.initial_state([w.b3, w.b3, w.b3, w.b3])
     check(lambda: state.add_input(bad), SHAPE)
     assert len(state.add_input(w.b3).output().npvalue()) == 3
+
+
+HALF_MADE = {
+    "VanillaLSTMBuilder": lambda m: ab.VanillaLSTMBuilder(2, 3, 2**40, m),
+    "VanillaLSTMBuilder, normalised": lambda m: ab.VanillaLSTMBuilder(1, 2**38, 2, m, ln_lstm=True),
+    "SparseLSTMBuilder": lambda m: ab.SparseLSTMBuilder(2, 3, 2**31, m),
+    "GRUBuilder": lambda m: ab.GRUBuilder(1, 3, 2**31, m),
+    "NaryTreeLSTMBuilder": lambda m: ab.NaryTreeLSTMBuilder(1, 1, 2**40, 2**20, m),
+    "UnidirectionalTreeLSTMBuilder": lambda m: ab.UnidirectionalTreeLSTMBuilder(1, 3, 2**40, m),
+    "BidirectionalTreeLSTMBuilder": lambda m: ab.BidirectionalTreeLSTMBuilder(1, 3, 2**40, m),
+    "BiRNNBuilder": lambda m: ab.BiRNNBuilder(2, 3, 2**40, m, ab.LSTMBuilder),
+    "StandardSoftmaxBuilder": lambda m: ab.StandardSoftmaxBuilder(2**30, 2**30, m),
+    "ClassFactoredSoftmaxBuilder": lambda m: ab.ClassFactoredSoftmaxBuilder.from_spec((2**41, [(0,), (1, 2)], True), m),
+}
+
+
+@pytest.mark.parametrize("name", HALF_MADE)
+def test_a_builder_that_cannot_be_made_leaves_no_parameters(name):
+    model = ab.ParameterCollection()
+    with pytest.raises(ValueError, match=r"at most|numbers") as caught:
+        HALF_MADE[name](model)
+    assert isinstance(caught.value, (ShapeError, ArgumentError))
+    assert not model.parameters_list() and not model.lookup_parameters_list()
+    assert ab.LSTMBuilder(1, 2, 3, model).param_collection().name() == "/vanilla-lstm-builder/"
+    assert ab.GRUBuilder(1, 2, 3, model).param_collection().name() == "/gru-builder/"
+
+
+def test_a_node_of_a_tree_that_fails_leaves_nothing(w):
+    """Neither in the graph nor in the tree, where a lower layer was recorded before the upper one found the error."""
+    with ab.Graph():
+        x = ab.inputVector([1.0, 2.0, 3.0])
+        tree = ab.UnidirectionalTreeLSTMBuilder(1, 3, 4, w.model).initial_state()
+        tree.add_input(0, [], x)  # h of 4 numbers, which an LSTM of inputs of 3 cannot read
+        check(lambda: tree.add_input(1, [0], x), SHAPE)
+        assert tree.add_input(1, [], x).dim() == ((4,), 1)
 
 
 def test_a_result_too_large_for_its_indices(w):

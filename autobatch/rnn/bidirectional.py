@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,15 @@ from autobatch.kernels._errors import ArgumentError, OperandError
 from autobatch.params import ParameterCollection
 from autobatch.rnn.builder import MOST_LAYERS, RNNBuilder, made, whole
 from autobatch.rnn.state import RNNState
+
+
+def _makes_builders(factory: Any) -> bool:
+    """Whether something can be called with layers, two sizes and a collection; a class also has to have states."""
+    try:
+        inspect.signature(factory).bind(1, 1, 1, None)
+    except (TypeError, ValueError):
+        return False
+    return not isinstance(factory, type) or hasattr(factory, "initial_state")
 
 
 def _pairs(layers: Any) -> list[tuple[RNNBuilder, RNNBuilder]]:
@@ -66,7 +76,7 @@ class BiRNNBuilder:
             raise OperandError(f"BiRNNBuilder: the model is {describe(model)}\n  expected  a ParameterCollection")
         if num_layers > MOST_LAYERS:
             raise ArgumentError(f"BiRNNBuilder: num_layers is {describe(num_layers)}\n  expected  at most {MOST_LAYERS}")
-        if not callable(rnn_builder_factory):
+        if not _makes_builders(rnn_builder_factory):
             raise OperandError(f"BiRNNBuilder: the factory is {describe(rnn_builder_factory)}\n  expected  a class of builders")
         if builder_layers is not None:
             builder_layers = _pairs(builder_layers)

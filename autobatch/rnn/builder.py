@@ -18,6 +18,7 @@ from autobatch.params import ParameterCollection, Parameters
 from autobatch.rnn.state import RNNState, Use, make_state
 
 MOST_LAYERS = 1000  # more are a mistake, which would take long to show
+_LARGEST_HIDDEN = 1 << 20  # a matrix of this size squared is beyond any memory
 _new = object.__new__
 Builder = TypeVar("Builder", bound="RNNBuilder")
 
@@ -31,6 +32,18 @@ def whole(name: str, what: str, value: Any) -> int:
     if size < 1 or isinstance(value, bool):
         raise ArgumentError(f"{name}: {what} is {describe(value)}\n  expected  a whole number from 1 on")
     return size
+
+
+def check_sizes(name: str, layers: Any, input_dim: Any, hidden_dim: Any, model: Any) -> tuple[int, int, int]:
+    """Return the sizes of a builder; raise for what is none or too large, and for a model that is no collection."""
+    sizes = whole(name, "layers", layers), whole(name, "input_dim", input_dim), whole(name, "hidden_dim", hidden_dim)
+    if sizes[0] > MOST_LAYERS:
+        raise ArgumentError(f"{name}: layers is {describe(layers)}\n  expected  at most {MOST_LAYERS}")
+    if sizes[2] > _LARGEST_HIDDEN:
+        raise ArgumentError(f"{name}: hidden_dim is {describe(hidden_dim)}\n  expected  at most {_LARGEST_HIDDEN:,}")
+    if not isinstance(model, ParameterCollection):
+        raise OperandError(f"{name}: the model is {describe(model)}\n  expected  a ParameterCollection")
+    return sizes
 
 
 def probability(name: str, p: Any) -> float:
@@ -75,7 +88,7 @@ class RNNBuilder:
 
     Raises
     ------
-    ArgumentError : a size below 1, or more than 1000 layers.
+    ArgumentError : a size below 1, more than 1000 layers, or a `hidden_dim` above 2²⁰.
     OperandError : `model` is no ParameterCollection.
     """
 
@@ -86,12 +99,7 @@ class RNNBuilder:
         name = self.whoami()
         if not hasattr(self, "folder"):
             raise OperandError(f"{name} has no step\n  try       one of its subclasses, for example VanillaLSTMBuilder")
-        self.layers = whole(name, "layers", layers)
-        self.input_dim, self.hidden_dim = whole(name, "input_dim", input_dim), whole(name, "hidden_dim", hidden_dim)
-        if self.layers > MOST_LAYERS:
-            raise ArgumentError(f"{name}: layers is {describe(layers)}\n  expected  at most {MOST_LAYERS}")
-        if not isinstance(model, ParameterCollection):
-            raise OperandError(f"{name}: the model is {describe(model)}\n  expected  a ParameterCollection")
+        self.layers, self.input_dim, self.hidden_dim = check_sizes(name, layers, input_dim, hidden_dim, model)
         self._parameters: list[list[Parameters]] = []
         self._rates: tuple[float, ...] = (0.0, 0.0)  # of dropout: x, h, and c where it has one
         with model._attempt():
@@ -263,4 +271,4 @@ def masked(graph: Graph, x: Expression, mask: tuple[int, int] | None) -> Express
     return cmult(x, known(graph, index, number))  # type: ignore[no-any-return]
 
 
-__all__ = ["MOST_LAYERS", "Inputs", "RNNBuilder", "Use", "known", "made", "masked", "probability", "whole"]
+__all__ = ["MOST_LAYERS", "Inputs", "RNNBuilder", "Use", "check_sizes", "known", "made", "masked", "probability", "whole"]

@@ -18,7 +18,7 @@ from autobatch.functions.selection import concatenate
 from autobatch.graph import Graph, current_graph
 from autobatch.kernels._errors import ArgumentError, IndexRangeError, OperandError, StaleExpressionError
 from autobatch.params import ParameterCollection, Parameters
-from autobatch.rnn.builder import MOST_LAYERS, made, whole
+from autobatch.rnn.builder import check_sizes, made, whole
 from autobatch.rnn.lstm import VanillaLSTMBuilder
 
 _MOST_PARAMETERS = 100_000  # of a builder; more are a mistake, which would take long to show
@@ -135,16 +135,6 @@ class TreeLSTMBuilder:
         raise NotImplementedError
 
 
-def _check_sizes(name: str, layers: Any, input_dim: Any, hidden_dim: Any, model: Any) -> tuple[int, int, int]:
-    """Return the sizes of a builder; raise for what is none, and for a model that is no collection."""
-    sizes = whole(name, "layers", layers), whole(name, "input_dim", input_dim), whole(name, "hidden_dim", hidden_dim)
-    if sizes[0] > MOST_LAYERS:
-        raise ArgumentError(f"{name}: layers is {describe(layers)}\n  expected  at most {MOST_LAYERS}")
-    if not isinstance(model, ParameterCollection):
-        raise OperandError(f"{name}: the model is {describe(model)}\n  expected  a ParameterCollection")
-    return sizes
-
-
 class NaryTreeLSTMBuilder(TreeLSTMBuilder):
     """N-ary Tree-LSTM, with peepholes: each of up to N children has weights of its own (further ones share the last).
 
@@ -176,7 +166,7 @@ class NaryTreeLSTMBuilder(TreeLSTMBuilder):
     def __init__(self, N: int, layers: int, input_dim: int, hidden_dim: int, model: ParameterCollection) -> None:
         name = self.whoami()
         self.N = whole(name, "N", N)
-        self.layers, self.input_dim, self.hidden_dim = _check_sizes(name, layers, input_dim, hidden_dim, model)
+        self.layers, self.input_dim, self.hidden_dim = check_sizes(name, layers, input_dim, hidden_dim, model)
         count = self.layers * (8 + 5 * self.N + 2 * self.N**2)
         if count > _MOST_PARAMETERS:
             raise ArgumentError(
@@ -255,7 +245,7 @@ class UnidirectionalTreeLSTMBuilder(TreeLSTMBuilder):
     """
 
     def __init__(self, layers: int, input_dim: int, hidden_dim: int, model: ParameterCollection) -> None:
-        layers, input_dim, hidden_dim = _check_sizes(self.whoami(), layers, input_dim, hidden_dim, model)
+        layers, input_dim, hidden_dim = check_sizes(self.whoami(), layers, input_dim, hidden_dim, model)
         with model._attempt():
             self._collection = model.add_subcollection("unidirectional-tree-lstm-builder")
             self._lstm = VanillaLSTMBuilder(layers, input_dim, hidden_dim, self._collection)
@@ -289,7 +279,7 @@ class BidirectionalTreeLSTMBuilder(TreeLSTMBuilder):
     """
 
     def __init__(self, layers: int, input_dim: int, hidden_dim: int, model: ParameterCollection) -> None:
-        layers, input_dim, hidden_dim = _check_sizes(self.whoami(), layers, input_dim, hidden_dim, model)
+        layers, input_dim, hidden_dim = check_sizes(self.whoami(), layers, input_dim, hidden_dim, model)
         if hidden_dim % 2:
             raise ArgumentError(f"{self.whoami()}: hidden_dim is {hidden_dim}\n  expected  an even number, half for each")
         with model._attempt():
