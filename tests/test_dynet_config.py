@@ -7,19 +7,20 @@ import textwrap
 import pytest
 
 import autobatch as ab
-from autobatch import dynet_config, params, seeds
+from autobatch import dynet_config, seeds
 from autobatch.graph import SETTINGS
+from autobatch.params import collection
 
 
 @pytest.fixture(autouse=True)
 def restored(monkeypatch):
     """Settings as before, after each test."""
-    policy, decay, seed = SETTINGS.policy, params._default_decay, seeds.current_seed()
+    policy, decay, seed = SETTINGS.policy, collection._default_decay, seeds.current_seed()
     monkeypatch.setattr(dynet_config, "_settings", {})
     monkeypatch.setattr(dynet_config, "_explicit", False)
     monkeypatch.setattr(dynet_config, "_said", set())
     yield
-    SETTINGS.policy, params._default_decay = policy, decay
+    SETTINGS.policy, collection._default_decay = policy, decay
     ab.reset_random_seed(seed)
 
 

@@ -333,7 +333,7 @@ def test_a_process_killed_while_saving_leaves_the_old_or_the_new_file(tmp_path):
                 process.stdin.flush()
         finally:
             process.kill()
-    assert last > 100
+    assert last > 10  # it did save
 
 
 def test_old_names(tmp_path):

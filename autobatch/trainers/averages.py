@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autobatch import params
+from autobatch.initializers import number
 from autobatch.kernels._errors import ArgumentError, ConstructionError
 from autobatch.kernels._vm import run
 from autobatch.kernels.update_average import update_average
@@ -27,7 +28,7 @@ class MovingAverage:
         if isinstance(every, bool) or not isinstance(every, (int, np.integer)) or every < 1:
             raise ArgumentError(f"moving average: update_freq is {every!r}\n  expected  a number of updates, at least 1")
         if beta is not None:
-            beta = params.number("moving average: beta", beta)
+            beta = number("moving average: beta", beta)
             if not 0 < beta < 1:
                 raise ArgumentError(f"moving average: beta is {beta}\n  expected  a number between 0 and 1")
         self.collection, self.every, self.beta = collection, int(every), beta
