@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from autobatch import files
-from autobatch.expression import describe
+from autobatch.expression import Expression, describe
 from autobatch.kernels._errors import ArgumentError, MissingFileError, ModelFileError, OperandError
 from autobatch.params import LookupParameters, ParameterCollection, Parameters, Storage, room_for
 
@@ -82,7 +82,7 @@ def save(basename: files.Path, objects: Iterable[Any]) -> None:
         A file cannot be written.
     """
     path = files.path_of("save", basename)
-    if isinstance(objects, (Storage, str, bytes, np.ndarray)) or not isinstance(objects, Iterable):
+    if isinstance(objects, (Expression, Storage, str, bytes, np.ndarray)) or not isinstance(objects, Iterable):
         raise OperandError(f"save: {describe(objects)}\n  expected  a list of parameters and builders")
     entries: list[files.Entry] = []
     meta = io.BytesIO()

@@ -644,6 +644,9 @@ CASES = {
         "save: the spec of a BiRNNBuilder holds a function\n"
         "  expected  numbers, texts, tuples, lists, dicts, and classes with a from_spec",
     ),
+    "save of an expression": (lambda w: ab.save("x", w.v), OPERAND, None),
+    "add_inputs of an expression": (lambda w: w.state.add_inputs(w.v), OPERAND, None),
+    "stack.add_inputs of an expression": (lambda w: ab.StackedRNNState([w.state]).add_inputs(w.v), OPERAND, None),
     "save of an array": (lambda w: ab.save("x", np.array(3.0)), OPERAND, None),
     "reset_random_seed(-1)": (lambda w: ab.reset_random_seed(-1), (OverflowError,), None),
     "reset_random_seed of text": (lambda w: ab.reset_random_seed("1"), (TypeError,), None),

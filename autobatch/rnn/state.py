@@ -80,7 +80,7 @@ class RNNState:
     def add_inputs(self, xs: Iterable[Expression]) -> list[RNNState]:
         """Return the states after each of the inputs."""
         states, state = [], self
-        if not isinstance(xs, Iterable) or isinstance(xs, np.ndarray):
+        if not isinstance(xs, Iterable) or isinstance(xs, (np.ndarray, Expression)):
             raise OperandError(f"add_inputs: {describe(xs)}\n  expected  a list of expressions")
         for x in xs:
             state = state.add_input(x)
@@ -182,7 +182,7 @@ class StackedRNNState:
     def add_inputs(self, xs: Iterable[Expression]) -> list[StackedRNNState]:
         """Return the states after each of the inputs."""
         states, state = [], self
-        if not isinstance(xs, Iterable) or isinstance(xs, np.ndarray):
+        if not isinstance(xs, Iterable) or isinstance(xs, (np.ndarray, Expression)):
             raise OperandError(f"add_inputs: {describe(xs)}\n  expected  a list of expressions")
         for x in xs:
             state = state.add_input(x)
