@@ -59,7 +59,8 @@ def inputTensor(arr: ArrayLike, batched: bool = False, device: str = "", reusabl
 
     Parameters
     ----------
-    arr : array or nested list of numbers, 1 to 7 dims; a list of arrays of one shape becomes a minibatch of them.
+    arr : array or nested list of numbers, 1 to 7 dims; a list of arrays of one shape becomes a minibatch of them. Tensors of other
+        libraries are taken through DLPack (PyTorch, JAX), from the memory of the CPU.
     batched : whether the last axis is the minibatch.
     reusable_expr : whether `set` may change the numbers later.
 
@@ -69,6 +70,11 @@ def inputTensor(arr: ArrayLike, batched: bool = False, device: str = "", reusabl
     ShapeError, ArgumentError : empty, ragged, or more than 7 dims.
     """
     check_device("inputTensor", device)
+    if hasattr(arr, "__dlpack__") and not isinstance(arr, np.ndarray):
+        try:
+            arr = np.from_dlpack(arr)  # type: ignore[arg-type]
+        except (RuntimeError, BufferError, TypeError, ValueError) as error:
+            raise OperandError(f"inputTensor: {ex.describe(arr)} cannot be taken through DLPack: {error}") from None
     if not isinstance(arr, (np.ndarray, list)):
         cure = "\n  try       scalarInput" if is_number(arr) else ""
         raise OperandError(f"inputTensor: {ex.describe(arr)}\n  expected  an array or a list of numbers{cure}")

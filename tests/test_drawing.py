@@ -78,6 +78,30 @@ def test_tensors_are_copies_that_numpy_and_dlpack_know():
     np.testing.assert_array_equal(ab.inputTensor(np.asarray(vector)).npvalue(), [1, 3, 2])
 
 
+class Foreign:
+    """A tensor of another library: it knows DLPack, and nothing of NumPy."""
+
+    def __init__(self, array, broken=False):
+        self.array, self.broken = array, broken
+
+    def __dlpack__(self, **how):
+        if self.broken:
+            raise BufferError("on another device")
+        return self.array.__dlpack__(**how)
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+
+def test_tensors_of_other_libraries_are_taken():
+    array = np.arange(6, dtype="f4").reshape(2, 3)
+    np.testing.assert_array_equal(ab.inputTensor(Foreign(array)).npvalue(), array)
+    e = ab.inputTensor(np.arange(12.0).reshape(2, 3, 2), batched=True)
+    np.testing.assert_array_equal(ab.inputTensor(e.tensor_value(), batched=True).npvalue(), e.npvalue())
+    with pytest.raises(TypeError, match="cannot be taken through DLPack: on another device"):
+        ab.inputTensor(Foreign(array, broken=True))
+
+
 def test_largest_numbers_of_a_tensor():
     array = np.array([[1.0, 5.0, 5.0], [4.0, 2.0, 9.0]])
     t = ab.inputTensor(array).tensor_value()
