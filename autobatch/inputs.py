@@ -59,8 +59,8 @@ def inputTensor(arr: ArrayLike, batched: bool = False, device: str = "", reusabl
 
     Parameters
     ----------
-    arr : array or nested list of numbers, 1 to 7 dims; a list of arrays of one shape becomes a minibatch of them. Tensors of other
-        libraries are taken through DLPack (PyTorch, JAX), from the memory of the CPU.
+    arr : array or nested list of numbers, 1 to 7 dims; a list of arrays of one shape becomes a minibatch of them.
+        Tensors of other libraries are taken through DLPack (PyTorch, JAX), from the memory of the CPU.
     batched : whether the last axis is the minibatch.
     reusable_expr : whether `set` may change the numbers later.
 
