@@ -58,10 +58,10 @@ def path_of(what: str, path: Any) -> str:
     """Return a path as a str; raise for what is none."""
     if not isinstance(path, (str, bytes, os.PathLike)):
         raise OperandError(f"{what}: the file name is {type(path).__name__} {path!r}\n  expected  a path")
-    name = os.fsdecode(path)
-    if "\0" in name:
-        raise ArgumentError(f"{what}: the file name {name!r} holds a zero byte\n  expected  a path")
-    return name
+    text = os.fsdecode(path)
+    if "\0" in text:
+        raise ArgumentError(f"{what}: the file name {text!r} has a null character in it\n  expected  a path")
+    return text
 
 
 def check_key(what: str, key: Any) -> str:

@@ -644,6 +644,7 @@ CASES = {
         "save: the spec of a BiRNNBuilder holds a function\n"
         "  expected  numbers, texts, tuples, lists, dicts, and classes with a from_spec",
     ),
+    "save: a null character": (lambda w: w.W.save("a\0"), VALUE, None),
     "save of an expression": (lambda w: ab.save("x", w.v), OPERAND, None),
     "add_inputs of an expression": (lambda w: w.state.add_inputs(w.v), OPERAND, None),
     "stack.add_inputs of an expression": (lambda w: ab.StackedRNNState([w.state]).add_inputs(w.v), OPERAND, None),
