@@ -21,6 +21,10 @@ def _digest():
     return digest.hexdigest()[:16]
 
 
+# Where tests run side by side, each process leaves the other cores to the others. Before NumPy is imported, which reads it once.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 # Before Numba is imported, which reads it once.
 USER = getattr(os, "getuid", int)()
 os.environ.setdefault("NUMBA_CACHE_DIR", str(pathlib.Path(tempfile.gettempdir(), f"autobatch-{USER}", _digest())))
