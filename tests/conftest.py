@@ -21,7 +21,7 @@ def _digest():
     return digest.hexdigest()[:16]
 
 
-# Where tests run side by side, each process leaves the other cores to the others. Before NumPy is imported, which reads it once.
+# Tests side by side leave each other the cores. Before NumPy is imported, which reads it once.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
