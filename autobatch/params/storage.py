@@ -51,6 +51,7 @@ def revision() -> int:
 
 
 def changed() -> None:
+    """Note that a collection has grown, or that `set_updated` changed something."""
     global _revision
     _revision += 1
 

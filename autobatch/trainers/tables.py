@@ -13,6 +13,7 @@ from autobatch.params import LookupParameters
 
 
 def address_of(array: NDArray[Any]) -> int:
+    """Return the address of the first number of an array."""
     return int(array.__array_interface__["data"][0])  # a third of the time of array.ctypes.data
 
 
