@@ -3,7 +3,12 @@
 The public vocabulary is DyNet's: ``import autobatch as dy``. See ``docs/design.md`` for how it works.
 """
 
+import os as _os
 import sys as _sys
+
+_here = _os.path.dirname(__file__)
+if not _os.path.isdir(_os.path.join(_here, "kernels")):  # a clone: `kernels/` lies beside this package, not in it
+    __path__.append(_os.path.dirname(_here))
 
 from autobatch import dynet_config as _dynet_config
 from autobatch import operators as _operators  # noqa: F401  gives expressions their operators

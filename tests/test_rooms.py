@@ -6,6 +6,7 @@ import inspect
 import pathlib
 import pkgutil
 import re
+import shutil
 import subprocess
 import sys
 
@@ -104,6 +105,16 @@ def test_nothing_is_compiled_at_import():
         "import autobatch\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_clone_works_where_it_lies(tmp_path):
+    """Python started in the root of a clone finds this package there, and not the installed one: the kernels lie beside it."""
+    for folder, source in (("autobatch", PACKAGE), ("kernels", KERNELS)):
+        shutil.copytree(source, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "kernels"))
+    libraries = [p for p in sys.path if "site-packages" in p]
+    program = f"import sys; sys.path[1:1] = {libraries!r}; import autobatch.kernels as k; print(k.__file__)"
+    made = subprocess.run([sys.executable, "-S", "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert made.stdout.strip() == str(tmp_path / "kernels" / "__init__.py"), made.stderr
 
 
 def test_readme_example_prints_what_it_says(capsys):
