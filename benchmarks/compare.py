@@ -84,8 +84,9 @@ class Dynamic:
         if library == "dynet":
             import dynet_config
 
-            # The memory of DyNet cannot grow under autobatch, so it gets plenty at the start; what is unused is not touched.
-            memory = "1536,1536,512,512" if job["task"] != "language_model" else "4096,4096,512,512"
+            # DyNet's memory cannot grow under autobatch, so it gets plenty at the start, the more the larger the minibatch.
+            pool = 64 + round(job["batch"] * task.DYNET_MEGABYTES * max(1, (job["hidden"] or 0) / task.SIZES["hidden"]))
+            memory = f"{pool},{pool},128,{pool}"
             dynet_config.set(mem=memory, random_seed=job["seed"], autobatch=int(kind != "none"))
             import dynet as dy
 
@@ -292,20 +293,40 @@ def run_round(runner, parts):
     return {"seconds": clock.seconds, "losses": losses}
 
 
-def peak_memory(runner, parts):
-    """By how many bytes the process grows, at most, while it runs a minibatch; None where the system does not tell."""
-    runner.step([min(parts[0], key=lambda instance: len(str(instance)))], Clock())  # what is made once, is made now
+def touched():
+    """Bytes of this process's own memory that were read or written since `forget_touched`."""
+    count, own = 0, False
+    for line in pathlib.Path("/proc/self/smaps").read_text().splitlines():
+        name, *rest = line.split()
+        if not name.endswith(":"):  # the first line of a mapping: addresses, and the file where there is one
+            own = len(rest) < 5 or rest[4] == "[heap]"
+        elif name == "Referenced:" and own:
+            count += int(rest[0]) * 1024
+    return count
 
-    def status(name):
-        return int(pathlib.Path("/proc/self/status").read_text().split(name + ":")[1].split()[0]) * 1024
 
-    try:
-        before = status("VmRSS")
-        pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak is measured from now on
-        runner.step(parts[0], Clock())
-        return max(status("VmHWM") - before, 0)
-    except (OSError, IndexError):
+def forget_touched():
+    pathlib.Path("/proc/self/clear_refs").write_text("1")
+
+
+def memory_of(runner, parts):
+    """How many bytes more a minibatch touches than its smallest instance alone; None where nothing tells.
+
+    What a process holds says little here: DyNet touches all its pools when it starts.
+    """
+    if len(parts[0]) == 1:
         return None
+    smallest = [min(parts[0], key=lambda instance: len(str(instance)))]
+    counts = []
+    for part in (smallest, parts[0]):
+        runner.step(part, Clock())  # what is made once, is made now
+        try:
+            forget_touched()
+            runner.step(part, Clock())
+            counts.append(touched())
+        except (OSError, IndexError):
+            return None
+    return max(counts[1] - counts[0], 0)
 
 
 def work():
@@ -326,7 +347,7 @@ def work():
     answer({"name": runner.name, "sizes": sizes, "real": real, "sentences": sum(map(len, counted))})
     for line in sys.stdin:
         if json.loads(line)["do"] == "check":
-            memory = peak_memory(runner, parts)
+            memory = memory_of(runner, parts)
             counts = runner.counts()
             runner.reset()
             answer(run_round(runner, parts[:CHECKED]) | {"memory": memory, "counts": counts})
@@ -458,7 +479,7 @@ def records(workers):
             "sentences_per_second": summary(w.speeds()),
             **{f"of_{other}": ratio(w, by_name.get(other)) for other in ("dynet", "torch", "floor")},
             "ms_per_minibatch": {p: statistics.median(r["seconds"][p] for r in w.rounds) * 1000 for p in PHASES},
-            "peak_memory": w.checked["memory"],
+            "memory": w.checked["memory"],
             **{key: w.checked["counts"].get(key) for key in ("arenas", "nodes", "batches", "lower_bound")},
             "losses": w.checked["losses"],
             "disagreement": disagreement(w, first),
@@ -499,10 +520,10 @@ def print_report(result, args):
         table.append((row["library"], spread(row["sentences_per_second"], 0, ","), *ratios))
     print_table(table)
     print()
-    table = [("ms a minibatch", *PHASES, "peak MB", "arenas MB", "nodes", "batches", "bound")]
+    table = [("ms a minibatch", *PHASES, "MB", "arenas", "nodes", "batches", "bound")]
     for row in result["libraries"]:
         phases = [f"{row['ms_per_minibatch'][p]:.2f}" if row["ms_per_minibatch"][p] else "-" for p in PHASES]
-        sizes = [f"{row[key] / MEGABYTE:.1f}" if row[key] is not None else "-" for key in ("peak_memory", "arenas")]
+        sizes = [f"{row[key] / MEGABYTE:.1f}" if row[key] is not None else "-" for key in ("memory", "arenas")]
         numbers = [f"{row[key]:,}" if row[key] is not None else "-" for key in ("nodes", "batches", "lower_bound")]
         table.append((row["library"], *phases, *sizes, *numbers))
     print_table(table)
@@ -521,8 +542,8 @@ def verdict(results):
 
 LEGEND = """
 Median (least-most) over the rounds. `of DyNet`, `of PyTorch`, `of floor`: how many times faster than `dynet`, `torch`, and the
-matrix products alone, within a round. Peak: by how much the process grew while it ran one minibatch; arenas: what autobatch
-itself counts. Bound: the least batches any policy can do with."""
+matrix products alone, within a round. MB: memory that one minibatch touches, beyond what its smallest instance alone does;
+arenas: what autobatch itself counts as handed out. Bound: the least batches any policy can do with."""
 
 
 def make_parser(prog, description):

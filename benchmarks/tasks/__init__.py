@@ -4,6 +4,7 @@ What a task's file holds:
 
     TITLE, SIZES         in words; sizes by name, `hidden` among them
     FOLLOWING            sizes that are given as a multiple of `hidden` where that is set
+    DYNET_MEGABYTES      room that DyNet is given for an instance, in each of its pools
     generated(rng, n)    n instances of the lengths of real data, and the sizes of the vocabularies
     read(folder)         the instances of real data, and the sizes of the vocabularies; FileNotFoundError where there are none
     shapes(sizes)        name -> shape of each parameter, in the order in which the program makes them; a table's is `table.…`

@@ -7,6 +7,7 @@ from benchmarks.tasks import Hand, Padded, lstm_products, lstm_shapes
 TITLE = "LSTM acceptor"
 SIZES = {"word": 100, "hidden": 100}
 FOLLOWING = {"word": 1}
+DYNET_MEGABYTES = 1  # room that DyNet gets for a sentence, in each of its pools
 WORDS, CLASSES = 1000, 3
 
 

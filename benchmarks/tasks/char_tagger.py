@@ -13,6 +13,7 @@ from benchmarks.tasks import Padded, lstm_products, lstm_shapes, quantile, tagge
 TITLE = "BiLSTM tagger with characters"
 SIZES = {"word": 128, "letter": 20, "hidden": 50, "mlp": 32}
 FOLLOWING = {}
+DYNET_MEGABYTES = 2  # room that DyNet gets for a sentence, in each of its pools
 
 # English WikiNER: words that come five times or more, the share of all others, the lengths of these with an edge at each end.
 FREQUENT, RARE, LETTERS = 1078, 0.289, 76

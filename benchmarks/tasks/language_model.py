@@ -14,6 +14,7 @@ from benchmarks.tasks import Hand, Padded, lstm_products, lstm_shapes, quantile,
 TITLE = "LSTM language model"
 SIZES = {"word": 128, "hidden": 256}
 FOLLOWING = {"word": 0.5}
+DYNET_MEGABYTES = 5  # room that DyNet gets for a sentence, in each of its pools
 
 # Penn Treebank: about the quantiles of the lengths of its sentences, 21 words on average, and its vocabulary.
 LENGTHS = (1, 6, 8, 10, 12, 13, 14, 16, 17, 18, 20, 21, 22, 24, 25, 27, 29, 31, 34, 39, 82)
@@ -29,7 +30,7 @@ def generated(rng, count):
 
 def read(folder):
     files = sorted((pathlib.Path(folder) / "ptb").glob("*train*"))
-    sentences = [line.split() for file in files for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    sentences = [line.split() for file in files for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
     if not sentences:
         raise FileNotFoundError(f"no ptb/*train* in {folder}")
     counts = collections.Counter(word for sentence in sentences for word in sentence)

@@ -14,6 +14,7 @@ from benchmarks.tasks import Hand, quantile, zipf
 TITLE = "Tree-LSTM"
 SIZES = {"word": 128, "hidden": 128}
 FOLLOWING = {"word": 1}
+DYNET_MEGABYTES = 1  # room that DyNet gets for a sentence, in each of its pools
 CELLS = True  # `Program` can be told to make cells of its node functions
 
 # Stanford Sentiment Treebank: quantiles of the number of words, and words that come twice or more with one for all others.
@@ -38,9 +39,9 @@ def generated(rng, count):
 
 def read(folder):
     file = pathlib.Path(folder) / "sst" / "train.txt"
-    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
     numbers, counts = {}, {}
-    for word in (word for line in lines for word in re.findall(r"([^()\s]+)\)", line)):
+    for word in (word for line in lines for word in re.findall(r"([^()\t\r\n ]+)\)", line)):
         counts[word] = counts.get(word, 0) + 1
     for word, count in counts.items():
         if count >= LEAST:
@@ -57,7 +58,7 @@ def read(folder):
 
     trees = []
     for line in lines:
-        tokens = iter(re.findall(r"[()]|[^()\s]+", line))
+        tokens = iter(re.findall(r"[()]|[^()\t\r\n ]+", line))
         next(tokens)
         trees.append(tree(tokens))
     return trees, {"words": len(numbers) + 1}
