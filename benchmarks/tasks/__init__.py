@@ -43,7 +43,8 @@ def quantile(rng, quantiles):
     """A random whole number; `quantiles` are those of its distribution, at equal steps from the least to the largest."""
     place = rng.random() * (len(quantiles) - 1)
     k = int(place)
-    return round(quantiles[k] + (quantiles[k + 1] - quantiles[k]) * (place - k))
+    within = place - k if k < len(quantiles) - 2 else (place - k) ** 5  # a long tail: most of the last step lie near its start
+    return round(quantiles[k] + (quantiles[k + 1] - quantiles[k]) * within)
 
 
 def zipf(rng, count):
