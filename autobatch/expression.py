@@ -288,7 +288,7 @@ def owner(op: str, operands: Sequence[Any]) -> Graph:
         elif own is not graph:
             raise ArgumentError(
                 f"{op}: the arguments belong to different graphs\n"
-                "  expected  expressions of one graph (and parameters, which belong to none)"
+                "  expected  expressions of one graph (and parameters, which belong to none)" + (graph.hint or own.hint)
             )
     return graphs.current_graph() if graph is None else graph
 

@@ -287,6 +287,8 @@ class Graph:
         "zeros",
     )
 
+    hint = ""  # what to say to one who mixes expressions of this graph with others
+
     def __init__(self, dtype: str | None = None, policy: str | None = None) -> None:
         settings = SETTINGS
         self.dtype: str = check_dtype(dtype or settings.dtype)
@@ -417,6 +419,8 @@ class Graph:
         self.input_room -= n
         self.input_addresses.append(place.ctypes.data)
         return len(self.input_addresses) - 1, place
+
+    add_given = add_input  # the same for numbers that differ from call to call; a cell cannot have them inside
 
     def drop_inputs(self, count: int) -> None:
         """Forget the inputs from this number on."""

@@ -48,7 +48,7 @@ def _input(values: np.ndarray, shape: Shape, mutable: bool = True) -> InputExpre
     if values.size == 0:
         raise ShapeError("an input without numbers\n  expected  at least one number")
     graph = current_graph()
-    immediate, place = graph.add_input(values)
+    immediate, place = graph.add_given(values)
     e: InputExpression = append(graph, ex.input_type(shape), (immediate,), InputExpression)
     e._place = place if mutable else None
     return e

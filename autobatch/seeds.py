@@ -12,6 +12,7 @@ seed is one new `threading.local`: each thread finds it empty at its next draw a
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import operator
@@ -113,6 +114,29 @@ def current_seed() -> int:
 def draw() -> int:
     """Return the next key of this thread: an integer in [0, 2³¹), independent of `uniforms` and `normals`."""
     return next(_streams.keys)
+
+
+class _Refusing:
+    """An iterator that raises."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __iter__(self) -> Iterator[int]:
+        return self
+
+    def __next__(self) -> int:
+        raise self._error
+
+
+@contextlib.contextmanager
+def refused(error: Exception) -> Iterator[None]:
+    """Let every `draw` of this thread raise an error, within a block."""
+    keys, _streams.keys = _streams.keys, _Refusing(error)
+    try:
+        yield
+    finally:
+        _streams.keys = keys
 
 
 def uniforms(

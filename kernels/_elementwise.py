@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from autobatch.kernels import _jit
+from autobatch.kernels._fused import Formulas
 from autobatch.kernels._jit import Kernel, inline, kernel_from_source
 from autobatch.kernels._op import Lowering, Op, Operand, Shape, common_batch, wrong
 
@@ -327,6 +328,7 @@ def elementwise(
         shapes=shapes or ("x -> as x" if len(slopes) == 1 else "dims that broadcast -> their common dims"),
         surrogate=surrogate,
         joins=joins,
+        formulas=None if rare is not None else Formulas(value, tuple(slopes), path).of,
     )
 
 

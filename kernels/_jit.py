@@ -338,11 +338,13 @@ def whole(typingctx, ins, k, size, like):
 
 @intrinsic
 def immediate(typingctx, ins, k, i):
-    """immediate(ins, k, i): immediate integer of item i in slot k (a slot of immediates is a list of int64, one an item)."""
+    """immediate(ins, k, i): immediate integer of item i in slot k, whose rows are single int64 numbers at an even distance."""
 
     def codegen(context, builder, signature, args):
         k, i = (as_int64(context, builder, a, t) for a, t in zip(args[1:3], signature.args[1:3], strict=True))
-        return _word(builder, builder.inttoptr(_word(builder, args[0], _place(builder, k)), args[0].type), i)
+        first, stride = (_word(builder, args[0], _place(builder, k, more)) for more in range(2))
+        address = builder.add(first, builder.mul(i, stride))
+        return builder.load(builder.inttoptr(address, args[0].type))
 
     return types.int64(ins, k, i), codegen
 

@@ -100,9 +100,14 @@ class Op:
     shapes: str = ""
     surrogate: Callable[..., Any] | None = None
     joins: bool = False  # sums up scalars of different instances: does not make them one instance
+    formulas: Callable[[int], Any] | None = None  # of so many arguments: the op number by number (`_fused.Formulas`)
+    spaced: bool = False  # kernels with DENSE or SHARED operands that take y and dy at any even distance, if of one column
+    listed: bool = True  # whether OPS holds it; cells are not
     types: dict[Any, Any] = dataclasses.field(default_factory=dict)  # node types by the types of the arguments (a cache)
 
     def __post_init__(self) -> None:
+        if not self.listed:
+            return
         if self.name in OPS:
             raise InternalError(f"two operations are called {self.name!r}")
         if not self.doc.strip():

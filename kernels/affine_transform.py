@@ -50,6 +50,13 @@ def _column(j, c, bias_columns, bias_batch):
     return at + bias_columns * (j // c) if bias_batch > 1 else at
 
 
+@inline
+def _distance(ins, k, rows, T):
+    """Numbers from one column of slot k to the next."""
+    sizes = integers(ins[SIZES])
+    return rows if sizes[1] * sizes[2] > 1 else ins[slot(k) + 1] // itemsize(T)
+
+
 @kernel(before=_blas.ready)
 def affine_parameters(ins, T):
     """y = b + Σ W x, every W the same for all items."""
@@ -65,8 +72,7 @@ def affine_parameters(ins, T):
         if count == 1:
             gemv(False, r, k, w, r, x, True, y, T)
         else:
-            ld = k if c * batch > 1 else ins[slot(3 + 2 * p) + 1] // itemsize(T)
-            gemm(False, False, r, count, k, w, r, x, ld, True, y, r, T)
+            gemm(False, False, r, count, k, w, r, x, _distance(ins, 3 + 2 * p, k, T), True, y, _distance(ins, 0, r, T), T)
 
 
 @kernel(before=_blas.ready)
@@ -79,8 +85,7 @@ def affine_parameters_gradient_x(ins, T):
     if count == 1:
         gemv(True, r, k, w, r, dy, add, dx, T)
     else:
-        ld = k if sizes[1] * sizes[2] > 1 else ins[slot(0) + 1] // itemsize(T)
-        gemm(True, False, k, count, r, w, r, dy, r, add, dx, ld, T)
+        gemm(True, False, k, count, r, w, r, dy, _distance(ins, 1, r, T), add, dx, _distance(ins, 0, k, T), T)
 
 
 @kernel(before=_blas.ready)
@@ -89,8 +94,7 @@ def affine_parameters_gradient_w(ins, T):
     n, sizes = ins[ITEMS], integers(ins[SIZES])
     r, count, k = sizes[0], n * sizes[1] * sizes[2], sizes[_PAIRS + 3 * ((argument(ins) - 1) // 2)]
     dw, dy, x = item(ins, 0, 0, T), item(ins, 1, 0, T), item(ins, 3, 0, T)
-    ld = k if sizes[1] * sizes[2] > 1 else ins[slot(3) + 1] // itemsize(T)
-    gemm(False, True, r, k, count, dy, r, x, ld, True, dw, r, T)
+    gemm(False, True, r, k, count, dy, _distance(ins, 1, r, T), x, _distance(ins, 3, k, T), True, dw, r, T)
 
 
 @kernel
@@ -241,4 +245,5 @@ AFFINE_TRANSFORM = Op(
     samples=_samples,
     shapes="b (r,) or (r,c), W (r,k), x (k,) or (k,c), ... -> (r,) or (r,c)",
     shared=lambda position: position == 0 or position % 2 == 1,
+    spaced=True,
 )

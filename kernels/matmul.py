@@ -30,6 +30,12 @@ from autobatch.kernels._jit import (
 from autobatch.kernels._op import DENSE, SHARED, Lowering, Op, Operand, Sample, Shape, Tensor, common_batch, wrong
 
 
+@inline
+def _distance(ins, k, rows, T):
+    """Numbers from one column of slot k to the next."""
+    return rows if integers(ins[SIZES])[2] > 1 else ins[slot(k) + 1] // itemsize(T)
+
+
 @kernel(before=_blas.ready)
 def matmul_parameter(ins, T):
     """y = A x, A the same for all."""
@@ -39,8 +45,7 @@ def matmul_parameter(ins, T):
     if count == 1:
         gemv(False, m, k, a, m, x, False, y, T)
     else:
-        ld = k if sizes[2] > 1 else ins[slot(2) + 1] // itemsize(T)
-        gemm(False, False, m, count, k, a, m, x, ld, False, y, m, T)
+        gemm(False, False, m, count, k, a, m, x, _distance(ins, 2, k, T), False, y, _distance(ins, 0, m, T), T)
 
 
 @kernel(before=_blas.ready)
@@ -53,8 +58,7 @@ def matmul_parameter_gradient_x(ins, T):
     if count == 1:
         gemv(True, m, k, a, m, dy, add, dx, T)
     else:
-        ld = k if sizes[2] > 1 else ins[slot(0) + 1] // itemsize(T)
-        gemm(True, False, k, count, m, a, m, dy, m, add, dx, ld, T)
+        gemm(True, False, k, count, m, a, m, dy, _distance(ins, 1, m, T), add, dx, _distance(ins, 0, k, T), T)
 
 
 @kernel(before=_blas.ready)
@@ -63,8 +67,7 @@ def matmul_parameter_gradient_a(ins, T):
     n, sizes = ins[ITEMS], integers(ins[SIZES])
     m, k, count = sizes[0], sizes[1], n * sizes[2]
     da, dy, x = item(ins, 0, 0, T), item(ins, 1, 0, T), item(ins, 3, 0, T)
-    ld = k if sizes[2] > 1 else ins[slot(3) + 1] // itemsize(T)
-    gemm(False, True, m, k, count, dy, m, x, ld, True, da, m, T)
+    gemm(False, True, m, k, count, dy, _distance(ins, 1, m, T), x, _distance(ins, 3, k, T), True, da, m, T)
 
 
 # A matrix times a vector, each item (and each element of a minibatch) with its own: a call of BLAS costs more than a small
@@ -323,4 +326,5 @@ MATMUL = Op(
     samples=_samples,
     shapes="(m,k) (k,n) -> (m,n);  (m,k) (k,) -> (m,);  (k,) (1,n) -> (k,n)",
     shared=lambda position: position == 0,
+    spaced=True,
 )

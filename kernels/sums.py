@@ -1,5 +1,6 @@
 """Sums: of a list of nodes (`esum`, `average`), of the numbers of a node (`sum_elems`), of a minibatch (`sum_batches`)."""
 
+from autobatch.kernels._fused import sum_of
 from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, argument, integers, item, kernel, number
 from autobatch.kernels._op import Lowering, Op, Operand, Sample, Shape, Tensor, common_batch, one_tensor, trimmed, wrong
 
@@ -81,6 +82,7 @@ ESUM = Op(
     samples=_list_samples,
     shapes="equal dims -> those of the first",
     joins=True,
+    formulas=sum_of,
 )
 AVERAGE = Op(
     name="average",
