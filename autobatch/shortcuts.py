@@ -264,26 +264,15 @@ def _nary(op: Op, arguments: Any, table: dict[Any, Any], attributes: dict[str, A
 # Parts ----------------------------------------------------------------------------------------------------------------
 
 
-def _attributed(op: Op, x: Any, key: Any, n: int | None = None) -> Expression | None:
-    """Append a node of one argument whose type `op.types` remembers under a key and the type of x; None if it does not.
-
-    With n the type is kept under the key, whether n is a second argument (not if it is 0), and the type of x.
-    """
+def _attributed(op: Op, x: Any, key: Any) -> Expression | None:
+    """Append a node of one argument whose type `op.types` remembers under a key and the type of x; None if it does not."""
     try:
         graph = x.graph
         types = graph.types
-        entries: tuple[int, ...] = (x.index,)
-        if n is None:
-            number = op.types[key][x.type]
-        elif n:
-            number = op.types[key][True][x.type]
-            entries = (x.index, graph.numbers[n])
-        else:
-            number = op.types[key][False][x.type]
-        args = graph.args
+        number = op.types[key][x.type]
         index = len(types)
         types.append(number)
-        args += entries
+        graph.args.append(x.index)
     except (AttributeError, KeyError, TypeError):
         return None
     e = Node()

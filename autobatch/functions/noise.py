@@ -29,14 +29,21 @@ def _dropped(op: Op, table: dict[Any, Any], x: Expression, p: float, attributes:
         number, place = table[x.type], graph.numbers[p]
         if not 0 <= p <= 1:
             raise KeyError
+        key = seeds.draw()
         index = len(types)
         types.append(number)
-        graph.args += (x.index, place, seeds.draw())
-        e = Node()
-        e.graph, e.index, e.type = graph, index, number
-        return e
+        args = graph.args
+        args.append(x.index)
+        args.append(place)
+        args.append(key)
     except (AttributeError, KeyError, TypeError):
         check_expression(op.name, x)
+    else:
+        e = Node()
+        e.graph = graph
+        e.index = index
+        e.type = number
+        return e
     e = record(op, (x, _probability(op.name, p)), attributes, (seeds.draw(),))
     table[x.type] = e.type
     return e

@@ -10,7 +10,7 @@ from typing import Any
 
 from autobatch import expression as ex
 from autobatch.arguments import _integer
-from autobatch.expression import Expression, check_expression, record
+from autobatch.expression import Expression, Node, check_expression, record
 from autobatch.kernels import moments
 from autobatch.kernels._errors import NegativeIndexError, OperandError
 from autobatch.kernels._op import OPS, Op
@@ -124,9 +124,25 @@ def moment_dim(x: Expression, d: Sequence[int], r: int, b: bool, n: int = 0) -> 
 
 def _over(op: Op, x: Expression, d: Any, b: Any, n: Any, r: Any = 0) -> Expression:
     """Record a reduction over dims, by types seen before or after checking everything."""
-    if n.__class__ is int and n >= 0 and d.__class__ in (list, tuple):
-        e = _attributed(op, x, (tuple(d), b, r), n)
-        if e is not None:
+    if type(n) is int and n >= 0 and type(d) in (list, tuple):
+        try:
+            graph = x.graph
+            types = graph.types
+            number = op.types[tuple(d), b, r][n > 0][x.type]
+            place = graph.numbers[n] if n else 0
+            index = len(types)
+            types.append(number)
+            args = graph.args
+            args.append(x.index)
+            if n:
+                args.append(place)
+        except (AttributeError, KeyError, TypeError):
+            pass
+        else:
+            e = Node()
+            e.graph = graph
+            e.index = index
+            e.type = number
             return e
     check_expression(op.name, x)
     if isinstance(d, Expression) or not (ex.is_list(d) or ex.is_number(d)):

@@ -85,9 +85,22 @@ def reshape(x: Expression, d: tuple[int, ...], batch_size: int = 1) -> Expressio
     the minibatch of x, the minibatch is kept.
     """
     try:
-        return _part(x, _RESHAPES[x.type, d, batch_size], 0)
+        graph = x.graph
+        types = graph.types
+        number = _RESHAPES[x.type, d, batch_size]
+        index = len(types)
+        types.append(number)
+        args = graph.args
+        args.append(x.index)
+        args.append(0)
     except (AttributeError, KeyError, TypeError):
         check_expression("reshape", x)
+    else:
+        e = Node()
+        e.graph = graph
+        e.index = index
+        e.type = number
+        return e
     if not isinstance(d, tuple):
         raise OperandError(f"reshape: dims {ex.describe(d)}\n  expected  a tuple of numbers")
     old, new = _shape(x), _new_shape("reshape", d, batch_size)
@@ -97,9 +110,9 @@ def reshape(x: Expression, d: tuple[int, ...], batch_size: int = 1) -> Expressio
                 f"reshape: {new} has {new.total} numbers\n  got       {old}, {old.total} numbers\n  expected  as many numbers"
             )
         new = Shape(new.dims, old.batch)
-    e = view("reshape", x, new)
-    _RESHAPES[x.type, d, batch_size] = e.type
-    return e
+    made = view("reshape", x, new)
+    _RESHAPES[x.type, d, batch_size] = made.type
+    return made
 
 
 def _selected(op: Op, x: Expression, start: int, attributes: dict[str, Any], walk: Any) -> Expression:
@@ -376,17 +389,33 @@ def strided_select(x: Expression, strides: Sequence[int], range_from: Sequence[i
 
 def transpose(x: Expression, dims: Sequence[int] = (1, 0)) -> Expression:
     """Return x with its axes in another order; (n,) becomes (1,n)."""
-    order = tuple(dims) if isinstance(dims, (tuple, list)) else tuple(_sequence("transpose", "the dims", dims))
+    if type(dims) is tuple:
+        order = dims
+    else:
+        order = tuple(dims) if isinstance(dims, (tuple, list)) else tuple(_sequence("transpose", "the dims", dims))
     try:
-        return _part(x, _TRANSPOSES[x.type, order], 0)
+        graph = x.graph
+        types = graph.types
+        number = _TRANSPOSES[order][x.type]
+        index = len(types)
+        types.append(number)
+        args = graph.args
+        args.append(x.index)
+        args.append(0)
     except (AttributeError, KeyError, TypeError):
         check_expression("transpose", x)
+    else:
+        e = Node()
+        e.graph = graph
+        e.index = index
+        e.type = number
+        return e
     op, shape = OPS["transpose"], _shape(x)
     axes = tuple(_integer("transpose", "a dim", d) for d in order)
     op.shape((shape,), dims=axes)
-    e = _selected(op, x, 0, {"dims": axes}, select.transpose_walk(shape, axes))
-    _TRANSPOSES[x.type, order] = e.type
-    return e
+    made = _selected(op, x, 0, {"dims": axes}, select.transpose_walk(shape, axes))
+    _TRANSPOSES.setdefault(order, {})[x.type] = made.type
+    return made
 
 
-_TRANSPOSES: dict[Any, int] = {}
+_TRANSPOSES: dict[Any, dict[int, int]] = {}  # by dims
