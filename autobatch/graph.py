@@ -309,6 +309,7 @@ class Graph:
         "policy",
         "recorded_args",
         "recorded_types",
+        "steps",
         "tables",
         "types",
         "version",
@@ -341,6 +342,7 @@ class Graph:
         self.input_chunk: np.ndarray = _EMPTY
         self.input_room = 0
         self.kept: dict[Any, Any] = {}  # of builders: what they made for this graph; never an expression, which holds the graph
+        self.steps: dict[Any, dict[int, Any]] = {}  # of builders: how to record a step once more
         self.execution: Any = None
         self.checkpoints: list[Any] = []
         self.version = 0
@@ -396,7 +398,7 @@ class Graph:
             self.execution.release()
             self.execution = None
         self.input_chunks, self.input_chunk, self.input_room = [], _EMPTY, 0
-        self.numbers, self.zeros, self.kept, self.parameters, self.tables = {}, {}, {}, set(), set()
+        self.numbers, self.zeros, self.kept, self.steps, self.parameters, self.tables = {}, {}, {}, {}, set(), set()
 
     def undo(self, nodes: int) -> None:
         """Drop what a call that fails has recorded so far: the nodes from this number on."""
@@ -408,6 +410,8 @@ class Graph:
         self.cut_args(args)
         self.numbers = {key: index for key, index in self.numbers.items() if index < nodes}
         self.zeros = {key: index for key, index in self.zeros.items() if index < nodes}
+        for steps in self.steps.values():  # they name nodes
+            steps.clear()
         if self.execution is not None and self.execution.flushed > nodes:
             self.execution.cut(nodes, args)
 
