@@ -186,5 +186,4 @@ def test_drawing_knows_the_nodes(capsys):
     builder.initial_state().transduce([ab.inputVector([1.0, 2.0, 3.0]) for _ in range(6)])
     ab.print_text_graphviz()
     text = capsys.readouterr().out
-    assert text.count("lstm_step") == 6
-    assert text.count("->") >= 6 * (7 + 2)
+    assert text.count("lstm_step(") == 6
