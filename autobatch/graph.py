@@ -31,6 +31,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from autobatch.kernels._errors import ArgumentError, InternalError, OperandError, ShapeError, StaleExpressionError, message
+from autobatch.kernels._jit import compiled
 from autobatch.kernels._op import Lowering, Op, Shape
 
 POLICIES = ("none", "depth", "agenda", "ratio")
@@ -248,8 +249,9 @@ class Piece(Protocol):
     def count(self) -> int:
         """How many entries there are."""
 
-    def write(self, out: np.ndarray) -> None:
-        """Write them into an int32 array (count,)."""
+    @staticmethod
+    def write_all(out: np.ndarray, pieces: list[tuple[int, Any]]) -> None:
+        """Write all pieces of this kind into an int32 array; each comes with the place where it begins."""
 
 
 class Entries:
@@ -260,9 +262,20 @@ class Entries:
     def __init__(self, array: np.ndarray) -> None:
         self.array, self.count = array, array.size
 
-    def write(self, out: np.ndarray) -> None:
-        """Write them into an int32 array (count,)."""
-        out[:] = self.array.ravel()
+    @staticmethod
+    def write_all(out: np.ndarray, pieces: list[tuple[int, Any]]) -> None:
+        """Write all pieces, see `Piece`."""
+        for at, piece in pieces:
+            out[at : at + piece.count] = piece.array.ravel()
+
+
+@compiled
+def _move(source, out, segments):
+    """Copy segments: for each (place in `source`, place in `out`, length)."""
+    for k in range(0, segments.size, 3):
+        start, at = segments[k], segments[k + 1]
+        for i in range(segments[k + 2]):
+            out[at + i] = source[start + i]
 
 
 # The graph ------------------------------------------------------------------------------------------------------------
@@ -430,15 +443,24 @@ class Graph:
 
     def write_args(self, out: np.ndarray, entries: int = 0, pieces: int = 0) -> None:
         """Write what was recorded behind the first `entries` of the list and the first `pieces` into an int32 array."""
-        at = 0
+        if pieces == len(self.pieces):
+            out[:] = self.recorded_args[entries:]
+            return
+        at, source, segments = 0, 0, []
+        jobs: dict[Any, list[tuple[int, Any]]] = {}
         for before, piece in self.pieces[pieces:]:
-            if before > entries:
-                out[at : at + before - entries] = self.recorded_args[entries:before]
-                at += before - entries
-                entries = before
-            piece.write(out[at : at + piece.count])
+            length = before - entries - source
+            if length > 0:
+                segments += (source, at, length)
+                at += length
+                source += length
+            jobs.setdefault(piece.__class__, []).append((at, piece))
             at += piece.count
-        out[at:] = self.recorded_args[entries:]
+        listed = np.array(self.recorded_args[entries:], np.int32)
+        segments += (source, at, listed.size - source)
+        _move(listed, out, np.array(segments, np.int64))
+        for kind, of_kind in jobs.items():
+            kind.write_all(out, of_kind)
 
     def all_args(self) -> list[int]:
         """Return the entries of all nodes."""
@@ -471,7 +493,7 @@ class Graph:
             excess -= tail
             if excess < piece.count:
                 rest = np.empty(piece.count, np.int32)
-                piece.write(rest)
+                piece.write_all(rest, [(0, piece)])
                 self.recorded_args += rest[: piece.count - excess].tolist()
                 return
             excess -= piece.count
