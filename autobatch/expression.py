@@ -357,7 +357,7 @@ def set_immediates(e: Expression, immediates: Sequence[int]) -> None:
     graph = graph_of(e.graph)
     before = TYPES.info[graph.recorded_types[: e.index]]
     at = int(before[:, [ARGUMENTS, IMMEDIATES]].sum() + TYPES.info[e.type, ARGUMENTS])
-    graph.recorded_args[at : at + len(immediates)] = immediates
+    graph.set_args(at, immediates)
     if graph.execution is not None:
         graph.execution.invalidate()
 

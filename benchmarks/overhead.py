@@ -102,7 +102,7 @@ def recording(repetitions, count=20_000):
 
 
 def collecting(repetitions, rounds=600, minibatches=6):
-    """ns a node that Python's cyclic collector takes where a program keeps all it records: with Python's threshold, and ours."""
+    """ns a node that Python's cyclic collector takes if a program keeps all it records, by Python's threshold, and ours."""
     import autobatch as ab
     from autobatch.graph import DEFAULTS, YOUNG
 

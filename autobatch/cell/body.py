@@ -485,7 +485,9 @@ class Body:
         self._regions: dict[int, int] = {}
         for v in self.live:
             for place in v.args:
-                in_parts = place.kind == ARGUMENT and place.number < self.inputs and place.size < self.arguments[place.number].total
+                in_parts = (
+                    place.kind == ARGUMENT and place.number < self.inputs and place.size < self.arguments[place.number].total
+                )
                 if place.kind == ARGUMENT and self._wanted(place) and place.size > 0 and (v.formulas is not None or in_parts):
                     if place.size != v.size and v.formulas is not None:
                         continue
@@ -558,7 +560,9 @@ class Body:
         def where(part: Part) -> str:
             if part.kind == ARGUMENT:
                 who = f"argument {part.number}" if part.number < self.inputs else f"parameter {part.number - self.inputs}"
-                return who if part.size == self.arguments[part.number].total else f"{who}[{part.start}:{part.start + part.size}]"
+                return (
+                    who if part.size == self.arguments[part.number].total else f"{who}[{part.start}:{part.start + part.size}]"
+                )
             if part.kind in ("y", "dy"):
                 return f"{part.kind}[{part.start}:{part.start + part.size}]" if part.size else part.kind
             return part.kind

@@ -176,7 +176,8 @@ class _Cell:
         def function(stands: Sequence[Expression]) -> Any:
             left = iter(stands)
             arguments = inspect.BoundArguments(
-                self.signature, {name: _replaced(value, left) for name, value in bound.arguments.items()}  # type: ignore[arg-type]
+                self.signature,
+                {name: _replaced(value, left) for name, value in bound.arguments.items()},  # type: ignore[arg-type]
             )
             return self.function(*arguments.args, **arguments.kwargs)
 
@@ -195,9 +196,7 @@ class _Cell:
         shared = (*(0 for _ in range(body.inputs)), *body.parameters)
         number = TYPES.intern(OP, op, arguments, shared, {})
         whole = Shape((body.total,))
-        views = tuple(
-            TYPES.intern(VIEW, None, (whole,), (), {}, shape=shape, immediates=1) for _, shape in body.outputs
-        )
+        views = tuple(TYPES.intern(VIEW, None, (whole,), (), {}, shape=shape, immediates=1) for _, shape in body.outputs)
         starts = tuple(start for start, _ in body.outputs)
         parameters = tuple(traced.parameters)
         return Signature(object(), (number, *views), tuple(body.parameters), starts, traced.result, parameters, body, number)
