@@ -24,7 +24,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -242,6 +244,50 @@ def row_type(pid: int, dims: tuple[int, ...], update: bool) -> int:
     return TYPES.intern(ROW, None, (), (), {}, shape=Shape(dims), immediates=1, table=parameter_index(pid, update))
 
 
+# Garbage --------------------------------------------------------------------------------------------------------------
+
+# A program that keeps its expressions allocates thousands of objects, all in use, and Python's cyclic collector looks at them
+# again and again: with the threshold Python begins with, three quarters of the time to record such a graph. There are no cycles
+# in what the library makes, and all of it dies with the graph. So the collector looks less often while there is a graph.
+YOUNG = 50_000  # allocations between two looks of the collector; garbage in cycles waits that long at most
+DEFAULTS = (700, 2000)  # what Python begins with: up to 3.12, from 3.13 on
+
+
+class _Patience:
+    """Holds the young threshold of the cyclic collector up as long as it lives, if it is as Python set it."""
+
+    def __init__(self) -> None:
+        self.before: tuple[int, int, int] | None = None
+
+    def take(self) -> None:
+        """Raise the threshold, unless the program has set one of its own, or has switched the collector off."""
+        threshold = gc.get_threshold()
+        if threshold[0] in DEFAULTS and gc.isenabled():
+            self.before = threshold
+            gc.set_threshold(YOUNG, *threshold[1:])
+
+    def __del__(self) -> None:
+        if self.before is not None and gc.get_threshold() == (YOUNG, *self.before[1:]):
+            gc.set_threshold(*self.before)
+
+
+_patience: Any = lambda: None  # noqa: E731  a weak reference to the one that all graphs share
+
+
+def _patient() -> _Patience:
+    """Return what a graph holds to keep the threshold up; when the last graph drops it, the threshold is what it was."""
+    global _patience
+    shared: _Patience | None = _patience()
+    if shared is None:
+        shared = _Patience()
+        _patience = weakref.ref(shared)
+    shared.take()
+    return shared
+
+
+# Arguments in bulk -----------------------------------------------------------------------------------------------------
+
+
 class Piece(Protocol):
     """Arguments of nodes that were recorded in bulk."""
 
@@ -303,6 +349,7 @@ class Graph:
         "_addresses",
         "_addresses_known",
         "_outer",
+        "_patience",
         "_top",
         "args",
         "check_infinity",
@@ -361,6 +408,7 @@ class Graph:
         self.version = 0
         self._outer: list[Any] = []
         self._top: Any = None  # the innermost checkpoint; the graph itself would be a cycle
+        self._patience: _Patience | None = _patient()
 
     def __enter__(self) -> Graph:
         if self.recorded_types is None:
@@ -406,7 +454,7 @@ class Graph:
         for checkpoint in self.checkpoints:
             checkpoint.drop()
         self.checkpoints = []
-        self._top = None
+        self._top = self._patience = None
         if self.execution is not None:
             self.execution.release()
             self.execution = None
