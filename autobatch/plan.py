@@ -325,8 +325,10 @@ def gradient_layout(n0, n1, n_types, n_batches, types, info, operands, itemsize,
         for k in range(arguments):
             o = (info[t + OPERANDS] + k) * OPERAND_COLUMNS
             item = operands[o + ELEMENTS] * itemsize
-            widest = max(widest, item)
-            scratch = max(scratch, n * item)
+            if operands[o + WRITES] != SHARED:
+                widest = max(widest, item)
+            if operands[o + WRITES] == DENSE:
+                scratch = max(scratch, n * item)
             fields = 3 + operands[o + NEED_COUNT] + info[t + IMMEDIATES]
             words += runs * (SLOTS + 2 * fields + _ROWS_WORDS) + n * _ZERO_WORDS
             words += (runs + 1) * _ROWS_WORDS * operands[o + NEED_COUNT]
