@@ -334,6 +334,7 @@ class Graph:
     ----------
     dtype : "float32" or "float64"; None takes the configured one. Parameters used in the graph must have the same.
     policy : "none", "depth", "agenda" or "ratio"; None takes the configured one.
+    inference : whether values are given up as soon as nothing needs them, see `inference`; None: as configured.
 
     Notes
     -----
@@ -358,6 +359,7 @@ class Graph:
         "dtype",
         "execution",
         "immediate",
+        "inference",
         "input_addresses",
         "input_chunk",
         "input_chunks",
@@ -378,10 +380,11 @@ class Graph:
 
     hint = ""  # what to say to one who mixes expressions of this graph with others
 
-    def __init__(self, dtype: str | None = None, policy: str | None = None) -> None:
+    def __init__(self, dtype: str | None = None, policy: str | None = None, inference: bool | None = None) -> None:
         settings = SETTINGS
         self.dtype: str = check_dtype(dtype or settings.dtype)
         self.policy: str = check_policy(policy or settings.policy)
+        self.inference = bool(settings.inference or _THREAD.inference if inference is None else inference)
         self.check_nan = settings.check_nan
         self.check_infinity = False  # whether an infinity counts as NaN there
         self.immediate = False
@@ -681,15 +684,17 @@ class Settings:
     policy: str = "ratio"
     dtype: str = "float32"
     check_nan: bool = False
+    inference: bool = False
 
 
 SETTINGS = Settings()
 
 
 class _Thread(threading.local):
-    """The current graph of each thread, and how many it had."""
+    """The current graph of each thread, how many it had, and whether new ones are for inference."""
 
     graph: Graph | None = None
+    inference: bool = False
     version: int = 0
 
 
@@ -716,6 +721,33 @@ def new_current_graph(policy: str | None = None) -> Graph:
         old.drop()
     _THREAD.graph = graph
     return graph
+
+
+@contextlib.contextmanager
+def inference() -> Iterator[Graph]:
+    """Make the graphs of this thread for inference: memory of a value is used again as soon as nothing needs the value.
+
+    The block begins with a graph of its own, `renew_cg` in it makes more like it, and behind it the graph from before is the
+    current one again. What stays is what was asked for (by `value()` and its like, all expressions of `forward`, `values` and
+    `npvalues`) and what nothing reads yet. Any other value can still be asked for, and used in new nodes: then all of the graph
+    is computed once more, from the parameters as they are at that time, and from there on all of it is kept. To go on from
+    values step by step in little memory, ask for all that the next step needs at once::
+
+        with ab.inference():
+            for word in words:
+                state = state.add_input(E[word])
+                ab.forward([W * state.output(), *state.s()])
+
+    `backward` in such a graph raises ArgumentError. ``configure(inference=True)`` makes all graphs so.
+    """
+    before = _THREAD.inference
+    graph = Graph(inference=True)
+    _THREAD.inference = True
+    try:
+        with graph:
+            yield graph
+    finally:
+        _THREAD.inference = before
 
 
 def graph_version() -> int:
