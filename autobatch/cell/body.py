@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from autobatch.cell.trace import Traced
-from autobatch.graph import ARGUMENTS, INPUT, OP, PARAMETER, ROW, STOP, TYPES, NodeType
+from autobatch.graph import ARGUMENTS, INPUT, OP, ROW, STOP, TYPES, NodeType
 from autobatch.kernels._errors import InternalError
 from autobatch.kernels._fused import Chain, Formulas, Line, Read
 from autobatch.kernels._jit import ACCUMULATE
@@ -157,13 +157,7 @@ class Body:
                     places.append(Place(of.kind, of.number, of.start + entries[1], record.shape.total, stopped))
         self._results: list[tuple[Place, Shape]] = []
         for index in traced.outputs:
-            if index >= 0:
-                shape = TYPES.records[traced.nodes[index][0]].shape
-                place = places[index]
-            else:
-                shape = next(TYPES.records[p.type].shape for p in traced.parameters if p.index == index)
-                place = self._parameter(index, shape, parameters)
-            self._results.append((place, shape))
+            self._results.append((places[index], TYPES.records[traced.nodes[index][0]].shape))
 
     def _constant(self, numbers: np.ndarray) -> int:
         self.constants.append(numbers)
@@ -316,11 +310,18 @@ class Body:
         return parts
 
     def _each(self, value: Value) -> bool:
-        """Whether an op has to run item by item."""
+        """Whether an op has to run item by item: its kernels want columns at even distances, and they are not."""
         op, lowering = value.record.op, value.record.lowering
         assert op is not None and lowering is not None
+        if not _spaced(value):
+            return False
         one_column = len(value.record.shape.dims) == 1 and value.record.shape.batch == 1
-        return _spaced(value) and not (op.spaced and one_column)
+        dense = [p for o, p in zip(lowering.operands, value.args, strict=True) if DENSE in (o.reads, o.writes)]
+        return not (op.spaced and one_column) or any(self._is_fixed(p) for p in dense)
+
+    def _is_fixed(self, place: Place) -> bool:
+        """Whether a place is the same for all calls: a parameter or a constant."""
+        return place.kind == CONSTANT or (place.kind == ARGUMENT and place.number >= self.inputs)
 
     def _chain(self, step: list[Value]) -> tuple[Chain, tuple[Part, ...], dict[Read, Place]]:
         """The chain of a step, the slots of its rows, and what its reads are."""
@@ -485,7 +486,9 @@ class Body:
         self._regions: dict[int, int] = {}
         for v in self.live:
             for place in v.args:
-                in_parts = place.kind == ARGUMENT and place.number < self.inputs and place.size < self.arguments[place.number].total
+                in_parts = (
+                    place.kind == ARGUMENT and place.number < self.inputs and place.size < self.arguments[place.number].total
+                )
                 if place.kind == ARGUMENT and self._wanted(place) and place.size > 0 and (v.formulas is not None or in_parts):
                     if place.size != v.size and v.formulas is not None:
                         continue
@@ -558,7 +561,9 @@ class Body:
         def where(part: Part) -> str:
             if part.kind == ARGUMENT:
                 who = f"argument {part.number}" if part.number < self.inputs else f"parameter {part.number - self.inputs}"
-                return who if part.size == self.arguments[part.number].total else f"{who}[{part.start}:{part.start + part.size}]"
+                return (
+                    who if part.size == self.arguments[part.number].total else f"{who}[{part.start}:{part.start + part.size}]"
+                )
             if part.kind in ("y", "dy"):
                 return f"{part.kind}[{part.start}:{part.start + part.size}]" if part.size else part.kind
             return part.kind
