@@ -110,7 +110,7 @@ class Body:
     ----------
     arguments : shapes of the arguments, those of the function first, then parameters.
     parameters : their indices.
-    outputs : where each output lies in the row of a node: (start, shape).
+    outputs : where each output lies in the row of a node: (start, shape, whether no gradient comes back through it).
     total : numbers of a row.
     """
 
@@ -261,12 +261,12 @@ class Body:
         for v in stored[: sum(v.output for v in self.live)]:
             v.at = at
             at += v.size
-        self.outputs: list[tuple[int, Shape]] = []
+        self.outputs: list[tuple[int, Shape, bool]] = []
         for place, shape in self._results:
             if place.kind == VALUE:
-                self.outputs.append((self.values[place.number].at + place.start, shape))
+                self.outputs.append((self.values[place.number].at + place.start, shape, place.stopped))
             else:
-                self.outputs.append((at, shape))
+                self.outputs.append((at, shape, place.stopped))
                 self._copies.append((at, place))
                 at += place.size
         self.zeroed = at
@@ -468,7 +468,8 @@ class Body:
             needs = range(len(args)) if operand.needs is None else operand.needs
             rest = (dy, y, *(args[q] for q in needs), *integers)
             flags = k << 8
-            direct = place.kind == ARGUMENT and place.number not in self._regions
+            # A gradient that the kernel forms for all calls at once belongs to none of them.
+            direct = operand.writes == SHARED or (place.kind == ARGUMENT and place.number not in self._regions)
             if direct and (place.number >= self.inputs or place.size == self.arguments[place.number].total):
                 shared = place.number >= self.inputs
                 inherit = not shared and not own[place.number]
@@ -569,7 +570,7 @@ class Body:
             return part.kind
 
         given = ", ".join(map(str, self.arguments[: self.inputs]))
-        outputs = ", ".join(f"{shape} at {at}" for at, shape in self.outputs)
+        outputs = ", ".join(f"{shape} at {at}" for at, shape, _ in self.outputs)
         lines = [
             f"cell {name}({given}) -> {outputs}",
             f"  a node has {self.total} numbers and {len(self.parameters)} parameters; forward runs in {len(self.forward_steps)} steps, "

@@ -17,7 +17,7 @@ import numpy as np
 from autobatch.cell.body import Body
 from autobatch.cell.trace import Given, Trace, rebuilt, trace
 from autobatch.expression import Expression, append, describe, owner
-from autobatch.graph import OP, TYPES, VIEW, Graph
+from autobatch.graph import OP, STOP, TYPES, VIEW, Graph
 from autobatch.kernels._errors import TraceError
 from autobatch.kernels._op import Op, Shape
 
@@ -222,8 +222,11 @@ class _Cell:
         shared = (*(0 for _ in range(body.inputs)), *body.parameters)
         number = TYPES.intern(OP, op, arguments, shared, {})
         whole = Shape((body.total,))
-        views = tuple(TYPES.intern(VIEW, None, (whole,), (), {}, shape=shape, immediates=1) for _, shape in body.outputs)
-        starts = tuple(start for start, _ in body.outputs)
+        views = tuple(
+            TYPES.intern(STOP if stopped else VIEW, None, (whole,), (), {}, shape=shape, immediates=1)
+            for _, shape, stopped in body.outputs
+        )
+        starts = tuple(start for start, _, _ in body.outputs)
         parameters = tuple(traced.parameters)
         return Signature(object(), (number, *views), tuple(body.parameters), starts, traced.result, parameters, body)
 
