@@ -56,7 +56,7 @@ def cg_checkpoint() -> None:
     if len(graph):
         execution_of(graph).forward(graph, len(graph) - 1)
     marks = (
-        *(len(graph.recorded_types), len(graph.recorded_args), len(graph.input_addresses)),
+        *(len(graph.recorded_types), graph.count_args(), len(graph.input_addresses)),
         *(dict(graph.numbers), dict(graph.zeros), dict(graph.kept), graph.top),
     )
     checkpoint = Checkpoint(graph, marks)
@@ -81,7 +81,7 @@ def cg_revert() -> None:
     if graph.execution is not None:
         graph.execution.cut(nodes, args)
     del graph.recorded_types[nodes:]
-    del graph.recorded_args[args:]
+    graph.cut_args(args)
     graph.drop_inputs(inputs)
     graph.numbers, graph.zeros, graph.kept = numbers, zeros, kept
     graph._top = None if below is graph else below

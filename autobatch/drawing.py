@@ -19,11 +19,11 @@ _KINDS = {INPUT: "input", ROW: "lookup", STOP: "nobackprop"}
 
 def _nodes(graph: Graph) -> list[tuple[int, Any, list[int], list[int]]]:
     """Return (number, record of the type, arguments, immediates) of each node."""
-    nodes, at = [], 0
+    nodes, at, args = [], 0, graph.all_args()
     for index, number in enumerate(graph.recorded_types):
         record = TYPES.records[number]
         arguments, immediates = int(TYPES.info[number, ARGUMENTS]), int(TYPES.info[number, IMMEDIATES])
-        entries = graph.recorded_args[at : at + arguments + immediates]
+        entries = args[at : at + arguments + immediates]
         nodes.append((index, record, entries[:arguments], entries[arguments:]))
         at += arguments + immediates
     return nodes

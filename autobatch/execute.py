@@ -80,6 +80,7 @@ class Execution:
         self.root = np.empty(64, np.int32)
         self.address = np.empty(64, np.int64)
         self.flushed = self.flushed_args = 0  # nodes and arguments taken over from the graph's lists
+        self.flushed_entries = 0, 0  # of the graph's list of arguments and its pieces
         self.done = 0  # nodes with a value
         self.segments: list[Segment] = []
         self.values = Arena("values")
@@ -122,17 +123,17 @@ class Execution:
 
     def _flush(self, graph: Graph) -> None:
         """Take over what was recorded since the last time."""
-        fresh, fresh_args = graph.recorded_types[self.flushed :], graph.recorded_args[self.flushed_args :]
-        n, m = self.flushed + len(fresh), self.flushed_args + len(fresh_args)
+        n, m = len(graph.recorded_types), graph.count_args()
         if n > self.types.size or m > self.args.size:
             room = max(n, 2 * self.types.size)
             self.types, self.root, self.address = (_grown(a, room) for a in (self.types, self.root, self.address))
             self.positions = _grown(self.positions, room + 1)
             self.args = _grown(self.args, max(m, 2 * self.args.size))
             self._share()
-        self.types[self.flushed : n] = fresh
-        self.args[self.flushed_args : m] = fresh_args
+        self.types[self.flushed : n] = graph.recorded_types[self.flushed :]
+        graph.write_args(self.args[self.flushed_args : m], *self.flushed_entries)
         self.flushed, self.flushed_args = n, m
+        self.flushed_entries = len(graph.recorded_args), len(graph.pieces)
 
     def forward(self, graph: Graph, upto: int) -> None:
         """Compute all nodes up to number `upto` that have no value yet."""
@@ -370,6 +371,7 @@ class Execution:
     def invalidate(self) -> None:
         """Forget all values; they are computed again when asked for."""
         self.done = self.flushed = self.flushed_args = 0
+        self.flushed_entries = 0, 0
         self.segments.clear()
         self.backward = None
         for arena in (self.values, self.tables, self.gradients):
@@ -385,7 +387,9 @@ class Execution:
             self.invalidate()
         self.backward = None
         self.done = min(self.done, nodes)
-        self.flushed, self.flushed_args = min(self.flushed, nodes), min(self.flushed_args, args)
+        if self.flushed > nodes or self.flushed_args > args:  # what is left is taken over again
+            self.flushed = self.flushed_args = 0
+            self.flushed_entries = 0, 0
 
     def memory(self) -> dict[str, int]:
         """Bytes used and reserved, by purpose."""
@@ -397,6 +401,7 @@ class Execution:
         self.segments.clear()
         self.backward = None
         self.done = self.flushed = self.flushed_args = 0
+        self.flushed_entries = 0, 0
         for arena in (self.values, self.tables, self.gradients):
             arena.release()
         if len(_IDLE.executions) < 4 and self.types.size <= _LARGEST_IDLE:

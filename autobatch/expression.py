@@ -230,6 +230,14 @@ class Expression:
         def __getitem__(self, at: Any) -> Expression: ...
 
 
+class Node(Expression):
+    """An expression as recording makes it: 20 ns sooner without an `__init__` that refuses, of 70 to make one."""
+
+    __slots__ = ()
+
+    __init__ = object.__init__  # type: ignore[assignment]
+
+
 def _shaped(flat: np.ndarray, shape: Shape) -> np.ndarray:
     dims = shape.dims if shape.batch == 1 else (*shape.dims, shape.batch)
     return flat.astype(np.float64).reshape(dims, order="F")
@@ -286,7 +294,7 @@ def owner(op: str, operands: Sequence[Any]) -> Graph:
     return graphs.current_graph() if graph is None else graph
 
 
-def append(graph: Graph, number: int, entries: Sequence[int], kind: type[Expression] = Expression) -> Any:
+def append(graph: Graph, number: int, entries: Sequence[int], kind: type[Expression] = Node) -> Any:
     """Append a node to a graph, with arguments and immediates; return its expression."""
     e = _new(kind)
     e.graph, e.index, e.type = graph.top, len(graph.recorded_types), number
@@ -350,7 +358,7 @@ def set_immediates(e: Expression, immediates: Sequence[int]) -> None:
     graph = graph_of(e.graph)
     before = TYPES.info[graph.recorded_types[: e.index]]
     at = int(before[:, [ARGUMENTS, IMMEDIATES]].sum() + TYPES.info[e.type, ARGUMENTS])
-    graph.recorded_args[at : at + len(immediates)] = immediates
+    graph.set_args(at, immediates)
     if graph.execution is not None:
         graph.execution.invalidate()
 
@@ -394,7 +402,7 @@ def number(graph: Graph, value: Any) -> Expression:
         e: Expression = append(graph, scalar_type(), [immediate])
         graph.numbers[key] = e.index
         return e
-    e = _new(Expression)
+    e = Node()
     e.graph, e.index, e.type = graph.top, index, scalar_type()
     return e
 

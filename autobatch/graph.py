@@ -14,7 +14,10 @@ used where the op shares them. Nodes of one type can run as one batch, nothing e
 process; an op remembers the type for each combination of types of arguments, so that recording is a look-up, and the
 look-up is the check of shapes: only a new combination runs the op's shape rule.
 
-Lists, because `list.append` is three times as fast as `array.append`; they become arrays when the graph is run.
+Lists, because `list.append` is three times as fast as `array.append`; they become arrays when the graph is run. What is recorded
+in bulk (all steps of a sequence) puts its types into the list and its arguments into a `Piece` between the entries of the list:
+
+    args list   | 0 ... 11 |  12 ... 19 | ...          piece (12, p): its entries come before entry 12 of the list
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import contextlib
 import dataclasses
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -238,6 +241,30 @@ def row_type(pid: int, dims: tuple[int, ...], update: bool) -> int:
     return TYPES.intern(ROW, None, (), (), {}, shape=Shape(dims), immediates=1, table=parameter_index(pid, update))
 
 
+class Piece(Protocol):
+    """Arguments of nodes that were recorded in bulk."""
+
+    @property
+    def count(self) -> int:
+        """How many entries there are."""
+
+    def write(self, out: np.ndarray) -> None:
+        """Write them into an int32 array (count,)."""
+
+
+class Entries:
+    """A piece that is an array of its entries."""
+
+    __slots__ = ("array", "count")
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array, self.count = array, array.size
+
+    def write(self, out: np.ndarray) -> None:
+        """Write them into an int32 array (count,)."""
+        out[:] = self.array.ravel()
+
+
 # The graph ------------------------------------------------------------------------------------------------------------
 
 
@@ -278,9 +305,11 @@ class Graph:
         "kept",
         "numbers",
         "parameters",
+        "pieces",
         "policy",
         "recorded_args",
         "recorded_types",
+        "steps",
         "tables",
         "types",
         "version",
@@ -303,6 +332,7 @@ class Graph:
         self.args: Any = []
         self.recorded_types: list[int] = self.types
         self.recorded_args: list[int] = self.args
+        self.pieces: list[tuple[int, Piece]] = []  # arguments recorded in bulk, and before which entry of the list they come
         self.numbers: dict[Any, int] = {}  # inputs that hold one number
         self.zeros: dict[Any, int] = {}
         self.parameters: set[Any] = set()  # used as arguments
@@ -313,6 +343,7 @@ class Graph:
         self.input_chunk: np.ndarray = _EMPTY
         self.input_room = 0
         self.kept: dict[Any, Any] = {}  # of builders: what they made for this graph; never an expression, which holds the graph
+        self.steps: dict[Any, dict[int, Any]] = {}  # of builders: how to record a step once more
         self.execution: Any = None
         self.checkpoints: list[Any] = []
         self.version = 0
@@ -359,6 +390,7 @@ class Graph:
         """Forget everything: expressions of this graph become stale, its memory is free for the next one."""
         self.types = self.args = None
         self.recorded_types = self.recorded_args = None  # type: ignore[assignment]
+        self.pieces = []
         for checkpoint in self.checkpoints:
             checkpoint.drop()
         self.checkpoints = []
@@ -367,20 +399,85 @@ class Graph:
             self.execution.release()
             self.execution = None
         self.input_chunks, self.input_chunk, self.input_room = [], _EMPTY, 0
-        self.numbers, self.zeros, self.kept, self.parameters, self.tables = {}, {}, {}, set(), set()
+        self.numbers, self.zeros, self.kept, self.steps, self.parameters, self.tables = {}, {}, {}, {}, set(), set()
 
     def undo(self, nodes: int) -> None:
         """Drop what a call that fails has recorded so far: the nodes from this number on."""
         if self.recorded_types is None or len(self.recorded_types) == nodes:
             return
         dropped = TYPES.info[self.recorded_types[nodes:]]
-        args = len(self.recorded_args) - int(dropped[:, [ARGUMENTS, IMMEDIATES]].sum())
+        args = self.count_args() - int(dropped[:, [ARGUMENTS, IMMEDIATES]].sum())
         del self.recorded_types[nodes:]
-        del self.recorded_args[args:]
+        self.cut_args(args)
         self.numbers = {key: index for key, index in self.numbers.items() if index < nodes}
         self.zeros = {key: index for key, index in self.zeros.items() if index < nodes}
+        for steps in self.steps.values():  # they name nodes
+            steps.clear()
         if self.execution is not None and self.execution.flushed > nodes:
             self.execution.cut(nodes, args)
+
+    # Arguments --------------------------------------------------------------------------------------------------------
+
+    def extend(self, types: Sequence[int], piece: Piece) -> int:
+        """Record nodes in bulk; return the number of the first one."""
+        index = len(self.recorded_types)
+        self.recorded_types += types
+        self.pieces.append((len(self.recorded_args), piece))
+        return index
+
+    def count_args(self) -> int:
+        """Return how many entries all nodes have: arguments and immediates."""
+        return len(self.recorded_args) + sum(piece.count for _, piece in self.pieces)
+
+    def write_args(self, out: np.ndarray, entries: int = 0, pieces: int = 0) -> None:
+        """Write what was recorded behind the first `entries` of the list and the first `pieces` into an int32 array."""
+        at = 0
+        for before, piece in self.pieces[pieces:]:
+            if before > entries:
+                out[at : at + before - entries] = self.recorded_args[entries:before]
+                at += before - entries
+                entries = before
+            piece.write(out[at : at + piece.count])
+            at += piece.count
+        out[at:] = self.recorded_args[entries:]
+
+    def all_args(self) -> list[int]:
+        """Return the entries of all nodes."""
+        if not self.pieces:
+            return self.recorded_args
+        out = np.empty(self.count_args(), np.int32)
+        self.write_args(out)
+        return out.tolist()
+
+    def set_args(self, at: int, entries: Sequence[int]) -> None:
+        """Replace entries of one node, from a position among all entries on."""
+        for before, piece in self.pieces:
+            if at < before:
+                break
+            if at < before + piece.count:
+                raise InternalError("entries recorded in bulk are not replaced")
+            at -= piece.count
+        self.recorded_args[at : at + len(entries)] = entries
+
+    def cut_args(self, count: int) -> None:
+        """Keep the first `count` entries."""
+        excess = self.count_args() - count
+        while self.pieces:
+            before, piece = self.pieces[-1]
+            tail = len(self.recorded_args) - before
+            if excess <= tail:
+                break
+            del self.recorded_args[before:]
+            self.pieces.pop()
+            excess -= tail
+            if excess < piece.count:
+                rest = np.empty(piece.count, np.int32)
+                piece.write(rest)
+                self.recorded_args += rest[: piece.count - excess].tolist()
+                return
+            excess -= piece.count
+        if excess:
+            del self.recorded_args[-excess:]
 
     @contextlib.contextmanager
     def attempt(self) -> Iterator[None]:

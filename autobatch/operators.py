@@ -10,7 +10,7 @@ import numpy as np
 
 from autobatch import expression as ex
 from autobatch.arguments import _shape
-from autobatch.expression import Expression, check_expression, is_number, record, view
+from autobatch.expression import Expression, Node, check_expression, is_number, record, view
 from autobatch.functions.elementwise import _negate, cube, square
 from autobatch.functions.elementwise import abs as absolute
 from autobatch.functions.linear import _matmul
@@ -20,7 +20,7 @@ from autobatch.kernels._errors import ArgumentError, IndexRangeError, OperandErr
 from autobatch.kernels._op import OPS, Shape
 from autobatch.shortcuts import _part
 
-_new = object.__new__
+_PICKS_OF_FIRST = _PICKS[0]
 _SLICES: dict[Any, tuple[int, int]] = {}  # what a slice of an expression of some type becomes: node type and start
 
 
@@ -30,10 +30,19 @@ def _operator(symbol: str, name: str, number_name: str | None = None) -> Callabl
     table, number_table = op.types, with_number.types.setdefault("number on the right", {})
 
     def function(self: Expression, other: Any) -> Expression:
-        kind = other.__class__
         try:
             graph = self.graph
-            if kind is float or kind is int:
+            kind = type(other)
+            if kind is Node:
+                if other.graph is not graph:
+                    if graph is not None:
+                        raise KeyError
+                    graph = other.graph
+                    if self not in graph.parameters:
+                        graph.enter(self)
+                number = table[self.type][other.type]
+                right = other.index
+            elif kind is float or kind is int:
                 number = number_table[self.type]
                 right = graph.numbers[other]
             else:
@@ -58,7 +67,7 @@ def _operator(symbol: str, name: str, number_name: str | None = None) -> Callabl
             if isinstance(other, Expression):
                 return record(op, (self, other), key=(self.type, other.type))
             return record(with_number, (self, _operand(symbol, other)), key=("number on the right", self.type))
-        e = _new(Expression)
+        e = Node()
         e.graph = graph
         e.index = index
         e.type = number
@@ -86,7 +95,7 @@ def _reflected(symbol: str, name: str) -> Callable[[Expression, Any], Expression
         except (AttributeError, KeyError, TypeError):
             key = None if isinstance(other, Expression) else ("number on the left", self.type)  # `x.__rmul__(y)` is no number
             return record(op, (_operand(symbol, other), self), key=key)
-        e = _new(Expression)
+        e = Node()
         e.graph = graph
         e.index = index
         e.type = number
@@ -121,13 +130,27 @@ def _power(self: Expression, other: Any) -> Expression:
 
 
 def _get(self: Expression, at: Any) -> Expression:
-    if at.__class__ is int and at >= 0:
+    if type(at) is int:
         try:
-            number, size, stride = _PICKS[self.type, 0]
-            if at < size:
-                return _part(self, number, at * stride)
+            number, size, stride = _PICKS_OF_FIRST[self.type]
+            place = at if at >= 0 else at + size
+            if not 0 <= place < size:
+                raise KeyError
+            graph = self.graph
+            types = graph.types
+            index = len(types)
+            types.append(number)
+            args = graph.args
+            args.append(self.index)
+            args.append(place * stride)
         except (AttributeError, KeyError, TypeError):
             pass
+        else:
+            e = Node()
+            e.graph = graph
+            e.index = index
+            e.type = number
+            return e
     elif at.__class__ is slice:
         key = self.type, at.start, at.stop, at.step
         try:
@@ -229,12 +252,12 @@ def _install() -> None:
         "__rmul__": _reflected("*", "cmult"),
         "__pow__": _power,
         "__rpow__": _reflected("**", "rpow"),
-        "__abs__": lambda self: absolute(self),
+        "__abs__": absolute,
         "__truediv__": _operator("/", "cdiv"),
         "__rtruediv__": _reflected("/", "cdiv"),
         "__matmul__": lambda self, other: _matmul(self, check_expression("@", other)),
         "__rmatmul__": lambda self, other: _matmul(check_expression("@", other), self),
-        "__neg__": lambda self: _negate(self),
+        "__neg__": _negate,
         "__pos__": lambda self: self,
         "__getitem__": _get,
     }

@@ -299,7 +299,7 @@ def gradient_layout(n0, n1, n_types, n_batches, types, info, operands, itemsize,
     """Give each type with an active node its block of gradients, and each active leaf a slot, from offset `start` on.
 
     Fills block_at[l] (offset, -1 without), slot[n - n0] (offset of a leaf's slot). Returns the end of the last block, the bytes
-    of scratch and of the widest argument, and upper bounds for the words of the table and of the lists.
+    of scratch and of the widest argument that is not shared, and upper bounds for the words of the table and of the lists.
     """
     at, scratch, widest, words, lists = start, 0, 0, 0, 0
     for l in range(n_types):
@@ -325,8 +325,10 @@ def gradient_layout(n0, n1, n_types, n_batches, types, info, operands, itemsize,
         for k in range(arguments):
             o = (info[t + OPERANDS] + k) * OPERAND_COLUMNS
             item = operands[o + ELEMENTS] * itemsize
-            widest = max(widest, item)
-            scratch = max(scratch, n * item)
+            if operands[o + WRITES] != SHARED:  # the gradient of a weight goes straight to the parameter
+                widest = max(widest, item)
+            if operands[o + WRITES] == DENSE:
+                scratch = max(scratch, n * item)
             fields = 3 + operands[o + NEED_COUNT] + info[t + IMMEDIATES]
             words += runs * (SLOTS + 2 * fields + _ROWS_WORDS) + n * _ZERO_WORDS
             words += (runs + 1) * _ROWS_WORDS * operands[o + NEED_COUNT]

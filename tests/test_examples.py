@@ -1,4 +1,4 @@
-"""The examples, run small: what they return is what they promise. The benchmark of the TreeLSTM is run small too."""
+"""The examples, run small: what they return is what they promise."""
 
 import functools
 import importlib.util
@@ -30,12 +30,11 @@ tagger = load("examples/bilstm_tagger.py")
 language_model = load("examples/rnn_language_model.py")
 attention = load("examples/attention.py")
 dependency_parser = load("examples/dependency_parser.py")
-benchmark = load("benchmarks/tree_lstm.py")
 
 
 @pytest.mark.parametrize(
     "script",
-    [lstm_acceptor, tree_lstm, tagger, language_model, attention, dependency_parser, benchmark],
+    [lstm_acceptor, tree_lstm, tagger, language_model, attention, dependency_parser],
     ids=lambda module: module.__name__,
 )
 def test_help(script, capsys):
@@ -463,13 +462,3 @@ def test_wrong_arguments_are_refused(script, arguments, capsys):
         script.main(arguments)
     assert exit.value.code == 2
     assert "error: " in capsys.readouterr().err
-
-
-def test_benchmark_runs_small():
-    sizes = ["--hidden", "8", "--batch", "4", "--minibatches", "4", "--rounds", "2"]
-    ratio, none = benchmark.main([*sizes, "--policies", "ratio", "none", "--no-dynet"])
-    assert (ratio["policy"], none["policy"]) == ("ratio", "none")
-    assert ratio["losses"] == pytest.approx(none["losses"], rel=1e-3)
-    assert ratio["over_none"]["min"] <= ratio["over_none"]["median"] <= ratio["over_none"]["max"]
-    assert ratio["batches_per_minibatch"] < none["batches_per_minibatch"]
-    assert ratio["of_dynet"] is None

@@ -99,7 +99,7 @@ def trace(name: str, function: Callable[[Sequence[Expression]], Any], shapes: Se
             result = _structure(name, graph, len(shapes), returned, outputs)
         if empty(result):
             raise TraceError(f"cell {name}: it returns no expression{_EXPECTED}")
-        types, args = graph.recorded_types, graph.recorded_args
+        types, args = graph.recorded_types, graph.all_args()
         nodes, at = [], 0
         for number in types:
             count = int(TYPES.info[number, ARGUMENTS] + TYPES.info[number, IMMEDIATES])

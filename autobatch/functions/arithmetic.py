@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from autobatch import expression as ex
 from autobatch.arguments import _list, _shape
 from autobatch.expression import Expression, check_expression
 from autobatch.kernels._op import OPS, Op, wrong
-from autobatch.shortcuts import _binary, _nary
+from autobatch.shortcuts import _binary, _nary, _of_list
 
 cmult = _binary("cmult")
 cdiv = _binary("cdiv")
@@ -21,7 +21,7 @@ _ESUM, _EMAX, _AVERAGE, _LOGSUMEXP = OPS["esum"], OPS["emax"], OPS["average"], O
 MANY = 16  # longer sums are sums of sums, and so on: so that the number of node types does not grow with the lengths of lists
 
 
-def _of_many(op: Op, exprs: Any) -> Expression:
+def _of_many(op: Op, exprs: Any, function: Callable[[Any], Expression]) -> Expression:
     """Record an op of a long list as ops of parts of it, and of their results."""
     arguments = _list(op.name, exprs)
     parts: list[Expression] = []
@@ -29,7 +29,7 @@ def _of_many(op: Op, exprs: Any) -> Expression:
         while len(arguments) > MANY:
             first = len(parts)
             for i in range(0, len(arguments), MANY):
-                parts.append(_nary(op, arguments[i : i + MANY], op.types))
+                parts.append(function(arguments[i : i + MANY]))
             arguments = parts[first:]
         return _nary(op, arguments, op.types)
     except BaseException:
@@ -38,13 +38,15 @@ def _of_many(op: Op, exprs: Any) -> Expression:
         raise
 
 
+@_of_list(_ESUM, _ESUM.types)
 def esum(xs: Sequence[Expression]) -> Expression:
     """Return the sum of a list of expressions of the same dims; batch sizes may be 1 and B."""
     if xs.__class__ is not list or len(xs) > MANY:
-        return _of_many(_ESUM, xs)
+        return _of_many(_ESUM, xs, esum)
     return _nary(_ESUM, xs, _ESUM.types)
 
 
+@_of_list(_EMAX, _EMAX.types)
 def emax(xs: Sequence[Expression]) -> Expression:
     """Return the largest numbers of a list of expressions of the same dims; batch sizes may be 1 and B (DyNet: equal sizes).
 
@@ -56,10 +58,11 @@ def emax(xs: Sequence[Expression]) -> Expression:
     EmptyListError : the list is empty.
     """
     if xs.__class__ is not list or len(xs) > MANY:
-        return _of_many(_EMAX, xs)
+        return _of_many(_EMAX, xs, emax)
     return _nary(_EMAX, xs, _EMAX.types)
 
 
+@_of_list(_LOGSUMEXP, _LOGSUMEXP.types)
 def logsumexp(xs: Sequence[Expression]) -> Expression:
     """Return log Σ eˣ over a list of expressions of the same dims, number by number; batch sizes may be 1 and B.
 
@@ -71,10 +74,11 @@ def logsumexp(xs: Sequence[Expression]) -> Expression:
     EmptyListError : the list is empty.
     """
     if xs.__class__ is not list or len(xs) > MANY:
-        return _of_many(_LOGSUMEXP, xs)
+        return _of_many(_LOGSUMEXP, xs, logsumexp)
     return _nary(_LOGSUMEXP, xs, _LOGSUMEXP.types)
 
 
+@_of_list(_AVERAGE, _AVERAGE.types)
 def average(xs: Sequence[Expression]) -> Expression:
     """Return the mean of a list of expressions of the same dims; batch sizes may be 1 and B."""
     arguments = _list("average", xs)

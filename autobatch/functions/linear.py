@@ -7,13 +7,11 @@ from typing import Any
 
 from autobatch import expression as ex
 from autobatch.arguments import _list, _shape
-from autobatch.expression import Expression, check_expression, view
+from autobatch.expression import Expression, Node, check_expression, view
 from autobatch.graph import Graph
 from autobatch.kernels._errors import ShapeError
 from autobatch.kernels._op import OPS, Shape, common_batch, trimmed, wrong
 from autobatch.shortcuts import _binary, _nary, _part, _unary
-
-_new = object.__new__
 
 _matmul = _binary("matmul")
 dot_product = _binary("dot_product")
@@ -30,46 +28,72 @@ def affine_transform(exprs: Sequence[Expression]) -> Expression:
     b is (r,) or (r,c), Wᵢ (r,kᵢ), xᵢ (kᵢ,) or (kᵢ,c); the result is (r,) or (r,c).
     """
     try:
-        if exprs.__class__ is not list or len(exprs) != 3:  # to go through an expression would record its parts
+        if type(exprs) is not list:  # to go through an expression would record its parts
             raise KeyError
-        b, W, x = exprs
-        number = _AFFINE_OF_THREE[b.type][W.type][x.type]
-        graph = x.graph
-        parameters = graph.parameters
-        if b not in parameters:
-            graph.enter(b)
-        if W not in parameters:
-            graph.enter(W)
-        types = graph.types
-        index = len(types)
-        types.append(number)
-        args = graph.args
-        args.append(b.index)
-        args.append(W.index)
-        args.append(x.index)
-        e = _new(Expression)
-        e.graph = graph
-        e.index = index
-        e.type = number
-        return e
+        n = len(exprs)
+        if n == 3:
+            b, W, x = exprs
+            number = _AFFINE_OF_THREE[b.type][W.type][x.type]
+            graph = x.graph
+            parameters = graph.parameters
+            if b not in parameters:
+                graph.enter(b)
+            if W not in parameters:
+                graph.enter(W)
+            types = graph.types
+            index = len(types)
+            types.append(number)
+            args = graph.args
+            args.append(b.index)
+            args.append(W.index)
+            args.append(x.index)
+        elif n == 5:
+            b, W, x, U, h = exprs
+            number = _AFFINE_OF_FIVE[b.type][W.type][x.type][U.type][h.type]
+            graph = x.graph
+            if h.graph is not graph:
+                raise KeyError
+            parameters = graph.parameters
+            if b not in parameters:
+                graph.enter(b)
+            if W not in parameters:
+                graph.enter(W)
+            if U not in parameters:
+                graph.enter(U)
+            types = graph.types
+            index = len(types)
+            types.append(number)
+            args = graph.args
+            args += (b.index, W.index, x.index, U.index, h.index)
+        else:
+            raise KeyError
     except (AttributeError, KeyError, TypeError):
-        pass
-    if exprs.__class__ is list and len(exprs) == 3:
-        e = _nary(_AFFINE, exprs, _AFFINE.types)
-        if isinstance(e.graph, Graph) and [a.graph for a in exprs] == [None, None, e.graph]:
-            ex.remember(_AFFINE_OF_THREE, [a.type for a in exprs], e.type)
-        return e
-    if exprs.__class__ is list and len(exprs) % 2 == 1:
-        return _nary(_AFFINE, exprs, _AFFINE.types)
-    arguments = _list("affine_transform", exprs)
+        return _affine(exprs)
+    e = Node()
+    e.graph = graph
+    e.index = index
+    e.type = number
+    return e
+
+
+def _affine(exprs: Any) -> Expression:
+    """Record an affine transform of any number of arguments, after checking them; remember its type for the short way."""
+    arguments = exprs if exprs.__class__ is list else _list("affine_transform", exprs)
     if len(arguments) % 2 == 0:
+        arguments = _list("affine_transform", arguments)
         raise ShapeError(
             f"affine_transform: {len(arguments)} arguments\n  expected  an odd number of them: b, then pairs of W and x"
         )
-    return _nary(_AFFINE, arguments, _AFFINE.types)
+    e = _nary(_AFFINE, arguments, _AFFINE.types)
+    if len(arguments) in (3, 5) and isinstance(e.graph, Graph):
+        if [a.graph for a in arguments] == [None, *[None, e.graph] * (len(arguments) // 2)]:
+            ex.remember(_AFFINE_OF_THREE if len(arguments) == 3 else _AFFINE_OF_FIVE, [a.type for a in arguments], e.type)
+    return e
 
 
-_AFFINE_OF_THREE: dict[Any, Any] = {}  # b and W parameters, x not: types of b, W, x -> node type
+# b and all W parameters, all x not: types of the arguments, one after the other -> node type
+_AFFINE_OF_THREE: dict[Any, Any] = {}
+_AFFINE_OF_FIVE: dict[Any, Any] = {}
 
 
 def logdet(x: Expression) -> Expression:

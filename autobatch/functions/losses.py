@@ -7,19 +7,18 @@ from typing import Any
 
 from autobatch import expression as ex
 from autobatch.arguments import _index, _integer, _sequence, _shape
-from autobatch.expression import Expression, check_expression, is_number, record
+from autobatch.expression import Expression, Node, check_expression, is_number, record
 from autobatch.kernels._errors import ArgumentError, NegativeIndexError, OperandError
 from autobatch.kernels._op import OPS
-from autobatch.shortcuts import _binary, _nary, _unary
-
-_new = object.__new__
+from autobatch.shortcuts import _binary, _of_dim, _unary
 
 
+@_of_dim("softmax")
 def softmax(x: Expression, d: int = 0) -> Expression:
     """Return eˣ / Σ eˣ along dim d of a vector or matrix."""
     d = _integer("softmax", "d", d)
-    table = OPS["softmax"].types.setdefault(d, {})
-    return _nary(OPS["softmax"], [check_expression("softmax", x)], table, {"d": d})
+    check_expression("softmax", x)
+    return record(OPS["softmax"], (x,), {"d": d}, key=(d, x.type))
 
 
 _log_softmax = _unary("log_softmax")
@@ -102,7 +101,7 @@ def pickneglogsoftmax(x: Expression, v: int) -> Expression:
         e = record(op, (x,), {}, (_index("pickneglogsoftmax", "the index", v, size),))
         op.types[x.type] = e.type, size
         return e
-    e = _new(Expression)
+    e = Node()
     e.graph = graph
     e.index = index
     e.type = number
@@ -156,7 +155,7 @@ def hinge(x: Expression, v: int, m: float = 1.0) -> Expression:
         e = record(op, (x, m), {}, (_index("hinge", "the index", v, size),))
         op.types[x.type] = e.type, size
         return e
-    e = _new(Expression)
+    e = Node()
     e.graph = graph
     e.index = index
     e.type = number
@@ -228,7 +227,7 @@ def _pair(name: str, x: Expression, y: Expression, what: str, value: float) -> E
         e = record(op, (x, y, _number(name, what, value)))
         op.types[x.type, y.type] = e.type
         return e
-    e = _new(Expression)
+    e = Node()
     e.graph = graph
     e.index = index
     e.type = number

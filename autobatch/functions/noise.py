@@ -14,13 +14,10 @@ from typing import Any
 from autobatch import expression as ex
 from autobatch import seeds
 from autobatch.arguments import _integer, _new_shape
-from autobatch.expression import Expression, check_expression, is_number, record
+from autobatch.expression import Expression, Node, check_expression, is_number, record
 from autobatch.graph import current_graph
 from autobatch.kernels._errors import ArgumentError, OperandError
 from autobatch.kernels._op import OPS, Op
-
-_new = object.__new__
-
 
 # Dropout --------------------------------------------------------------------------------------------------------------
 
@@ -32,14 +29,21 @@ def _dropped(op: Op, table: dict[Any, Any], x: Expression, p: float, attributes:
         number, place = table[x.type], graph.numbers[p]
         if not 0 <= p <= 1:
             raise KeyError
+        key = seeds.draw()
         index = len(types)
         types.append(number)
-        graph.args += (x.index, place, seeds.draw())
-        e = _new(Expression)
-        e.graph, e.index, e.type = graph, index, number
-        return e
+        args = graph.args
+        args.append(x.index)
+        args.append(place)
+        args.append(key)
     except (AttributeError, KeyError, TypeError):
         check_expression(op.name, x)
+    else:
+        e = Node()
+        e.graph = graph
+        e.index = index
+        e.type = number
+        return e
     e = record(op, (x, _probability(op.name, p)), attributes, (seeds.draw(),))
     table[x.type] = e.type
     return e
@@ -150,7 +154,7 @@ def _drawn(op: Op, first: float, second: float, dim: Any, batch_size: Any) -> Ex
         index = len(types)
         types.append(number)
         graph.args += entries
-        e = _new(Expression)
+        e = Node()
         e.graph, e.index, e.type = graph, index, number
         return e
     except (AttributeError, KeyError, TypeError):

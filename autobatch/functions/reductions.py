@@ -10,11 +10,11 @@ from typing import Any
 
 from autobatch import expression as ex
 from autobatch.arguments import _integer
-from autobatch.expression import Expression, check_expression, record
+from autobatch.expression import Expression, Node, check_expression, record
 from autobatch.kernels import moments
 from autobatch.kernels._errors import NegativeIndexError, OperandError
 from autobatch.kernels._op import OPS, Op
-from autobatch.shortcuts import _attributed, _unary
+from autobatch.shortcuts import _attributed, _of_dim, _unary
 
 sum_elems = _unary("sum_elems")
 mean_elems = _unary("mean_elems")
@@ -29,6 +29,7 @@ std_batches = _unary("std_batches")
 # Moments of elements and minibatches ----------------------------------------------------------------------------------
 
 
+@_of_dim("moment_elems")
 def moment_elems(x: Expression, r: int) -> Expression:
     """Return the raw moment Σ xʳ / n of the numbers of each element of the minibatch, (1,).
 
@@ -39,6 +40,7 @@ def moment_elems(x: Expression, r: int) -> Expression:
     return _moment(OPS["moment_elems"], x, r)
 
 
+@_of_dim("moment_batches")
 def moment_batches(x: Expression, r: int) -> Expression:
     """Return the raw moment Σ xʳ / B over the minibatch, of the dims of x.
 
@@ -50,12 +52,9 @@ def moment_batches(x: Expression, r: int) -> Expression:
 
 
 def _moment(op: Op, x: Expression, r: int) -> Expression:
-    e = _attributed(op, x, r)
-    if e is None:
-        check_expression(op.name, x)
-        r = moments.check_power(op.name, _integer(op.name, "the power r", r))
-        e = record(op, (x,), {"r": r}, key=(r, x.type))
-    return e
+    check_expression(op.name, x)
+    r = moments.check_power(op.name, _integer(op.name, "the power r", r))
+    return record(op, (x,), {"r": r}, key=(r, x.type))
 
 
 # Over dims ------------------------------------------------------------------------------------------------------------
@@ -125,9 +124,25 @@ def moment_dim(x: Expression, d: Sequence[int], r: int, b: bool, n: int = 0) -> 
 
 def _over(op: Op, x: Expression, d: Any, b: Any, n: Any, r: Any = 0) -> Expression:
     """Record a reduction over dims, by types seen before or after checking everything."""
-    if n.__class__ is int and n >= 0 and d.__class__ in (list, tuple):
-        e = _attributed(op, x, (tuple(d), b, r), n)
-        if e is not None:
+    if type(n) is int and n >= 0 and type(d) in (list, tuple):
+        try:
+            graph = x.graph
+            types = graph.types
+            number = op.types[tuple(d), b, r][n > 0][x.type]
+            place = graph.numbers[n] if n else 0
+            index = len(types)
+            types.append(number)
+            args = graph.args
+            args.append(x.index)
+            if n:
+                args.append(place)
+        except (AttributeError, KeyError, TypeError):
+            pass
+        else:
+            e = Node()
+            e.graph = graph
+            e.index = index
+            e.type = number
             return e
     check_expression(op.name, x)
     if isinstance(d, Expression) or not (ex.is_list(d) or ex.is_number(d)):
@@ -150,6 +165,7 @@ def _size(name: str, n: Any) -> int:
 # Along one dim --------------------------------------------------------------------------------------------------------
 
 
+@_of_dim("cumsum")
 def cumsum(x: Expression, d: int = 0) -> Expression:
     """Return the running sum along dim d, of the dims of x. Any rank (DyNet: 3).
 
@@ -160,6 +176,7 @@ def cumsum(x: Expression, d: int = 0) -> Expression:
     return _along(OPS["cumsum"], x, d)
 
 
+@_of_dim("max_dim")
 def max_dim(x: Expression, d: int = 0) -> Expression:
     """Return the largest numbers along dim d, which vanishes; NaN where there is one. Any rank (DyNet: 3).
 
@@ -172,6 +189,7 @@ def max_dim(x: Expression, d: int = 0) -> Expression:
     return _along(OPS["max_dim"], x, d)
 
 
+@_of_dim("min_dim")
 def min_dim(x: Expression, d: int = 0) -> Expression:
     """Return the smallest numbers along dim d, which vanishes; NaN where there is one. Any rank (DyNet: 3).
 
@@ -184,6 +202,7 @@ def min_dim(x: Expression, d: int = 0) -> Expression:
     return _along(OPS["min_dim"], x, d)
 
 
+@_of_dim("logsumexp_dim")
 def logsumexp_dim(x: Expression, d: int = 0) -> Expression:
     """Return log Σ eˣ along dim d, which vanishes, without overflow; -inf where all are -inf. Any rank (DyNet: 2).
 
@@ -195,12 +214,9 @@ def logsumexp_dim(x: Expression, d: int = 0) -> Expression:
 
 
 def _along(op: Op, x: Expression, d: Any) -> Expression:
-    e = _attributed(op, x, d)
-    if e is None:
-        check_expression(op.name, x)
-        d = _integer(op.name, "the dim", d)
-        e = record(op, (x,), {"d": d}, key=(d, x.type))
-    return e
+    check_expression(op.name, x)
+    d = _integer(op.name, "the dim", d)
+    return record(op, (x,), {"d": d}, key=(d, x.type))
 
 
 def kmax_pooling(x: Expression, k: int, d: int = 1) -> Expression:

@@ -7,18 +7,46 @@ from typing import Any
 
 from autobatch import expression as ex
 from autobatch.arguments import _index, _integer, _new_shape, _sequence, _shape
-from autobatch.expression import Expression, check_expression, record, view
+from autobatch.expression import Expression, Node, check_expression, record, view
 from autobatch.graph import TYPES
 from autobatch.kernels import select
 from autobatch.kernels._errors import ArgumentError, OperandError, ShapeError
 from autobatch.kernels._op import OPS, Op, Shape
-from autobatch.shortcuts import _nary, _part
+from autobatch.shortcuts import _nary, _of_list, _part
 
 _CONCATENATE, _TO_BATCH = OPS["concatenate"], OPS["concatenate_to_batch"]
+_ZERO = 0
+_COLUMNS = _CONCATENATE.types.setdefault(0, {}).setdefault(2, {})  # types of two columns -> node type
 
 
 def concatenate(xs: Sequence[Expression], d: int = 0) -> Expression:
     """Return the expressions one after the other along dim d, which may be the next new one."""
+    if d is not _ZERO:
+        return _along(xs, d)
+    if type(xs) is not list or len(xs) != 2:
+        return _in_column(xs)
+    try:  # two columns, the commonest: `_of_list` once more, for a call takes 40 ns
+        a, b = xs
+        graph = a.graph
+        if b.graph is not graph:
+            raise KeyError
+        types = graph.types
+        number = _COLUMNS[a.type][b.type]
+        index = len(types)
+        types.append(number)
+        args = graph.args
+        args.append(a.index)
+        args.append(b.index)
+    except (AttributeError, KeyError, TypeError):
+        return _along(xs, 0)
+    e = Node()
+    e.graph = graph
+    e.index = index
+    e.type = number
+    return e
+
+
+def _along(xs: Sequence[Expression], d: int) -> Expression:
     if d.__class__ is not int:
         d = _integer("concatenate", "d", d)
     table = _CONCATENATE.types.get(d)
@@ -27,11 +55,18 @@ def concatenate(xs: Sequence[Expression], d: int = 0) -> Expression:
     return _nary(_CONCATENATE, xs, table, {"d": d})
 
 
+@_of_list(_CONCATENATE, _CONCATENATE.types[0])
+def _in_column(xs: Sequence[Expression]) -> Expression:
+    return _along(xs, 0)
+
+
+@_of_list(_CONCATENATE, _CONCATENATE.types.setdefault(1, {}))
 def concatenate_cols(xs: Sequence[Expression]) -> Expression:
     """Return the expressions side by side: vectors (n,) become the columns of a matrix."""
-    return concatenate(xs, 1)
+    return _along(xs, 1)
 
 
+@_of_list(_TO_BATCH, _TO_BATCH.types)
 def concatenate_to_batch(xs: Sequence[Expression]) -> Expression:
     """Return the expressions as elements of one minibatch."""
     return _nary(_TO_BATCH, xs, _TO_BATCH.types)
@@ -40,7 +75,7 @@ def concatenate_to_batch(xs: Sequence[Expression]) -> Expression:
 # What a selection of an expression of some type becomes: node type and start, once it was asked for. (Parameters and dropped
 # graphs have no lists of their own, so `_part` fails on them and the long way is taken.)
 _RESHAPES: dict[Any, int] = {}
-_PICKS: dict[Any, tuple[int, int, int]] = {}
+_PICKS: dict[int, dict[int, tuple[int, int, int]]] = {0: {}}  # by dim
 
 
 def reshape(x: Expression, d: tuple[int, ...], batch_size: int = 1) -> Expression:
@@ -50,9 +85,22 @@ def reshape(x: Expression, d: tuple[int, ...], batch_size: int = 1) -> Expressio
     the minibatch of x, the minibatch is kept.
     """
     try:
-        return _part(x, _RESHAPES[x.type, d, batch_size], 0)
+        graph = x.graph
+        types = graph.types
+        number = _RESHAPES[x.type, d, batch_size]
+        index = len(types)
+        types.append(number)
+        args = graph.args
+        args.append(x.index)
+        args.append(0)
     except (AttributeError, KeyError, TypeError):
         check_expression("reshape", x)
+    else:
+        e = Node()
+        e.graph = graph
+        e.index = index
+        e.type = number
+        return e
     if not isinstance(d, tuple):
         raise OperandError(f"reshape: dims {ex.describe(d)}\n  expected  a tuple of numbers")
     old, new = _shape(x), _new_shape("reshape", d, batch_size)
@@ -62,9 +110,9 @@ def reshape(x: Expression, d: tuple[int, ...], batch_size: int = 1) -> Expressio
                 f"reshape: {new} has {new.total} numbers\n  got       {old}, {old.total} numbers\n  expected  as many numbers"
             )
         new = Shape(new.dims, old.batch)
-    e = view("reshape", x, new)
-    _RESHAPES[x.type, d, batch_size] = e.type
-    return e
+    made = view("reshape", x, new)
+    _RESHAPES[x.type, d, batch_size] = made.type
+    return made
 
 
 def _selected(op: Op, x: Expression, start: int, attributes: dict[str, Any], walk: Any) -> Expression:
@@ -79,6 +127,8 @@ class PickExpression(Expression):
     """What `pick` picked; the index can be changed."""
 
     __slots__ = ()
+
+    __init__ = object.__init__  # type: ignore[assignment]  # see `Node`
 
     def set_index(self, index: int) -> None:
         """Pick with another index, and forget all values of the graph.
@@ -132,17 +182,32 @@ def pick(e: Expression, index: int = 0, dim: int = 0) -> Expression:
     ArgumentError : index out of range; NegativeIndexError for a negative one (``e[-1]`` counts from the end).
     """
     try:
-        number, size, stride = _PICKS[e.type, dim]
-        if index.__class__ is int and dim.__class__ is int and 0 <= index < size:
-            return _part(e, number, index * stride, PickExpression)
+        if type(index) is not int or type(dim) is not int:
+            raise KeyError
+        number, size, stride = _PICKS[dim][e.type]
+        if not 0 <= index < size:
+            raise KeyError
+        graph = e.graph
+        types = graph.types
+        node = len(types)
+        types.append(number)
+        args = graph.args
+        args.append(e.index)
+        args.append(index * stride)
     except (AttributeError, KeyError, TypeError):
         check_expression("pick", e)
+    else:
+        part = PickExpression()
+        part.graph = graph
+        part.index = node
+        part.type = number
+        return part
     op, shape = OPS["pick"], _shape(e)
     dim = _integer("pick", "the dim", dim)
     op.shape((shape,), dim=dim)
     size, stride = shape.dims[dim], select.strides_of(shape)[dim]
     picked = _selected(op, e, _index("pick", "the index", index, size) * stride, {"dim": dim}, select.pick_walk(shape, dim))
-    _PICKS[e.type, dim] = picked.type, size, stride
+    _PICKS.setdefault(dim, {})[e.type] = picked.type, size, stride
     return _as(PickExpression, picked)
 
 
@@ -324,17 +389,33 @@ def strided_select(x: Expression, strides: Sequence[int], range_from: Sequence[i
 
 def transpose(x: Expression, dims: Sequence[int] = (1, 0)) -> Expression:
     """Return x with its axes in another order; (n,) becomes (1,n)."""
-    order = tuple(dims) if isinstance(dims, (tuple, list)) else tuple(_sequence("transpose", "the dims", dims))
+    if type(dims) is tuple:
+        order = dims
+    else:
+        order = tuple(dims) if isinstance(dims, (tuple, list)) else tuple(_sequence("transpose", "the dims", dims))
     try:
-        return _part(x, _TRANSPOSES[x.type, order], 0)
+        graph = x.graph
+        types = graph.types
+        number = _TRANSPOSES[order][x.type]
+        index = len(types)
+        types.append(number)
+        args = graph.args
+        args.append(x.index)
+        args.append(0)
     except (AttributeError, KeyError, TypeError):
         check_expression("transpose", x)
+    else:
+        e = Node()
+        e.graph = graph
+        e.index = index
+        e.type = number
+        return e
     op, shape = OPS["transpose"], _shape(x)
     axes = tuple(_integer("transpose", "a dim", d) for d in order)
     op.shape((shape,), dims=axes)
-    e = _selected(op, x, 0, {"dims": axes}, select.transpose_walk(shape, axes))
-    _TRANSPOSES[x.type, order] = e.type
-    return e
+    made = _selected(op, x, 0, {"dims": axes}, select.transpose_walk(shape, axes))
+    _TRANSPOSES.setdefault(order, {})[x.type] = made.type
+    return made
 
 
-_TRANSPOSES: dict[Any, int] = {}
+_TRANSPOSES: dict[Any, dict[int, int]] = {}  # by dims

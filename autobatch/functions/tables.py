@@ -41,6 +41,8 @@ def lookup(p: LookupParameters, index: int = 0, update: bool = True) -> Expressi
     ------
     ArgumentError : out of range; NegativeIndexError for a negative index.
     """
+    if update is True and type(p) is LookupParameters:
+        return p[index]
     return _table("lookup", p).row(index, bool(update))
 
 

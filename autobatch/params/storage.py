@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from autobatch import files, graph
 from autobatch.expression import Expression, append, describe, is_list, record, set_immediates
+from autobatch.graph import _THREAD
 from autobatch.initializers import number, numbers
 from autobatch.kernels._errors import (
     ArgumentError,
@@ -41,7 +42,6 @@ from autobatch.kernels._op import OPS
 
 _ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 
-_new = object.__new__
 _revision = 0
 
 
@@ -280,17 +280,16 @@ class Parameters(Storage):
 class LookupExpression(Expression):
     """A looked-up row whose index can be changed with `set`."""
 
-    __slots__ = ("_at", "_table")
+    __slots__ = ()
 
-    _at: int  # where the index stands among the arguments of the graph
-    _table: LookupParameters
+    __init__ = object.__init__  # type: ignore[assignment]  # see `Node`
 
     def set(self, index: int) -> None:
         """Look another row up and forget all values of the graph."""
         owner = graph.graph_of(self.graph)
-        owner.recorded_args[self._at] = self._table._row(index)
-        if owner.execution is not None:
-            owner.execution.invalidate()
+        pid = (-int(graph.TYPES.info[self.type, graph.TABLE]) - 1) // 2
+        table = next(table for table in owner.tables if table.pid == pid)
+        set_immediates(self, [table._row(index)])
 
 
 class LookupBatchExpression(Expression):
@@ -341,7 +340,7 @@ class LookupParameters(Storage):
     row_dims : dims of a row.
     """
 
-    __slots__ = ("_row_type", "row_dims", "touched")
+    __slots__ = ("_row_type", "_size", "row_dims", "touched")
 
     _kind = files.TABLE
 
@@ -349,6 +348,7 @@ class LookupParameters(Storage):
         self, name: str, dims: tuple[int, ...], values: NDArray[np.floating], touched: NDArray[np.uint8] | None = None
     ) -> None:
         self.row_dims = dims[:-1]
+        self._size = dims[-1]
         self.touched: NDArray[np.uint8] = aligned(dims[-1], "uint8")
         super()._begin(name, dims, values, self.touched)
         self._row_type = graph.row_type(self.pid, self.row_dims, True)
@@ -375,29 +375,29 @@ class LookupParameters(Storage):
         OperandError
             i is no integer.
         """
-        return self.row(i)
+        try:
+            current: Any = _THREAD.graph
+            if type(i) is not int or not 0 <= i < self._size or self not in current.tables:
+                raise KeyError
+            types = current.types
+            index = len(types)
+            number = self._row_type
+            types.append(number)
+            current.args.append(i)
+        except (AttributeError, KeyError, TypeError):
+            return self.row(i)
+        e = LookupExpression()
+        e.graph = current
+        e.index = index
+        e.type = number
+        return e
 
     def row(self, i: Any, update: bool = True) -> LookupExpression:
         """Return row i as an expression in the current graph: a view of the table, no copy. With `update`, it trains."""
         current = graph.current_graph()
-        try:
-            types = current.types
-            if type(i) is not int or not 0 <= i < self.dims[-1] or self not in current.tables or not update:
-                raise KeyError
-            index = len(types)
-            types.append(self._row_type)
-            args = current.args
-            at = len(args)
-            args.append(i)
-        except (KeyError, TypeError):
-            current.enter(self, rows=True)
-            number = graph.row_type(self.pid, self.row_dims, update)
-            e: LookupExpression = append(current, number, (self._row(i),), LookupExpression)
-            e._table, e._at = self, len(current.recorded_args) - 1
-            return e
-        e = _new(LookupExpression)
-        e.graph, e.index, e.type = current, index, self._row_type
-        e._table, e._at = self, at
+        current.enter(self, rows=True)
+        number = graph.row_type(self.pid, self.row_dims, update)
+        e: LookupExpression = append(current, number, (self._row(i),), LookupExpression)
         return e
 
     def __iter__(self) -> Iterator[Expression]:

@@ -13,6 +13,8 @@ from autobatch.params import ParameterCollection
 from autobatch.rnn.builder import MOST_LAYERS, RNNBuilder, made, whole
 from autobatch.rnn.state import RNNState
 
+_new = object.__new__
+
 
 def _makes_builders(factory: Any) -> bool:
     """Whether something can be called with layers, two sizes and a collection; a class also has to have states."""
@@ -30,6 +32,26 @@ def _pairs(layers: Any) -> list[tuple[RNNBuilder, RNNBuilder]]:
         if not callable(getattr(builder, "initial_state", None)) or isinstance(builder, type):
             raise OperandError(f"BiRNNBuilder: a layer is made of {describe(builder)}\n  expected  pairs of builders")
     return [(forwards, backwards) for forwards, backwards in layers]
+
+
+def _joined(fs: list[Expression], bs: list[Expression]) -> list[Expression]:
+    """Return the concatenation of each pair; all but the first are recorded in bulk where they are of one type."""
+    if not fs:
+        return []
+    joined = [concatenate([fs[0], bs[0]])]
+    graph, kind, (f, b) = joined[0].graph, joined[0].type, (fs[0].type, bs[0].type)
+    if graph.types is None or any(x.type != f or y.type != b or x.graph is not graph for x, y in zip(fs, bs, strict=True)):
+        return joined + [concatenate([x, y]) for x, y in zip(fs[1:], bs[1:], strict=True)]
+    index = len(graph.types)
+    graph.types += [kind] * (len(fs) - 1)
+    args = graph.args
+    for x, y in zip(fs[1:], bs[1:], strict=True):
+        e = _new(Expression)
+        e.graph, e.index, e.type = graph, index, kind
+        index += 1
+        args += (x.index, y.index)
+        joined.append(e)
+    return joined
 
 
 class BiRNNBuilder:
@@ -127,7 +149,7 @@ class BiRNNBuilder:
         for forwards, backwards in layers:
             fs = forwards.initial_state().transduce(es)
             bs = backwards.initial_state().transduce(es[::-1])
-            es = [concatenate([f, b]) for f, b in zip(fs, bs[::-1], strict=True)]
+            es = _joined(fs, bs[::-1])
         return es
 
     def transduce(self, es: Sequence[Expression]) -> list[Expression]:

@@ -7,7 +7,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
-from autobatch.expression import Expression, describe, input_type, is_number
+from autobatch.expression import Expression, Node, describe, input_type, is_number
 from autobatch.functions.arithmetic import cmult
 from autobatch.functions.noise import dropout
 from autobatch.graph import TYPES, Graph, current_graph
@@ -19,7 +19,6 @@ from autobatch.rnn.state import RNNState, Use, make_state
 
 MOST_LAYERS = 1000  # more are a mistake, which would take long to show
 _LARGEST_HIDDEN = 1 << 20  # a matrix of this size squared is beyond any memory
-_new = object.__new__
 Builder = TypeVar("Builder", bound="RNNBuilder")
 
 
@@ -258,7 +257,7 @@ class RNNBuilder:
 
 def known(graph: Graph, index: int, number: int) -> Expression:
     """Return an expression of a node of a graph that is there already."""
-    e = _new(Expression)
+    e = Node()
     e.graph, e.index, e.type = graph.top, index, number
     return e
 

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from autobatch.expression import Expression, as_float, number, scalar_type, view
+from autobatch.expression import Expression, Node, as_float, number, scalar_type, view
 from autobatch.functions.arithmetic import cmult
 from autobatch.functions.elementwise import logistic, tanh
 from autobatch.functions.linear import affine_transform
 from autobatch.functions.lstm import _activated as lstm_gates
 from autobatch.functions.lstm import vanilla_lstm_c, vanilla_lstm_gates, vanilla_lstm_h
 from autobatch.functions.normalization import layer_norm
-from autobatch.graph import TYPES, Graph
+from autobatch.graph import _THREAD, TYPES, Graph
 from autobatch.inputs import inputVector
 from autobatch.kernels._errors import ArgumentError
 from autobatch.kernels._op import OPS, Shape
@@ -29,7 +29,67 @@ from autobatch.rnn.state import RNNState, make_state
 from autobatch.shortcuts import _nary
 
 _LSTM_STEP = OPS["lstm_step"]
-_new = object.__new__
+_MISS = AttributeError, IndexError, KeyError, TypeError
+
+
+class _LSTMState(RNNState):
+    """A state after at least one input of a plain LSTM of one layer, whose next step may be one that is known.
+
+    `_steps` says for types of inputs what a step appends; it is the graph's (`Graph.steps`), and this kind of state is the only
+    one that reads it. Anything unusual goes the way of all states.
+    """
+
+    __slots__ = ("_steps",)
+
+    __init__ = object.__init__  # type: ignore[assignment]  # see `Node`
+
+    _steps: dict[int, Any]
+
+    def add_input(self, x: Expression) -> RNNState:
+        try:
+            (h,), (c,), use, builder = self._h, self._c, self._use, self._builder
+            graph = x.graph
+            number, part, start, wx, wh, b, forget, rates = self._steps[x.type]
+            if (
+                h.graph is not graph
+                or c.graph is not graph
+                or use[0] is not graph
+                or _THREAD.graph is not graph
+                or h.type != part
+                or c.type != part
+                or builder._rates is not rates  # type: ignore[attr-defined]
+            ):
+                raise KeyError
+            types = graph.types
+            index = len(types)
+            types += (number, part, part)
+            args = graph.args
+            args += (x.index, h.index, c.index, wx, wh, b, forget, index, 0, index, start)
+        except _MISS:
+            return super().add_input(x)
+        h = Node()
+        h.graph = graph
+        h.index = index + 1
+        h.type = part
+        c = Node()
+        c.graph = graph
+        c.index = index + 2
+        c.type = part
+        state = _LSTMState()
+        state._builder = builder
+        state._prev = self
+        state._use = use
+        state._c = (c,)
+        state._h = (h,)
+        state._output = None
+        state._steps = self._steps
+        return state
+
+    add_input.__doc__ = RNNState.add_input.__doc__
+
+    def output(self) -> Expression:
+        """Return h."""
+        return self._h[0]
 
 
 class VanillaLSTMBuilder(RNNBuilder):
@@ -126,6 +186,8 @@ class VanillaLSTMBuilder(RNNBuilder):
         if not cs:
             cs = hs = (self._zero(batch),) * self.layers
         masks = self._masks(graph, batch)
+        if self.layers == 1 and masks is None:
+            return self._one(x, state, hs[0], cs[0])
         new_c, new_h = [], []
         for layer, (wx, wh, b) in enumerate(expressions):
             h, c = hs[layer], cs[layer]
@@ -136,6 +198,22 @@ class VanillaLSTMBuilder(RNNBuilder):
             new_c.append(c)
             new_h.append(x)
         return make_state(self, state, state._use, tuple(new_c), tuple(new_h))
+
+    def _one(self, x: Expression, state: RNNState, h: Expression, c: Expression) -> RNNState:
+        """Record a step of the only layer, without dropout; note in the graph how to record another of the kind."""
+        graph, ((wx, wh, b),), (forget, _) = state._use
+        node = _nary(_LSTM_STEP, [x, h, c, wx, wh, b, forget], _LSTM_STEP.types)
+        new_h, new_c = self._parts(node)
+        steps = graph.steps.get(self)
+        if steps is None:
+            steps = graph.steps[self] = {}
+        if h.type == c.type == new_h.type and node.graph is graph:
+            kinds = node.type, *self._views[node.type]
+            steps[x.type] = *kinds, wx.index, wh.index, b.index, forget.index, self._rates
+        after = _LSTMState()
+        after._builder, after._prev, after._use, after._c, after._h = self, state, state._use, (new_c,), (new_h,)
+        after._output, after._steps = None, steps
+        return after
 
     def _cell(self, weights: Sequence[Expression], at: Inputs) -> tuple[Expression, Expression | None]:
         Wx, Wh, b = weights[:3]
@@ -165,7 +243,7 @@ class VanillaLSTMBuilder(RNNBuilder):
             return h, c
         number, start = known
         types, index = graph.types, node.index
-        h, c = _new(Expression), _new(Expression)
+        h, c = Node(), Node()
         h.graph = c.graph = graph
         h.type = c.type = number
         h.index = len(types)

@@ -10,6 +10,7 @@ from autobatch.functions.arithmetic import cmult
 from autobatch.functions.elementwise import logistic, tanh
 from autobatch.functions.linear import affine_transform
 from autobatch.functions.noise import dropout
+from autobatch.graph import Graph
 from autobatch.params import ParameterCollection, Parameters
 from autobatch.rnn.builder import Inputs, RNNBuilder, probability
 from autobatch.rnn.state import RNNState, make_state
@@ -91,6 +92,9 @@ class GRUBuilder(RNNBuilder):
 
     def set_dropout_masks(self, batch_size: int = 1) -> None:
         """Do nothing: each step draws a mask of its own."""
+
+    def _masks(self, graph: Graph, batch: int) -> None:
+        """Return None: there are no masks of the graph."""
 
     def _step(self, x: Expression, state: RNNState, more: Any = None) -> RNNState:
         _, expressions, _ = state._use

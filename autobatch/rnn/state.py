@@ -10,6 +10,7 @@ import numpy as np
 from autobatch.expression import Expression, check_expression, describe, owner
 from autobatch.graph import TYPES, Graph, current_graph
 from autobatch.kernels._errors import ArgumentError, OperandError, ShapeError, StaleExpressionError
+from autobatch.rnn.steps import transduce
 
 if TYPE_CHECKING:
     from autobatch.rnn.builder import RNNBuilder
@@ -89,6 +90,13 @@ class RNNState:
 
     def transduce(self, xs: Iterable[Expression]) -> list[Expression]:
         """Return the output after each of the inputs."""
+        if isinstance(xs, Iterable) and not isinstance(xs, (list, np.ndarray, Expression)):
+            xs = list(xs)
+        if isinstance(xs, list) and len(xs) > 3:
+            self._check()
+            outputs = transduce(self, xs)
+            if outputs is not None:
+                return outputs
         return [state._output or state._h[-1] for state in self.add_inputs(xs)]
 
     def output(self) -> Expression | None:

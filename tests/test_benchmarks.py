@@ -1,0 +1,287 @@
+"""The benchmarks, run small: programs agree under every way of running them, readers read, one command compares."""
+
+import importlib
+import importlib.util
+import json
+import pathlib
+import random
+import sys
+
+import pytest
+
+import autobatch as ab
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))
+
+compare = importlib.import_module("benchmarks.compare")
+performance = importlib.import_module("benchmarks.performance")
+tasks = importlib.import_module("benchmarks.tasks")
+TASKS = {name: tasks.load(name) for name in tasks.NAMES}
+BATCH, STEPS, RATE = 3, 3, 0.3
+
+
+def small(task, seed=1):
+    """Minibatches of a task, small sizes, initial values."""
+    instances, known = task.generated(random.Random(seed), BATCH * STEPS)
+    sizes = tasks.sizes_of(task, 6) | {"mlp": 5} | known
+    sizes |= {name: 8 for name in ("word", "tag", "letter") if name in task.SIZES}
+    parts = [instances[i : i + BATCH] for i in range(0, len(instances), BATCH)]
+    return parts, sizes, tasks.draw(task.shapes(sizes), seed)
+
+
+def train(program, values, parts, policy="ratio"):
+    """The losses of minibatches, with an update after each."""
+    tasks.fill(program.model, values)
+    trainer = ab.SimpleSGDTrainer(program.model, RATE)
+    losses = []
+    for part in parts:
+        ab.renew_cg(autobatching=policy)
+        loss = program.loss(part)
+        losses.append(loss.scalar_value())
+        loss.backward()
+        trainer.update()
+    return losses
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_programs_agree_under_every_policy(name):
+    task = TASKS[name]
+    parts, sizes, values = small(task)
+    expected = train(task.Program(ab, sizes), values, parts, "none")
+    assert len(set(expected)) == STEPS
+    for policy in ("ratio", "depth", "agenda"):
+        assert train(task.Program(ab, sizes), values, parts, policy) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.skipif(not hasattr(ab, "cell"), reason="no cells yet")
+def test_cells_agree():
+    task = TASKS["tree_lstm"]
+    parts, sizes, values = small(task)
+    expected = train(task.Program(ab, sizes), values, parts)
+    assert train(task.Program(ab, sizes, cells=True), values, parts) == pytest.approx(expected, rel=1e-5)
+
+
+def test_batched_by_hand_agrees():
+    task = TASKS["tagger"]
+    _, sizes, values = small(task)
+    instances, _ = task.generated(random.Random(2), 4, 7)
+    assert {len(words) for words, _ in instances} == {7}
+    expected = train(task.Program(ab, sizes), values, [instances])
+    assert train(task.Manual(ab, sizes), values, [instances]) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_pytorch_agrees(name):
+    torch = pytest.importorskip("torch")
+    task = TASKS[name]
+    parts, sizes, values = small(task)
+    expected = train(task.Program(ab, sizes), values, parts)
+    network = task.HandBatched(torch, sizes, values)
+    trainer = torch.optim.SGD(network.trained, RATE)
+    losses = []
+    for part in parts:
+        loss = network.loss(network.prepare(part))
+        losses.append(loss.item())
+        trainer.zero_grad()
+        loss.backward()
+        trainer.step()
+    assert losses == pytest.approx(expected, rel=1e-4)
+
+
+def test_products_of_a_tagger():
+    sizes = {"word": 8, "hidden": 5, "mlp": 4, "tags": 3}
+    batch = [([0, 1, 2], [0, 0, 0]), ([1], [2])]
+    one_way = [(8, 20, [4]), (5, 20, [1, 1])]
+    assert TASKS["tagger"].products(batch, sizes) == [*one_way, *one_way, (10, 4, [4]), (4, 3, [4])]
+
+
+def test_products_of_a_tree():
+    tree = (0, (1, 5), (2, (3, 6), (4, 7)))
+    found = TASKS["tree_lstm"].products([tree, (0, 1)], {"word": 3, "hidden": 2})
+    assert found == [(3, 6, [4]), (4, 10, [1, 1]), (2, 5, [6])]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_states_lead_to_the_tree(seed):
+    task, rng = TASKS["parser"], random.Random(seed)
+    heads = task.random_heads(rng, rng.randint(1, 20))
+    stack, front, found = [], 0, [None] * len(heads)
+    for positions, transition in task.states(heads):
+        assert positions == (*([-1] * 4 + stack)[-3:], front)
+        if transition == task.SHIFT:
+            stack.append(front)
+            front += 1
+        else:
+            word = stack.pop()
+            found[word] = front if transition == task.LEFT else stack[-1]
+    assert found == heads and front == len(heads) and not stack
+
+
+def test_crossing_arcs_have_no_states():
+    with pytest.raises(ValueError, match=r"no transitions lead to the heads \[2, 3, 4, 4\]"):
+        TASKS["parser"].states([2, 3, 4, 4])
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [("tagger", 21, 25), ("parser", 15, 18), ("language_model", 20, 22)],
+)
+def test_generated_lengths(name, low, high):
+    instances, _ = TASKS[name].generated(random.Random(1), 2000)
+    lengths = [len(i if name == "language_model" else i[0]) for i in instances]
+    assert low < sum(lengths) / len(lengths) < high
+
+
+# Real data ------------------------------------------------------------------------------------------------------------
+
+CONLLU = """# a sentence, then one with crossing arcs
+1\tthe\t_\tDET\t_\t_\t2\tdet\t_\t_
+2\tdog\t_\tNOUN\t_\t_\t3\tnsubj\t_\t_
+3\tbarks\t_\tVERB\t_\t_\t0\troot\t_\t_
+
+1\ta\t_\tX\t_\t_\t3\tx\t_\t_
+2\tb\t_\tX\t_\t_\t4\tx\t_\t_
+3\tc\t_\tX\t_\t_\t0\troot\t_\t_
+4\td\t_\tX\t_\t_\t3\tx\t_\t_
+"""
+FILES = {
+    "wikiner/dev.txt": "the|O Nile|I-LOC flows|O\n" + "it|O flows|O\n" * 5,
+    "sst/train.txt": "(3 (2 a) (4 (3 good) (2 film)))\n(2 film)\n",
+    "ud/x-train.conllu": CONLLU,
+    "ptb/train.txt": "a dog barks\nit barks\n",
+}
+FIRST = {
+    "tagger": ([0, 1, 2], [0, 1, 0]),
+    "char_tagger": ([(0, 1, 1, 1, 0), (0, 1, 1, 2, 1, 0), 0], [0, 1, 0]),
+    "tree_lstm": (3, (2, 0), (4, (3, 0), (2, 1))),
+    "parser": (
+        [0, 0, 0, 1],
+        [2, 3, 4, 1],
+        [
+            ((-1, -1, -1, 0), 0),
+            ((-1, -1, 0, 1), 1),
+            ((-1, -1, -1, 1), 0),
+            ((-1, -1, 1, 2), 1),
+            ((-1, -1, -1, 2), 0),
+            ((-1, -1, 2, 3), 1),
+        ],
+    ),
+    "language_model": [3, 4, 2],
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_real_data(name, folder):
+    task = TASKS[name]
+    instances, known = task.read(folder)
+    assert len(instances) == {"tagger": 6, "char_tagger": 6, "parser": 1}.get(name, 2)
+    if name != "char_tagger":
+        assert instances[0] == FIRST[name]
+    else:
+        words, tags = instances[0]
+        assert [isinstance(word, int) for word in words] == [False, False, True] and tags == [0, 1, 0]
+        assert all(word[0] == word[-1] == 0 and len(word) > 2 for word in words[:2])
+    sizes = tasks.sizes_of(task, 6) | known
+    train(task.Program(ab, sizes), tasks.draw(task.shapes(sizes), 1), [instances])
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_without_real_data(name, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        TASKS[name].read(tmp_path)
+
+
+# The commands ---------------------------------------------------------------------------------------------------------
+
+TINY = ["--batch", "2", "--minibatches", "1", "--rounds", "2", "--hidden", "4", "--threads", "1"]
+
+
+def test_compare(tmp_path, capsys):
+    file = tmp_path / "found.json"
+    libraries = ["autobatch", "autobatch-none", "floor"]
+    (result,) = compare.main(["--tasks", "acceptor", "--libraries", *libraries, *TINY, "--json", str(file)])
+    rows = {row["library"]: row for row in result["libraries"]}
+    assert list(rows) == libraries
+    assert rows["autobatch"]["losses"] == pytest.approx(rows["autobatch-none"]["losses"], rel=1e-4)
+    assert rows["autobatch"]["lower_bound"] <= rows["autobatch"]["batches"] < rows["autobatch-none"]["batches"]
+    speed = rows["autobatch"]["of_floor"]
+    assert 0 < speed["min"] <= speed["median"] <= speed["max"]
+    assert all(rows["autobatch"]["ms_per_minibatch"][phase] > 0 for phase in compare.PHASES)
+    assert rows["autobatch"]["arenas"] > 0 and rows["floor"]["nodes"] is None
+    said = capsys.readouterr().out
+    assert "LSTM acceptor (word 4, hidden 4, words 1,000; generated data)" in said and "minibatches agree" in said
+    saved = json.loads(file.read_text())
+    assert saved["agree"] and saved["results"] == json.loads(json.dumps([result]))
+
+
+def test_compare_equal_lengths_forward_only(capsys):
+    libraries = ["--libraries", "autobatch", "autobatch-manual", "floor"]
+    (result,) = compare.main(["--equal-length", "5", "--infer", *libraries, *TINY])
+    automatic, manual, _ = result["libraries"]
+    assert manual["losses"] == pytest.approx(automatic["losses"], rel=1e-4)
+    assert manual["nodes"] < automatic["nodes"]
+    assert automatic["ms_per_minibatch"]["backward"] == automatic["ms_per_minibatch"]["update"] == 0
+    assert "generated, 5 tokens each" in capsys.readouterr().out
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("infer", [[], ["--infer"]], ids=["training", "forward"])
+def test_compare_with_dynet(infer):
+    pytest.importorskip("dynet")
+    libraries = ["--libraries", "autobatch", "dynet", "dynet-compact"]
+    (result,) = compare.main(["--tasks", "char_tagger", *libraries, *infer, *TINY])
+    assert max(row["disagreement"] for row in result["libraries"]) < 1e-4
+
+
+def test_disagreement_fails(monkeypatch):
+    result = {"task": "acceptor", "libraries": [{"library": "autobatch", "disagreement": 0.5}]}
+    monkeypatch.setattr(compare, "compare", lambda args: [result])
+    with pytest.raises(SystemExit) as exit:
+        compare.main([])
+    assert exit.value.code == 1
+
+
+def test_a_loss_that_is_no_number_disagrees():
+    class Worker:
+        def __init__(self, losses):
+            self.checked = {"losses": losses}
+
+    assert compare.disagreement(Worker([1.0, float("nan")]), Worker([1.0, 1.0])) == float("inf")
+    assert compare.disagreement(Worker([1.0, 2.2]), Worker([1.0, 2.0])) == pytest.approx(0.1)
+    assert compare.disagreement(Worker([None]), Worker([1.0])) is None
+
+
+@pytest.mark.parametrize("script", [compare, performance], ids=lambda module: module.__name__)
+def test_help(script, capsys):
+    with pytest.raises(SystemExit) as exit:
+        script.main(["--help"])
+    assert exit.value.code == 0
+    assert "--seed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--tasks", "tager"],
+        ["--batch", "0"],
+        ["--data", "no-such-folder"],
+        ["--equal-length", "5", "--tasks", "parser"],
+        ["--equal-length", "5", "--data", "."],
+    ],
+    ids=" ".join,
+)
+def test_wrong_arguments_are_refused(arguments, capsys):
+    with pytest.raises(SystemExit) as exit:
+        compare.main(arguments)
+    assert exit.value.code == 2
+    assert "error: " in capsys.readouterr().err
