@@ -194,6 +194,7 @@ from autobatch.kernels._errors import (
     OperandError,
     ShapeError,
     StaleExpressionError,
+    TraceError,
 )
 from autobatch.params import LookupParameters, Model, ParameterCollection, Parameters
 from autobatch.persist import load, load_generator, save
@@ -299,6 +300,7 @@ __all__ = [
     "StaleExpressionError",
     "StandardSoftmaxBuilder",
     "Tensor",
+    "TraceError",
     "Trainer",
     "Tree",
     "TreeLSTMBuilder",
@@ -323,8 +325,8 @@ __all__ = [
     "bmax",
     "bmin",
     "cdiv",
-    "cell",
     "ceil",
+    "cell",
     "cg",
     "cg_checkpoint",
     "cg_revert",

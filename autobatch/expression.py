@@ -18,7 +18,7 @@ import numpy as np
 from autobatch import graph as graphs
 from autobatch.execute import execution_of
 from autobatch.graph import ARGUMENTS, IMMEDIATES, OP, PARAMETER, PARAMETERS, STOP, TYPES, VIEW, Checkpoint, Graph, graph_of
-from autobatch.kernels._errors import ArgumentError, DeviceError, OperandError
+from autobatch.kernels._errors import ArgumentError, DeviceError, OperandError, TraceError
 from autobatch.kernels._op import Op, Shape
 from autobatch.memory import read
 from autobatch.tensor import Tensor
@@ -291,9 +291,10 @@ def owner(op: str, operands: Sequence[Any]) -> Graph:
         if graph is None:
             graph = own
         elif own is not graph:
-            raise ArgumentError(
+            hint = graph.hint or own.hint
+            raise (TraceError if hint else ArgumentError)(
                 f"{op}: the arguments belong to different graphs\n"
-                "  expected  expressions of one graph (and parameters, which belong to none)" + (graph.hint or own.hint)
+                f"  expected  expressions of one graph (and parameters, which belong to none){hint}"
             )
     return graphs.current_graph() if graph is None else graph
 

@@ -107,7 +107,7 @@ class NodeTypes:
         `parameters[k]` is the index of the parameter whose identity belongs to the type as its argument k, or 0.
         """
         items = tuple(attributes.items())
-        key = (kind, op and op.name, shapes, parameters, items, shape, immediates, table)
+        key = (kind, op and (op.name if op.listed else op), shapes, parameters, items, shape, immediates, table)
         with self.lock:
             number = self._numbers.get(key)
             if number is not None:
@@ -379,6 +379,7 @@ class Graph:
     )
 
     hint = ""  # what to say to one who mixes expressions of this graph with others
+    stale = ""  # what to say to one who uses its expressions after it was dropped
 
     def __init__(self, dtype: str | None = None, policy: str | None = None, inference: bool | None = None) -> None:
         settings = SETTINGS
@@ -649,6 +650,8 @@ def graph_of(owner: Any, what: str = "this expression") -> Graph:
     """Return the graph behind the `graph` slot of an expression; raise StaleExpressionError if it was dropped."""
     graph = owner.graph if isinstance(owner, Checkpoint) else owner
     if graph is None or graph.recorded_types is None:
+        if graph is not None and graph.stale:
+            raise StaleExpressionError(f"{what} is stale: {graph.stale}")
         why = "cg_revert()" if isinstance(owner, Checkpoint) else "renew_cg()"
         raise StaleExpressionError(
             f"{what} is stale: it was made before the last {why}, which dropped it\n"
