@@ -214,8 +214,8 @@ class _Cell:
             doc=f"The cell {self.name}.",
             shape=lambda _: Shape((body.total,)),
             lower=lambda *_: body.lowering(),
-            reference=self.function,
-            samples=lambda _: None,
+            reference=_nothing,  # not the function, which may hold parameters: node types are kept for ever
+            samples=_nothing,
             listed=False,
         )
         arguments = tuple(body.arguments)
@@ -235,6 +235,10 @@ class _Cell:
         if not self.known:
             return f"cell {self.name}: not called yet"
         return "\n\n".join(s.body.explain(self.name) for s in self.known.values())
+
+
+def _nothing(*_: Any) -> None:
+    """Stand for what the record of a cell leaves out."""
 
 
 def _output(part: Any, outputs: Sequence[Expression], arguments: Sequence[Expression]) -> Expression:
