@@ -255,3 +255,30 @@ def test_a_builder_that_is_gone_frees_its_parameters():
     del model, builder
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.parametrize("update", [True, False])
+@pytest.mark.parametrize("N, layers", [(2, 1), (3, 2), (1, 1)])
+def test_a_node_of_a_tree_in_one_node_is_the_node_operation_by_operation(monkeypatch, N, layers, update):
+    def outcome():
+        ab.reset_random_seed(3)
+        model = ab.ParameterCollection(dtype="float64")
+        builder, table = ab.NaryTreeLSTMBuilder(N, layers, 3, 4, model), model.add_lookup_parameters((9, 3))
+        for _ in range(2):  # the second graph finds the cells of the first
+            with ab.Graph(dtype="float64") as graph:
+                losses = []
+                for length in (1, 3, 9):
+                    tree = builder.initial_state(update=update)
+                    children = [], [], [0, 1], [2], [], [3, 4], [], [0, 5, 6], [7, 2]
+                    losses += [ab.squared_norm(tree.add_input(k, children[k], table[k])) * (k + 1.0) for k in range(length)]
+                ab.esum(losses).backward()
+        gradients = [p.grad_as_array().copy() for p in [*model.parameters_list(), table]]
+        return len(graph), [loss.value() for loss in losses], gradients
+
+    nodes, values, gradients = outcome()
+    monkeypatch.setattr("autobatch.rnn.tree.MOST_FUSED", -1)
+    more_nodes, expected, expected_gradients = outcome()
+    assert nodes < more_nodes / 2
+    np.testing.assert_allclose(values, expected, rtol=1e-13)
+    for a, b in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13)

@@ -6,10 +6,11 @@ DyNet has these builders in C++ only; the calls are the same. Each sequence of `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from autobatch.arguments import _index, _integer
+from autobatch.cell import cell
 from autobatch.expression import Expression, check_expression, describe, is_list, owner
 from autobatch.functions.arithmetic import cmult, esum
 from autobatch.functions.elementwise import logistic, tanh
@@ -21,6 +22,7 @@ from autobatch.params import ParameterCollection, Parameters
 from autobatch.rnn.builder import check_sizes, made, whole
 from autobatch.rnn.lstm import VanillaLSTMBuilder
 
+MOST_FUSED = 2  # children of a node that is recorded as one (see `autobatch.cell`): each number has kernels of its own
 _MOST_PARAMETERS = 100_000  # of a builder; more are a mistake, which would take long to show
 
 
@@ -181,6 +183,7 @@ class NaryTreeLSTMBuilder(TreeLSTMBuilder):
         self._collection = model.add_subcollection("nary-treelstm-builder")
         add, H = self._collection.add_parameters, self.hidden_dim
         self._layers: list[dict[str, Any]] = []
+        self._fused: dict[Any, Callable[..., Any]] = {}  # nodes of layers as cells
         for layer in range(self.layers):
             inputs = H if layer else self.input_dim
             made: dict[str, Any] = {}
@@ -209,26 +212,56 @@ class NaryTreeLSTMBuilder(TreeLSTMBuilder):
 
     def _node(self, tree: Tree, children: list[int], x: Expression) -> tuple[list[Expression], list[Expression]]:
         new_h, new_c = [], []
-        last = self.N - 1
         for layer, w in enumerate(self._used(tree._graph, tree._update)):
             hs, cs = [tree._h[k][layer] for k in children], [tree._c[k][layer] for k in children]
-
-            def gate(name: str, k: int | None = None, w: Any = w, hs: Any = hs, cs: Any = cs, x: Expression = x) -> Expression:
-                parts = [w["b" + name], w["W" + name], x]
-                for j, (h, c) in enumerate(zip(hs, cs, strict=True)):
-                    at = min(j, last) if k is None else min(j, last) * self.N + min(k, last)
-                    parts += [w["H" + name][at], h]
-                    if w["C" + name]:
-                        parts += [w["C" + name][at], c]
-                return affine_transform(parts)
-
-            c = cmult(logistic(gate("i")), tanh(gate("u")))
-            if children:
-                c = esum([c, *(cmult(logistic(gate("f", k) + 1.0), cs[k]) for k in range(len(children)))])
-            x = cmult(logistic(gate("o")), tanh(c))
+            if len(children) > MOST_FUSED:
+                x, c = self._layer(w, x, hs, cs)
+            else:
+                x, c = self._fuse(tree._graph, layer, w, len(children))(x, *hs, *cs)
             new_h.append(x)
             new_c.append(c)
         return new_h, new_c
+
+    def _fuse(self, graph: Graph, layer: int, w: dict[str, Any], children: int) -> Callable[..., Any]:
+        """Return the cell that is `_layer` with these parameters, for so many children; one for all graphs."""
+        key = self, "fused", layer, children
+        step: Callable[..., Any] | None = graph.kept.get(key)
+        if step is None:
+            own = layer, children, w["bi"].index
+            if own not in self._fused:
+
+                def record(x: Expression, *below: Expression) -> tuple[Expression, Expression]:
+                    return self._layer(w, x, below[:children], below[children:])
+
+                function: Callable[..., Any] = (
+                    lambda x: record(x),
+                    lambda x, h, c: record(x, h, c),
+                    lambda x, h1, h2, c1, c2: record(x, h1, h2, c1, c2),
+                )[children]
+                function.__name__ = self.whoami()
+                self._fused[own] = cell(function)
+            step = graph.kept[key] = self._fused[own]
+        return step
+
+    def _layer(
+        self, w: dict[str, Any], x: Expression, hs: Sequence[Expression], cs: Sequence[Expression]
+    ) -> tuple[Expression, Expression]:
+        """Record a node of one layer, operation by operation; return h and c."""
+        last = self.N - 1
+
+        def gate(name: str, k: int | None = None) -> Expression:
+            parts = [w["b" + name], w["W" + name], x]
+            for j, (h, c) in enumerate(zip(hs, cs, strict=True)):
+                at = min(j, last) if k is None else min(j, last) * self.N + min(k, last)
+                parts += [w["H" + name][at], h]
+                if w["C" + name]:
+                    parts += [w["C" + name][at], c]
+            return affine_transform(parts)
+
+        c = cmult(logistic(gate("i")), tanh(gate("u")))
+        if cs:
+            c = esum([c, *(cmult(logistic(gate("f", k) + 1.0), below) for k, below in enumerate(cs))])
+        return cmult(logistic(gate("o")), tanh(c)), c
 
 
 class UnidirectionalTreeLSTMBuilder(TreeLSTMBuilder):
