@@ -111,7 +111,8 @@ class GRUBuilder(RNNBuilder):
 
     def _cell(self, weights: Sequence[Expression], at: Inputs) -> tuple[Expression, Expression | None]:
         Wzx, Wzh, bz, Wrx, Wrh, br, Whx, Whh, bh = weights
-        x, h = at.x, at.h
+        x: Expression = at.x
+        h: Any = at.h  # zeros before the first input
         z = logistic(affine_transform([bz, Wzx, x, Wzh, h]))
         r = logistic(affine_transform([br, Wrx, x, Wrh, h]))
         g = tanh(affine_transform([bh, Whx, x, Whh, cmult(r, h)]))
