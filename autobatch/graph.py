@@ -477,7 +477,7 @@ class Graph:
         self.zeros = {key: index for key, index in self.zeros.items() if index < nodes}
         for steps in self.steps.values():  # they name nodes
             steps.clear()
-        if self.execution is not None and self.execution.flushed > nodes:
+        if self.execution is not None and max(self.execution.flushed, self.execution.done) > nodes:
             self.execution.cut(nodes, args)
 
     # Arguments --------------------------------------------------------------------------------------------------------
