@@ -146,7 +146,7 @@ def measure(name, libraries, args):
     """Run one task with all `libraries`: its sizes and a record for each library."""
     job = {
         key: getattr(args, key)
-        for key in ("batch", "minibatches", "threads", "infer", "hidden", "equal_length", "repeat", "seed")
+        for key in ("batch", "minibatches", "threads", "infer", "hidden", "sizes", "equal_length", "repeat", "seed")
     }
     job |= {"task": name, "data": args.data and str(pathlib.Path(args.data).resolve())}
     workers = []
@@ -246,6 +246,15 @@ smallest instance alone does; arenas: what autobatch itself counts as handed out
 with."""
 
 
+def name_and_size(text):
+    """("word", 64) for "word=64"."""
+    name, _, size = text.partition("=")
+    known = {name for task in tasks.NAMES for name in tasks.load(task).SIZES}
+    if name not in known or not size.isdecimal() or int(size) < 1:
+        raise argparse.ArgumentTypeError(f"want NAME=N, NAME one of {', '.join(sorted(known))}; got {text!r}")
+    return name, int(size)
+
+
 def make_parser(prog, description):
     parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.add_argument(
@@ -259,6 +268,8 @@ def make_parser(prog, description):
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="of all but DyNet, which has one (default: 2)")
     parser.add_argument("--infer", action="store_true", help="forward passes alone")
     parser.add_argument("--hidden", type=int, metavar="N", help="size of the states; some other sizes follow")
+    about = "other sizes, as word=64; the tasks' files name them"
+    parser.add_argument("--sizes", nargs="+", type=name_and_size, default=[], metavar="NAME=N", help=about)
     parser.add_argument("--equal-length", type=int, metavar="N", help="tagger: sentences of N words; adds autobatch-manual")
     about = "the same minibatches in every round (default: instances are shuffled, as in training)"
     parser.add_argument("--repeat", action="store_true", help=about)

@@ -262,20 +262,23 @@ def run_round(runner, parts):
     return {"seconds": clock.seconds, "losses": losses}
 
 
+def forget_touched():
+    for what in "15":  # which pages were touched; the most that the process held
+        pathlib.Path("/proc/self/clear_refs").write_text(what)
+
+
 def touched():
-    """Bytes of this process's own memory that were read or written since `forget_touched`."""
+    """Bytes of this process's own memory that were read or written since `forget_touched`, those given back included."""
     count, own = 0, False
     for line in pathlib.Path("/proc/self/smaps").read_text().splitlines():
         name, *rest = line.split()
         if not name.endswith(":"):  # the first line of a mapping: addresses, and the file where there is one
             own = len(rest) < 5 or rest[4] == "[heap]"
         elif name == "Referenced:" and own:
-            count += int(rest[0]) * 1024
-    return count
-
-
-def forget_touched():
-    pathlib.Path("/proc/self/clear_refs").write_text("1")
+            count += int(rest[0])
+    status = dict(line.split(":", 1) for line in pathlib.Path("/proc/self/status").read_text().splitlines())
+    most, now = (int(status[name].split()[0]) for name in ("VmHWM", "VmRSS"))
+    return 1024 * (count + max(most - now, 0))
 
 
 def memory_of(runner, parts):
@@ -293,7 +296,7 @@ def memory_of(runner, parts):
             forget_touched()
             runner.step(part, Clock())
             counts.append(touched())
-        except (OSError, IndexError):
+        except (OSError, KeyError):
             return None
     return max(counts[1] - counts[0], 0)
 
@@ -309,7 +312,7 @@ def work():
     job = json.loads(sys.stdin.readline())
     task = tasks.load(job["task"])
     instances, known, real = load_instances(job, task)
-    sizes = {**tasks.sizes_of(task, job["hidden"]), **known}
+    sizes = {**tasks.sizes_of(task, job["hidden"], job["sizes"]), **known}
     runner = runner_of(job, task, sizes, tasks.draw(task.shapes(sizes), job["seed"]))
     parts = split(instances, job["batch"])
     counted = instances[: job["batch"] * job["minibatches"]]

@@ -226,8 +226,9 @@ def test_compare(tmp_path, capsys):
 
 def test_compare_equal_lengths_forward_only(capsys):
     libraries = ["--libraries", "autobatch", "autobatch-manual", "floor"]
-    (result,) = compare.main(["--equal-length", "5", "--infer", *libraries, *TINY])
+    (result,) = compare.main(["--equal-length", "5", "--infer", *libraries, *TINY, "--sizes", "word=6", "mlp=3"])
     automatic, manual, _ = result["libraries"]
+    assert [result["sizes"][name] for name in ("word", "hidden", "mlp")] == [6, 4, 3]
     assert manual["losses"] == pytest.approx(automatic["losses"], rel=1e-4)
     assert manual["nodes"] < automatic["nodes"]
     assert automatic["ms_per_minibatch"]["backward"] == automatic["ms_per_minibatch"]["update"] == 0
@@ -339,6 +340,8 @@ def test_help(script, capsys):
     [
         ["--tasks", "tager"],
         ["--batch", "0"],
+        ["--sizes", "wrd=5"],
+        ["--sizes", "word=0"],
         ["--data", "no-such-folder"],
         ["--equal-length", "5", "--tasks", "parser"],
         ["--equal-length", "5", "--data", "."],
