@@ -103,6 +103,10 @@ class Dynamic:
             return (phase,)
         return "plan", ("schedule", inner["schedule"]), (phase, inner["run"])
 
+    def nodes(self):
+        """Nodes recorded for the last minibatch; 0 where nothing tells."""
+        return 0 if self.timers is None else len(self.dy.current_graph())
+
     def counts(self):
         """Of the last minibatch: nodes, batches, the least that any policy needs, bytes in arenas; None where nothing tells."""
         if self.timers is None:
@@ -124,10 +128,10 @@ class Timers:
                 setattr(execute, name, self.timed(name, getattr(execute, name)))
 
     def timed(self, name, function):
-        def wrapper(*args):
+        def wrapper(*args, **keywords):
             start = time.perf_counter()
             try:
-                return function(*args)
+                return function(*args, **keywords)
             finally:
                 self.seconds[name] += time.perf_counter() - start
 
@@ -174,6 +178,9 @@ class ByHand:
                 self.trainer.zero_grad(set_to_none=True)
                 clock.lap("update")
         return value
+
+    def nodes(self):
+        return 0
 
     def counts(self):
         return {}
@@ -222,6 +229,9 @@ class Products:
         clock.last = time.perf_counter()
         return None
 
+    def nodes(self):
+        return 0
+
     def counts(self):
         return {}
 
@@ -255,11 +265,12 @@ def run_round(runner, parts):
     """Run each minibatch once."""
     gc.collect()
     clock = Clock()
-    losses = []
+    losses, nodes = [], 0
     for part in parts:
         clock.last = time.perf_counter()
         losses.append(runner.step(part, clock))
-    return {"seconds": clock.seconds, "losses": losses}
+        nodes += runner.nodes()
+    return {"seconds": clock.seconds, "losses": losses, "nodes": nodes}
 
 
 def forget_touched():
@@ -316,7 +327,15 @@ def work():
     runner = runner_of(job, task, sizes, tasks.draw(task.shapes(sizes), job["seed"]))
     parts = split(instances, job["batch"])
     counted = instances[: job["batch"] * job["minibatches"]]
-    answer({"name": runner.name, "sizes": sizes, "real": real, "sentences": len(counted)})
+    answer(
+        {
+            "name": runner.name,
+            "sizes": sizes,
+            "real": real,
+            "sentences": len(counted),
+            "minibatches": len(split(counted, job["batch"])),
+        }
+    )
     shuffled = random.Random(job["seed"])
     for line in sys.stdin:
         if json.loads(line)["do"] == "check":
