@@ -241,14 +241,12 @@ def counts_section(run, inference):
     rows = []
     for _, result, row, rows_of in ours(run):
         other = forward.get((result["task"], row["library"]))
-        record = 1e6 * row["ms_per_minibatch"]["record"] / row["nodes"]
-        scheduling = 1e6 * (row["ms_per_minibatch"]["schedule"] + row["ms_per_minibatch"]["plan"]) / row["nodes"]
         memory = [megabytes(r.get("memory")) for r in (row, other or {}, rows_of.get("dynet", {}), rows_of.get("torch", {}))]
         rows.append(
             [
                 title(result, row["library"]),
                 *(f"{row[key]:,}" for key in ("nodes", "batches", "lower_bound")),
-                *(f"{record:.0f}", f"{scheduling:.0f}"),
+                *(f"{row[key]:.0f}" for key in ("ns_to_record", "ns_to_plan")),
                 *memory,
             ]
         )

@@ -14,7 +14,7 @@ from benchmarks.tasks import Hand, Rectangles, lstm_products, lstm_shapes, quant
 TITLE = "LSTM language model"
 SIZES = {"word": 128, "hidden": 256}
 FOLLOWING = {"word": 0.5}
-DYNET_MEGABYTES = 5  # room that DyNet gets for a sentence, in each of its pools
+DYNET_MEGABYTES = 3  # room that DyNet gets for a sentence, in each of its pools
 
 # Penn Treebank: about the quantiles of the lengths of its sentences, 21 words on average, and its vocabulary.
 LENGTHS = (1, 6, 8, 10, 12, 14, 15, 16, 18, 19, 20, 21, 23, 24, 26, 27, 29, 31, 34, 39, 82)
