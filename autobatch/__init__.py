@@ -13,6 +13,7 @@ if not _os.path.isdir(_os.path.join(_here, "kernels")):  # a clone: `kernels/` l
 from autobatch import dynet_config as _dynet_config
 from autobatch import operators as _operators  # noqa: F401  gives expressions their operators
 from autobatch.boxes import FloatValue, FloatVectorValue, UnsignedValue, UnsignedVectorValue
+from autobatch.bulk import Expressions, each, rows, scan, tree
 from autobatch.cell import cell
 from autobatch.cg import cg, cg_checkpoint, cg_revert, cg_version, configure, configured, free_memory, memory, renew_cg
 from autobatch.drawing import dump_cg, print_graphviz, print_text_graphviz
@@ -480,6 +481,11 @@ __all__ = [
     "weight_norm",
     "zeroes",
     "zeros",
+    "Expressions",
+    "each",
+    "rows",
+    "scan",
+    "tree",
 ]
 
 _dynet_config.start(_sys.argv)

@@ -266,7 +266,9 @@ class Outcome:
         body = function.body(self.parameters)
         body = ab.cell(body) if cell else body
         rng, self.leaves, self.results = np.random.default_rng(function.n + 1), {}, []
-        sources = [self.model.add_parameters(9 * int(np.prod(s)) * b) for s, b in zip(function.shapes, function.batches, strict=True)]
+        sources = [
+            self.model.add_parameters(9 * int(np.prod(s)) * b) for s, b in zip(function.shapes, function.batches, strict=True)
+        ]
         for p in sources:
             p.set_value(rng.uniform(-1, 1, p.shape()))
         with ab.Graph(dtype=dtype, policy=policy) as self.graph:
@@ -285,7 +287,9 @@ class Outcome:
                     w = weights.uniform(-1, 1, int(np.prod(e.dim()[0])) * e.dim()[1])
                     if weights.integers(4):  # some results nobody asks for
                         losses.append(laws.weighed(e, w))
-            self.loss = ab.esum(losses) if losses else laws.weighed(self.results[0][0], [1.0] * laws.shape_of(self.results[0][0]).total)
+            self.loss = (
+                ab.esum(losses) if losses else laws.weighed(self.results[0][0], [1.0] * laws.shape_of(self.results[0][0]).total)
+            )
             self.loss.backward(full=full)
         self.full = full
 

@@ -218,11 +218,8 @@ def transduce(state: Any, xs: Sequence[Any]) -> list[Expression] | None:
     given: list[int] = []
     if state._h:
         first, given = rest, _parts(state)
-    types, n = rest.types, len(indices) - 1
-    base, step = len(graph.types), len(rest.types)
-    graph.types += first.types
-    graph.types += types * n
-    graph.pieces.append((len(graph.args), Chain(first, rest, base, indices, given)))
+    base = _record(graph, first, rest, indices, given)
+    types, n, step = rest.types, len(indices) - 1, len(rest.types)
     start, make = base + len(first.types) + rest.output, outputs.append
     e = _new(Expression)
     e.graph, e.index, e.type = graph, base + first.output, first.types[first.output]
@@ -235,3 +232,36 @@ def transduce(state: Any, xs: Sequence[Any]) -> list[Expression] | None:
         e.type = number
         make(e)
     return outputs
+
+
+def _record(graph: Graph, first: Pattern, rest: Pattern, xs: Sequence[int], given: Sequence[int]) -> int:
+    """Record the steps of a sequence; return its first node."""
+    base = len(graph.types)
+    graph.types += first.types
+    graph.types += rest.types * (len(xs) - 1)
+    graph.pieces.append((len(graph.args), Chain(first, rest, base, xs, given)))
+    return base
+
+
+def transduce_many(state: Any, shape: Shape, xs: list[int], sizes: Sequence[int]) -> tuple[int, np.ndarray] | None:
+    """Record many sequences, whose inputs have one shape; return the type of the outputs and their numbers.
+
+    None if no sequence of the graph has shown the pattern yet.
+    """
+    graph = state._use[0]
+    known = graph.kept.get((state._builder, "steps", shape, bool(state._h), state._builder._rates))
+    if not known or graph.types is None:
+        return None
+    first, rest = known
+    given: list[int] = []
+    if state._h:
+        first, given = rest, _parts(state)
+    numbers = np.empty(len(xs), np.int32)
+    start, step = 0, len(rest.types)
+    for n in sizes:
+        base = _record(graph, first, rest, xs[start : start + n], given)
+        numbers[start] = base + first.output
+        begin = base + len(first.types) + rest.output
+        numbers[start + 1 : start + n] = np.arange(begin, begin + (n - 1) * step, step)
+        start += n
+    return rest.types[rest.output], numbers
