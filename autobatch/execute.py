@@ -21,7 +21,7 @@ from autobatch.graph import DTYPES, PARAMETERS, STOP, TYPES, VIEW, Graph
 from autobatch.kernels._rows import add_rows, add_to_table, copy_rows, zero_rows
 from autobatch.kernels._vm import run
 from autobatch.memory import Arena, read
-from autobatch.schedule import Schedule, lower_bound, schedule
+from autobatch.schedule import Schedule, lower_bound, recalled
 
 _CTYPES = {"float32": ctypes.c_float, "float64": ctypes.c_double}
 CHECKED = os.environ.get("AUTOBATCH_CHECK", "0") not in ("", "0")
@@ -170,14 +170,14 @@ class Execution:
         kinds_at, first_at, edges_at = reduced.take(4 * size), reduced.take(4 * size + 4), reduced.take(4 * entries)
         joins_at, dense_at = reduced.take(room), reduced.take(4 * size)
         frame.set(**fields, a0=a0, kinds=kinds_at, first=first_at, edges=edges_at, joins=joins_at, dense=dense_at)
-        count, m, n_types, operand_count = plan.survey(frame)
+        count, m, n_types, operand_count, single = plan.survey(frame)
         nodes, present = reduced.view(fields["nodes"], count, np.int32), reduced.view(fields["present"], n_types, np.int32)
         kinds, first = reduced.view(kinds_at, count, np.int32), reduced.view(first_at, count + 1, np.int32)
         edges, joins = reduced.view(edges_at, m, np.int32), reduced.view(joins_at, n_types, np.uint8)
         TYPES.compile(present.tolist(), self.kind, False)
         self._tell()
         # Batches, and where they lie.
-        order = schedule(graph.policy, kinds, first, edges, n_types, joins, True)
+        order = recalled("none" if single else graph.policy, kinds, first, edges, n_types, joins)
         batches = order.batch_type.size
         frugal = graph.inference and not self.keeps and not graph.check_nan
         places = Block(8 * (2 * n_types + operand_count + 2 * batches))

@@ -59,11 +59,12 @@ class Frame:
 
     def set(self, **fields: Any) -> None:
         """Set fields: numbers (an address among them, of memory that someone else keeps) and arrays."""
+        words, numbers = self._words, FIELDS
         for name, value in fields.items():
-            if isinstance(value, np.ndarray):
+            if value.__class__ is np.ndarray:
                 self._arrays[name] = value
                 value = value.ctypes.data
-            self._words[FIELDS[name]] = value
+            words[numbers[name]] = value
 
 
 class Block:

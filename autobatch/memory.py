@@ -72,8 +72,9 @@ class Arena:
             self._at = at if count else self._start
 
     def _open(self, chunk: np.ndarray) -> None:
-        self._start = -(-chunk.ctypes.data // ALIGN) * ALIGN
-        self._end = chunk.ctypes.data + chunk.nbytes - GUARD
+        address = chunk.ctypes.data
+        self._start = -(-address // ALIGN) * ALIGN
+        self._end = address + chunk.nbytes - GUARD
         self._at = self._start
 
     def _grow(self, size: int) -> None:
