@@ -21,7 +21,7 @@ from autobatch.graph import DTYPES, PARAMETERS, STOP, TYPES, VIEW, Graph
 from autobatch.kernels._rows import add_rows, add_to_table, copy_rows, zero_rows
 from autobatch.kernels._vm import run
 from autobatch.memory import Arena, read
-from autobatch.schedule import Schedule, lower_bound, recalled
+from autobatch.schedule import Schedule, in_pieces, lower_bound, recalled
 
 _CTYPES = {"float32": ctypes.c_float, "float64": ctypes.c_double}
 CHECKED = os.environ.get("AUTOBATCH_CHECK", "0") not in ("", "0")
@@ -178,8 +178,10 @@ class Execution:
         self._tell()
         # Batches, and where they lie.
         order = recalled("none" if single else graph.policy, kinds, first, edges, n_types, joins)
-        batches = order.batch_type.size
         frugal = graph.inference and not self.keeps and not graph.check_nan
+        if frugal:
+            order = in_pieces(order, first, edges, TYPES.info[present, plan.SIZE] * self.itemsize)
+        batches = order.batch_type.size
         places = Block(8 * (2 * n_types + operand_count + 2 * batches))
         value_at, gather_first = places.take(8 * n_types), places.take(8 * n_types)
         batch_at = places.take(8 * batches)

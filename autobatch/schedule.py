@@ -232,6 +232,106 @@ def _same(types, first, args, joins, other_types, other_first, other_args, other
     return different == 0
 
 
+# Less memory ----------------------------------------------------------------------------------------------------------
+
+PIECE = 64  # nodes of a piece, at least
+WEIGHT = 1 << 20  # bytes of values that the pieces of a group leave between them, if PIECE allows
+
+
+def in_pieces(schedule, first, args, sizes):
+    """Return a schedule in which large batches that feed one another, node by node, take turns piece by piece.
+
+    Parameters
+    ----------
+    schedule : stays as it is.
+    first, args : as for `schedule`.
+    sizes : (T,) int64, bytes of the value of a node of each type
+
+    Notes
+    -----
+    For inference, where memory of a value is free after its last reader. The products that give 1300 words scores over 10 000
+    others, and the sums of these and the bias, are two batches of 54 MB; in pieces of 64 words there are never more than 5 MB:
+
+        all products | all sums | all losses      ->      products | sums | losses | products | sums | losses | ...
+
+    Batch P goes with batch C if each node of P is read once, each by another node of C, and C has no more nodes than P.
+    """
+    if schedule.order.size < 4 * PIECE:
+        return schedule
+    order = schedule.order.copy()
+    n, batches = order.size, schedule.batch_type.size
+    of_nodes = np.full((3, n), -1, SIGNED)
+    of_batches = np.full((5, batches), -1, SIGNED)
+    out = np.empty((3, 2 * batches + n // int(PIECE) + 1), SIGNED)
+    b = _find_pieces(
+        first, args, sizes, order, *schedule[2:], np.zeros(batches, np.int64), *of_nodes, *of_batches, out, PIECE, WEIGHT
+    )  # fmt: skip
+    return Schedule(order, schedule.type_start, out[0, :b], out[1, :b], out[2, :b])
+
+
+@compiled
+def _find_pieces(
+    first, args, sizes, order, batch_type, batch_begin, batch_end, weight, batch_of, reader, read, target, root, head, next_,
+    stamp, out, piece, limit,
+):  # fmt: skip
+    """Fill `out` with type, begin and end of the batches, and put `order` right; return how many batches there are.
+
+    From `weight`, zeros, to `stamp`, which like all between are -1 throughout, it is work space.
+    """
+    n_batches = batch_type.size
+    for b in range(n_batches):
+        for p in range(batch_begin[b], batch_end[b]):
+            batch_of[order[p]] = b
+    for i in range(order.size):
+        for e in range(first[i], first[i + 1]):
+            reader[args[e]] = i if reader[args[e]] == -1 else -2
+    for b in range(n_batches - 1, -1, -1):
+        lo, hi = batch_begin[b], batch_end[b]
+        root[b] = b
+        if hi - lo < 2 * piece or reader[order[lo]] < 0:
+            continue
+        c = batch_of[reader[order[lo]]]
+        fits = batch_end[c] - batch_begin[c] == hi - lo
+        for p in range(lo, hi):
+            r = reader[order[p]]
+            fits = fits and r >= 0 and batch_of[r] == c and stamp[b] == -1
+            if fits:
+                if read[r] == b:
+                    stamp[b] = 1
+                read[r] = b
+        if fits and stamp[b] == -1:
+            target[b], root[b] = c, root[c]
+            weight[root[c]] += sizes[batch_type[b]]
+    # Groups that are too light stay as they are; in the others, each batch takes the order of its reader.
+    for b in range(n_batches - 1, -1, -1):
+        lo, hi, r = batch_begin[b], batch_end[b], root[b]
+        if target[b] < 0 or weight[r] * (hi - lo) <= 2 * limit:
+            target[b] = -1
+            continue
+        next_[b], head[r] = head[r], b
+        for p in range(lo, hi):
+            read[reader[order[p]]] = order[p]
+        for i in range(hi - lo):
+            order[lo + i] = read[order[batch_begin[target[b]] + i]]
+    k = 0
+    for b in range(n_batches):
+        if target[b] >= 0:
+            continue
+        n = batch_end[b] - batch_begin[b]
+        step = max(piece, limit // weight[b]) if head[b] >= 0 else n
+        for i in range(0, n, step):
+            m = head[b]
+            while True:
+                now = m if m >= 0 else b
+                out[0, k], out[1, k] = batch_type[now], batch_begin[now] + i
+                out[2, k] = batch_begin[now] + min(i + step, n)
+                k += 1
+                if m < 0:
+                    break
+                m = next_[m]
+    return k
+
+
 # Policies -------------------------------------------------------------------------------------------------------------
 
 

@@ -459,6 +459,45 @@ def test_work_is_linear_in_nodes(policy, kind, monkeypatch):
     assert large < 4.6 * small
 
 
+# Pieces ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@settings(max_examples=200)
+@given(segments(), st.integers(1, 4), st.integers(1, 30))
+def test_pieces_are_a_schedule_of_the_same_nodes(policy, segment, piece, weight):
+    types, first, args, n_types, joins = segment.arrays()
+    before = schedule(policy, types, first, args, n_types, joins)
+    kept = [a.copy() for a in before]
+    sizes = np.arange(1, n_types + 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "PIECE", piece)
+        patch.setattr(module, "WEIGHT", weight)
+        after = module.in_pieces(before, first, args, sizes)
+    assert all(np.array_equal(a, b) for a, b in zip(before, kept, strict=True))
+    ran = set()
+    for batch, t in zip(batches(after), after.batch_type, strict=True):
+        assert batch
+        assert all(types[i] == t and i not in ran and set(args[first[i] : first[i + 1]]) <= ran for i in batch)
+        ran.update(batch)
+    assert len(ran) == types.size
+    assert np.array_equal(np.sort(after.batch_begin), np.unique(after.batch_begin))
+
+
+def test_batches_that_feed_one_another_take_turns():
+    segment = Segment()
+    for label in ("product", "sum", "loss"):
+        for k in range(8):
+            segment(label, *([] if label == "product" else [len(segment.types) - 8 if label == "sum" else 15 - k]))
+    types, first, args, n_types, joins = segment.arrays()
+    before = schedule("depth", types, first, args, n_types, joins)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "PIECE", 2)
+        patch.setattr(module, "WEIGHT", 4)
+        after = module.in_pieces(before, first, args, np.ones(3, np.int64))
+    assert batches(after)[:6] == [[7, 6], [15, 14], [16, 17], [5, 4], [13, 12], [18, 19]]
+
+
 # Schedules seen before ------------------------------------------------------------------------------------------------
 
 
