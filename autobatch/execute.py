@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import operator
 import os
 import threading
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from autobatch.frame import Block, Frame
 from autobatch.graph import DTYPES, PARAMETERS, STOP, TYPES, VIEW, Graph
 from autobatch.kernels._rows import add_rows, add_to_table, copy_rows, zero_rows
 from autobatch.kernels._vm import run
-from autobatch.memory import Arena, read
+from autobatch.memory import Arena, address_of, read
 from autobatch.schedule import Schedule, in_pieces, lower_bound, recalled
 
 _CTYPES = {"float32": ctypes.c_float, "float64": ctypes.c_double}
@@ -117,13 +118,10 @@ class Execution:
 
     def _tell(self) -> None:
         """Hand the tables of the process to the frame: they are replaced when they grow, and the frame keeps those it has."""
-        tables = (
-            *(TYPES.info, TYPES.operands, TYPES.needs),
-            *(PARAMETERS.values, PARAMETERS.gradients, PARAMETERS.touched),
-        )
-        if all(a is b for a, b in zip(tables, self._told, strict=False)) and self._told:
+        told = TYPES.info, TYPES.operands, TYPES.needs, PARAMETERS.values, PARAMETERS.gradients, PARAMETERS.touched
+        if self._told and all(map(operator.is_, told, self._told)):
             return
-        self._told = tables
+        self._told = tables = told
         self.frame.set(info=tables[0], operands=tables[1], needs=tables[2], local=np.full(len(tables[0]), -1, np.int32))
         self.frame.set(parameter_values=tables[3], parameter_gradients=tables[4], parameter_touched=tables[5])
 
@@ -189,11 +187,11 @@ class Execution:
         fields |= {
             "n_types": n_types,
             "n_batches": batches,
-            "order": order.order.ctypes.data,
-            "type_start": order.type_start.ctypes.data,
-            "batch_type": order.batch_type.ctypes.data,
-            "batch_begin": order.batch_begin.ctypes.data,
-            "batch_end": order.batch_end.ctypes.data,
+            "order": address_of(order.order),
+            "type_start": address_of(order.type_start),
+            "batch_type": address_of(order.batch_type),
+            "batch_begin": address_of(order.batch_begin),
+            "batch_end": address_of(order.batch_end),
             "gather_first": gather_first,
             "gather_at": gather_at,
             "at": at,
@@ -499,10 +497,11 @@ class _Scratch:
     """Work space that holds no more than the scalars 1 and 0, for forward passes."""
 
     arrays = {name: np.array([1, 0] + [0] * 6, name) for name in DTYPES}  # noqa: RUF012
+    addresses = {name: address_of(array) for name, array in arrays.items()}  # noqa: RUF012
 
 
 def _scratch(dtype: str) -> int:
-    return int(_Scratch.arrays[dtype].ctypes.data)
+    return _Scratch.addresses[dtype]
 
 
 class _Idle(threading.local):
