@@ -90,9 +90,10 @@ def survey(n0, n1, a0, types, args, info, positions, root, local, nodes, kinds, 
 
     Fills positions (where the arguments of each node begin), root (the node in whose memory it lies, or a parameter), and the
     reduced graph: nodes, kinds (local types, numbered by first appearance), first, edges, joins, present (local type -> type).
-    `local` is all -1 and is left so. Returns how many nodes, edges, local types, and arguments of these types there are.
+    `local` is all -1 and is left so. Returns how many nodes, edges, local types, and arguments of these types there are, and
+    whether there is but one order and no two nodes can run together: each node reads the one before, or each has its own type.
     """
-    at, count, m, T, operands = a0, 0, 0, 0, 0
+    at, count, m, T, operands, links = a0, 0, 0, 0, 0, 0
     for n in range(n0, n1):
         type_ = types[n]
         t = type_ * TYPE_COLUMNS
@@ -109,6 +110,7 @@ def survey(n0, n1, a0, types, args, info, positions, root, local, nodes, kinds, 
                 operands += arguments
                 T += 1
             first[count] = m
+            linked = False
             for k in range(arguments):
                 a = args[at + k]
                 if a >= 0 and root[a] >= n0:
@@ -116,6 +118,8 @@ def survey(n0, n1, a0, types, args, info, positions, root, local, nodes, kinds, 
                     if d >= 0:
                         edges[m] = d
                         m += 1
+                        linked |= d == count - 1
+            links += linked
             nodes[count], kinds[count], dense[n - n0], root[n] = n, l, count, n
             count += 1
         elif kind == VIEW or kind == STOP:
@@ -128,7 +132,7 @@ def survey(n0, n1, a0, types, args, info, positions, root, local, nodes, kinds, 
     positions[n1] = at
     for l in range(T):
         local[present[l]] = -1
-    return count, m, T, operands
+    return count, m, T, operands, links == count - 1 or T == count
 
 
 # Forward --------------------------------------------------------------------------------------------------------------
