@@ -1,5 +1,6 @@
 """A cell gives what the plain function gives: every op, whole programs, all ways to call one; and says what it cannot do."""
 
+import collections
 from unittest import mock
 
 import laws
@@ -11,6 +12,7 @@ from laws import EXACT, FLOAT32, FLOAT32_GRAPH, close, run
 from strategies import SEEDS, examples, plans
 
 import autobatch as ab
+from autobatch import execute
 from autobatch.kernels._op import OPS
 from autobatch.schedule import POLICIES
 
@@ -144,7 +146,7 @@ class Function:
 
     def make_sum(self):
         at = self.pick()
-        shape, b = self.known[at]
+        shape, _ = self.known[at]
         others = [at, *(self.pick(lambda s: s == shape, lately=False) for _ in range(self.rng.integers(0, 3)))]
         return ("esum", others), shape, max(self.known[k][1] for k in others)
 
@@ -266,7 +268,9 @@ class Outcome:
         body = function.body(self.parameters)
         body = ab.cell(body) if cell else body
         rng, self.leaves, self.results = np.random.default_rng(function.n + 1), {}, []
-        sources = [self.model.add_parameters(9 * int(np.prod(s)) * b) for s, b in zip(function.shapes, function.batches, strict=True)]
+        sources = [
+            self.model.add_parameters(9 * int(np.prod(s)) * b) for s, b in zip(function.shapes, function.batches, strict=True)
+        ]
         for p in sources:
             p.set_value(rng.uniform(-1, 1, p.shape()))
         with ab.Graph(dtype=dtype, policy=policy) as self.graph:
@@ -285,7 +289,9 @@ class Outcome:
                     w = weights.uniform(-1, 1, int(np.prod(e.dim()[0])) * e.dim()[1])
                     if weights.integers(4):  # some results nobody asks for
                         losses.append(laws.weighed(e, w))
-            self.loss = ab.esum(losses) if losses else laws.weighed(self.results[0][0], [1.0] * laws.shape_of(self.results[0][0]).total)
+            self.loss = (
+                ab.esum(losses) if losses else laws.weighed(self.results[0][0], [1.0] * laws.shape_of(self.results[0][0]).total)
+            )
             self.loss.backward(full=full)
         self.full = full
 
@@ -337,3 +343,244 @@ def test_random_functions(policy):
 def test_random_functions_in_float32(seed):
     function = Function(seed)
     same(Outcome(function, True, "float32", "ratio"), Outcome(function, False), FLOAT32_GRAPH)
+
+
+# Ways to call one -----------------------------------------------------------------------------------------------------
+
+
+class Model:
+    """Parameters for the functions below."""
+
+    def __init__(self, dtype="float64"):
+        rng = np.random.default_rng(3)
+        self.collection = ab.ParameterCollection(dtype=dtype)
+        self.W = self.collection.add_parameters((3, 3), init=rng.uniform(-1, 1, (3, 3)), name="W")
+        self.b = self.collection.add_parameters((3,), init=rng.uniform(-1, 1, 3), name="b")
+        self.table = self.collection.add_lookup_parameters((5, 3), init=rng.uniform(-1, 1, (5, 3)), name="table")
+        self.lstm = ab.VanillaLSTMBuilder(1, 3, 3, self.collection)
+
+    def gradients(self):
+        return [p.grad_as_array() for p in [*self.collection.parameters_list(), *self.collection.lookup_parameters_list()]]
+
+
+def expressions_in(result):
+    if isinstance(result, ab.Expression):
+        return [result]
+    parts = result.values() if isinstance(result, dict) else result
+    return [e for part in parts for e in expressions_in(part)]
+
+
+def form(result):
+    """The structure of a result: its types."""
+    if isinstance(result, dict):
+        return (type(result), *((k, form(v)) for k, v in result.items()))
+    return (type(result), *map(form, result)) if isinstance(result, (tuple, list)) else "expression"
+
+
+def outcome(program, wrap, dtype="float64", policy="none", calls=4, full=True):
+    """Run ``program(model, wrap)(x, y)`` for some x and y: forms of the results, and all numbers."""
+    model = Model(dtype)
+    function = program(model, wrap)
+    with ab.Graph(dtype=dtype, policy=policy) as graph:
+        rng, losses, given, forms = np.random.default_rng(1), [], [], []
+        values = []
+        for _ in range(calls):
+            x, y = (ab.inputVector(rng.uniform(-1, 1, 3)) for _ in range(2))
+            made = function(x, y)
+            forms.append(form(made))
+            given += [x, y]
+            values += expressions_in(made)
+        losses = [
+            ab.dot_product(ab.reshape(e, (e.dim()[0][0],)), ab.inputVector(np.linspace(1, 2, e.dim()[0][0]))) for e in values
+        ]
+        loss = ab.esum(losses)
+        loss.backward(full=full)
+    return forms, [loss.npvalue(), *(e.npvalue() for e in values), *(e.gradient() for e in given), *model.gradients()], graph
+
+
+Pair = collections.namedtuple("Pair", "left right")
+
+
+def of_lists(m, cell):
+    f = cell(lambda parts, name: ab.esum([ab.tanh(part) for part in parts]) * name["by"])
+    return lambda x, y: f([x, y, x], {"by": 2.0})
+
+
+def of_tuples_and_dicts(m, cell):
+    f = cell(lambda pair, rest: {"a": ab.cmult(pair[0], rest["z"][0]), "b": [pair[1] * 2.0, (rest["k"] * pair[0],)]})
+    return lambda x, y: f((x, y), {"z": [y], "k": 3})
+
+
+def of_named_tuples(m, cell):
+    f = cell(lambda pair: Pair(ab.tanh(pair.left), pair.right + pair.left))
+    return lambda x, y: f(Pair(x, y))
+
+
+def with_defaults(m, cell):
+    def f(x, y=None, *rest, scale=1.5, **more):
+        return ab.tanh(x) * scale if y is None else ab.cmult(x, y) * scale + more.get("extra", 0.0)
+
+    f = cell(f)
+    return lambda x, y: [
+        f(x),
+        f(x, y),
+        f(y=x, x=y),
+        f(x, y, 7, scale=2.0),
+        f(x, y, extra=0.25),
+        f(x, scale=0.0),
+        f(x, scale=-0.0),
+    ]
+
+
+def static_arguments(m, cell):
+    f = cell(lambda x, how, depth: [x := getattr(ab, how)(x) for _ in range(depth)][-1])
+    return lambda x, y: (f(x, "tanh", 2), f(y, "tanh", 1), f(x, "square", 1), f(x, "tanh", True))
+
+
+class Layer:
+    def __init__(self, m, cell):
+        self.m = m
+        type(self).step = cell(type(self).plain)
+
+    def plain(self, x, y):
+        return ab.tanh(self.m.W * x + self.m.b), ab.cmult(x, y)
+
+
+def a_method(m, cell):
+    return Layer(m, cell).step
+
+
+def nested(m, cell):
+    inner = cell(lambda x: (ab.tanh(m.W * x), x))
+    outer = cell(lambda x, y: ab.cmult(inner(x)[0], inner(inner(y)[0])[1]))
+    return outer
+
+
+def cells_of_cells(m, cell):
+    f = cell(lambda h, x: ab.tanh(m.W * h + x))
+    return lambda x, y: f(f(f(x, y), x), f(y, y))
+
+
+def recursion(m, cell):
+    @cell
+    def f(x, depth):
+        return x if depth == 0 else ab.tanh(m.W * f(x, depth - 1))
+
+    return lambda x, y: (f(x, 3), f(y, 1))
+
+
+def parameters_passed(m, cell):
+    f = cell(lambda W, x, b: ab.tanh(W * x) + b)
+    return lambda x, y: (f(m.W, x, m.b), f(m.W, y, m.b.expr(update=False)), f(m.W.expr(update=False), x, y))
+
+
+def a_step_of_a_builder(m, cell):
+    def f(x, y):
+        states = m.lstm.initial_state().add_inputs([x, y])
+        return states[-1].s(), m.lstm.initial_state().transduce([y, x, x, y, x])
+
+    return cell(f)
+
+
+def returned_as_it_is(m, cell):
+    return cell(lambda x, y: (x, m.b, ab.zeros(3), x, ab.nobackprop(y), y[1:3], m.b[0:2], m.W.expr(update=False) * x))
+
+
+def only_arguments_returned(m, cell):
+    return cell(lambda x, y: [y, m.b, x])
+
+
+def returned_twice(m, cell):
+    def f(x, y):
+        t = ab.tanh(m.W * x)
+        return t, t, t[0:2], ab.cmult(t, y), ab.nobackprop(t), t
+
+    return cell(f)
+
+
+def no_arguments(m, cell):
+    f = cell(lambda: ab.tanh(m.W * m.b))
+    return lambda x, y: (f(), x + f())
+
+
+def unused(m, cell):
+    f = cell(lambda x, y, z: (ab.tanh(x), ab.square(y), ab.exp(x) + 1.0))
+    return lambda x, y: f(x, y, y)[0]
+
+
+def stops(m, cell):
+    return cell(lambda x, y: ab.cmult(ab.nobackprop(x), y) + ab.nobackprop(ab.tanh(m.W * y)) + ab.scale_gradient(x, 0.5))
+
+
+def a_weight_used_in_all_ways(m, cell):
+    return cell(
+        lambda x, y: (m.W * x + ab.sum_elems(ab.tanh(m.W)), m.W * (m.W * y), ab.transpose(m.W) * x, m.W[0:2] * y, m.W * m.b)
+    )
+
+
+def one_vector_and_many(m, cell):
+    """Attention: the same argument for all calls, and results that stand among others."""
+    shared = []
+
+    def f(keys, q):
+        scores = ab.softmax(ab.transpose(keys) * q)
+        return keys * scores, scores
+
+    f = cell(f)
+
+    def call(x, y):
+        if not shared or shared[0].graph is not x.graph:
+            shared[:] = [ab.concatenate_cols([x, y, m.b])]
+        return f(shared[0], y)
+
+    return call
+
+
+def rows_outside(m, cell):
+    f = cell(lambda e, x, y: ab.tanh(m.W * e) + ab.cmult(x, y))
+    return lambda x, y: (f(m.table[2], x, y), f(m.table[4], y, x), f(m.table[2], y, y))
+
+
+def sizes(m, cell):
+    """Chains of several sizes in one cell."""
+
+    def f(x, y):
+        long = ab.tanh(ab.concatenate([x, y])) * 0.5
+        part = ab.square(long[1:4]) + x
+        number = ab.logistic(ab.sum_elems(part)) * 3.0
+        return ab.cmult(part, ab.exp(ab.reshape(number, (1,)))), long, number
+
+    return cell(f)
+
+
+PROGRAMS = [
+    *(of_lists, of_tuples_and_dicts, of_named_tuples, with_defaults, static_arguments, a_method, nested, cells_of_cells),
+    *(recursion, parameters_passed, a_step_of_a_builder, returned_as_it_is, only_arguments_returned, returned_twice),
+    *(no_arguments, unused, stops, a_weight_used_in_all_ways, one_vector_and_many, rows_outside, sizes),
+]
+programs = pytest.mark.parametrize("program", PROGRAMS, ids=lambda f: f.__name__)
+
+
+def plainly(function):
+    return function
+
+
+@programs
+def test_calls_of_all_kinds(program):
+    forms, numbers, _ = outcome(program, plainly)
+    for policy in POLICIES:
+        for _ in range(2):  # the short way, too
+            ours, got, _ = outcome(program, ab.cell, policy=policy)
+            assert ours == forms
+            for a, b in zip(got, numbers, strict=True):
+                close(a, b, EXACT)
+    for a, b in zip(outcome(program, ab.cell, "float32", "ratio")[1], numbers, strict=True):
+        close(a, b, FLOAT32_GRAPH)
+
+
+@programs
+def test_calls_of_all_kinds_in_debug_mode(program, monkeypatch):
+    numbers = outcome(program, ab.cell, policy="ratio", full=False)[1]
+    monkeypatch.setattr(execute, "CHECKED", True)
+    for a, b in zip(outcome(program, ab.cell, policy="ratio", full=False)[1], numbers, strict=True):
+        np.testing.assert_array_equal(a, b)

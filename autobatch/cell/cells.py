@@ -47,9 +47,9 @@ def cell(function: Function) -> Function:
 
     Parameters
     ----------
-    function : of expressions, and lists and tuples of them; all else (numbers, strings, None, objects with a hash) is *static*: it belongs to
-        the signature, as do the shapes of the expressions, and parameters that are passed. Parameters may also be used
-        from outside (closures, attributes). It returns an expression, or a tuple or list of them.
+    function : of expressions, and lists, tuples and dicts of them; all else (numbers, strings, None, objects with a hash) is
+        *static*: it belongs to the signature, as do the shapes of the expressions, and parameters that are passed. Parameters
+        may also be used from outside (closures, attributes). It returns an expression, or a tuple, list or dict of them.
 
     Returns
     -------
@@ -62,8 +62,8 @@ def cell(function: Function) -> Function:
 
     Notes
     -----
-    Numbers that the function takes from elsewhere (an attribute, a global) stay what they were at the first call of a signature.
-    A cell that calls a cell is one cell.
+    Numbers that the function takes from elsewhere (an attribute, a global) stay what they were at the first call of a
+    signature. A cell that calls a cell is one cell. The gradient() of an output is that of its uses outside of the cell.
 
     Examples
     --------
@@ -120,7 +120,7 @@ class _Cell:
         bound = self.signature.bind(*args, **named)
         bound.apply_defaults()
         expressions: list[Expression] = []
-        key = tuple(self._flatten(value, name, expressions) for name, value in bound.arguments.items())
+        key = tuple([self._flatten(value, name, expressions) for name, value in bound.arguments.items()])
         graph = owner(f"cell {self.name}", expressions)
         if isinstance(graph, Trace):
             return self.function(*args, **named)
@@ -177,7 +177,7 @@ class _Cell:
         except TypeError:
             raise TraceError(
                 f"cell {self.name}: argument {name} is {describe(value)}, which has no hash\n"
-                "  expected  expressions, lists, tuples and dicts of them, or something static with a hash: a number, a string, None"
+                "  expected  expressions, lists, tuples and dicts of them, or something static: a number, a string, None"
             ) from None
         if isinstance(value, (float, np.floating)):
             return (type(value), float(value).hex())  # 0.0 and -0.0 are equal, and NaN is not equal to itself
@@ -208,7 +208,7 @@ class _Cell:
                 f"cell {self.name}: it records nodes outside of the cell, of expressions that are no arguments\n"
                 "  try       pass the expressions it uses as arguments"
             )
-        body = Body(traced)
+        body = Body(traced, [n for name, value in bound.arguments.items() for n in _names(value, name)])
         op = Op(
             name=f"cell {self.name}",
             doc=f"The cell {self.name}.",
@@ -231,10 +231,19 @@ class _Cell:
         return Signature(object(), (number, *views), tuple(body.parameters), starts, traced.result, parameters, body)
 
     def explain(self) -> str:
-        """Return what the cell became for each signature it was called with: steps, places, what is fused."""
-        if not self.known:
-            return f"cell {self.name}: not called yet"
-        return "\n\n".join(s.body.explain(self.name) for s in self.known.values())
+        """Return what the cell became for each signature it was called with: steps, what they read and write, what is fused."""
+        count = len(self.known)
+        lines = [f"cell {self.name}: {count or 'no'} signature{'s' if count != 1 else ''}" + ("" if count else " yet, call it")]
+        return "\n\n".join([*lines, *(s.body.explain(self.name) for s in self.known.values())])
+
+
+def _names(value: Any, name: str) -> list[str]:
+    """Return what the expressions in an argument are called."""
+    if isinstance(value, Expression):
+        return [] if value.graph is None else [name]
+    if isinstance(value, (tuple, list)):
+        return [n for k, v in enumerate(value) for n in _names(v, f"{name}[{k}]")]
+    return [n for k, v in value.items() for n in _names(v, f"{name}[{k!r}]")] if isinstance(value, dict) else []
 
 
 def _output(part: Any, outputs: Sequence[Expression], arguments: Sequence[Expression]) -> Expression:

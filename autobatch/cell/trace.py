@@ -25,9 +25,8 @@ class _NoExecution:
 
     def __getattr__(self, _: str) -> NoReturn:
         raise TraceError(
-            f"cell {self._name}: it asks for a value or a gradient, and has none: it runs once, on stand-ins, and is then recorded\n"
-            "  as one node\n"
-            "  try       return the expression, and ask for the value outside of the cell; or a plain function in place of a cell"
+            f"cell {self._name}: it asks for a value or a gradient while it is traced, when there is none\n"
+            "  try       return the expression, and ask outside of the cell; or a plain function in place of a cell"
         )
 
 
