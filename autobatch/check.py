@@ -862,7 +862,7 @@ class _Checker:
         words[FLAGS] |= int(outer[FLAGS]) & ACCUMULATE if step.inherit else 0
         for source, offset, item in step.places:
             if source is None:
-                words += [offset, 0]
+                words += [offset, item if step.each else 0]
             elif step.each:
                 words += [int(self.rows(source, "a part of it")[group[0]]) + offset, item]
             else:

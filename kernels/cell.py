@@ -89,13 +89,13 @@ def _run(program, ins, step, T):
                 p = at + _STEP + _SLOT * k
                 kind, source, offset = program[p], program[p + 1], program[p + 2]
                 address, stride = offset, 0
-                if kind == INCOMING:
-                    if mode & EACH:
+                if mode & EACH:  # a single item, but some kernels find in its stride how far its columns are apart
+                    stride = program[p + 3]
+                    if kind == INCOMING:
                         address += row(ins, source, i)
-                        stride = program[p + 3]
-                    else:
-                        address += ins[slot(source)]
-                        stride = ins[slot(source) + 1]
+                elif kind == INCOMING:
+                    address += ins[slot(source)]
+                    stride = ins[slot(source) + 1]
                 step[SLOTS + 2 * k] = address
                 step[SLOTS + 2 * k + 1] = stride
             call(step[KERNEL], step, T)

@@ -352,6 +352,7 @@ class Model:
     """Parameters for the functions below."""
 
     def __init__(self, dtype="float64"):
+        ab.reset_random_seed(3)
         rng = np.random.default_rng(3)
         self.collection = ab.ParameterCollection(dtype=dtype)
         self.W = self.collection.add_parameters((3, 3), init=rng.uniform(-1, 1, (3, 3)), name="W")

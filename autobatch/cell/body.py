@@ -225,6 +225,7 @@ class Body:
                     continue
                 before = self.values[place.number]
                 joined = value.formulas is not None and before.formulas is not None and before.size == value.size
+                joined = joined and not place.stopped  # gradients of a chain know no stop
                 value.level = max(value.level, before.level + (not joined))
         steps: dict[Any, list[Value]] = {}
         for value in sorted(self.live, key=lambda v: (v.level, v.formulas is not None, v.number)):
@@ -247,6 +248,10 @@ class Body:
         before = self.values[place.number]
         op = before.record.op
         if before.output or before.formulas is not None or op is None or not op.spaced or not before.trains:
+            return None
+        if (
+            before.record.lowering is None or before.record.lowering.prepare is not None
+        ):  # a step of an LSTM, which reads its value
             return None
         for reader, k in before.readers:
             other = self.values[reader].args[k]
@@ -542,7 +547,7 @@ class Body:
             if part.kind == ARGUMENT:
                 position = part.number if needs is None else needs.index(part.number)
                 return Slot(INCOMING, first + position, part.start, part.size)
-            return Slot(FIXED, part.number) if part.kind in (CONSTANT, "integer") else Slot()
+            return Slot(FIXED, part.number, 0, part.size) if part.kind in (CONSTANT, "integer") else Slot()
 
         reads = draft.parts[1:] if draft.reads is None else draft.reads
         writes = draft.writes
