@@ -176,8 +176,7 @@ class Body:
             parameters[index] = len(self.arguments)
             self.arguments.append(shape)
             self.parameters.append(index)
-            parameter = self._named[index]
-            self._names.append(parameter.name() if index % 2 else f"{parameter.of.name()} (constant)")
+            self._names.append(parameter_name(self._named[index]))
         return Place(ARGUMENT, parameters[index], 0, shape.total)
 
     def _prune(self) -> None:
@@ -590,12 +589,14 @@ class Body:
 
     # Telling -----------------------------------------------------------------------------------------------------------
 
-    def explain(self, name: str) -> str:
+    def explain(self, name: str, static: Sequence[str]) -> str:
         """Return what the cell became, as a text."""
         given = ", ".join(f"{n} {s}" for n, s in zip(self._names, self.arguments[: self.inputs], strict=False))
-        results = ", ".join(self._describe(place) for place, _ in self._results)
+        results = ", ".join(f"{self._describe(place)} {shape}" for place, shape in self._results)
         parameters = self._names[self.inputs :]
         lines = [f"{name}({given})" + (f" -> {results}" if results else "")]
+        if static:
+            lines.append("  static      " + ", ".join(static))
         if parameters:
             shapes = zip(parameters, self.arguments[self.inputs :], strict=True)
             lines.append("  parameters  " + ", ".join(f"{n} {s}" for n, s in shapes))
@@ -610,9 +611,8 @@ class Body:
         for at, place in self._copies:
             lines.append(f"        copied: {self._describe(place)}, an output, to number {at}")
         own = sum(map(len, self.own_steps))
-        lines.append(
-            f"  backward    {_count(len(self.prepare_steps) + own, 'step')}, {own} of them for gradients of arguments and parameters"
-        )
+        every = _count(len(self.prepare_steps) + own, "step")
+        lines.append(f"  backward    {every}, {own} of them for gradients of arguments and parameters")
         lines.append(f"  memory      {self.total} numbers a call, {self.zeroed} of them outputs")
         dropped = [v for v in self.values if v not in self.live]
         if dropped:
@@ -639,6 +639,12 @@ class Body:
         name = f"v{place.number + 1}" if place.kind == VALUE else self._names[place.number]
         part = name if place.size == of else f"{name}[{place.start}:{place.start + place.size}]"
         return f"nobackprop({part})" if place.stopped else part
+
+
+def parameter_name(parameter: Any) -> str:
+    """Return what a parameter is called, and whether it is used as a constant."""
+    of = getattr(parameter, "of", parameter)
+    return str(of.name()) if of is parameter else f"{of.name()} (constant)"
 
 
 def _count(n: int, what: str) -> str:

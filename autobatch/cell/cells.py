@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from autobatch.cell.body import Body
+from autobatch.cell.body import Body, parameter_name
 from autobatch.cell.trace import Given, Trace, rebuilt, trace
 from autobatch.expression import Expression, append, describe, owner
 from autobatch.graph import OP, STOP, TYPES, VIEW, Graph
@@ -36,6 +36,7 @@ class Signature(NamedTuple):
     result: Any  # what is returned, see `Traced`
     entered: tuple[Any, ...]  # parameters to keep alive
     body: Body
+    static: list[str]  # arguments that are static, for `explain`
 
 
 def cell(function: Function) -> Function:
@@ -208,7 +209,11 @@ class _Cell:
                 f"cell {self.name}: it records nodes outside of the cell, of expressions that are no arguments\n"
                 "  try       pass the expressions it uses as arguments"
             )
-        body = Body(traced, [n for name, value in bound.arguments.items() for n in _names(value, name)])
+        names: list[str] = []
+        static: list[str] = []
+        for name, value in bound.arguments.items():
+            _tell(value, name, names, static)
+        body = Body(traced, names)
         op = Op(
             name=f"cell {self.name}",
             doc=f"The cell {self.name}.",
@@ -228,22 +233,29 @@ class _Cell:
         )
         starts = tuple(start for start, _, _ in body.outputs)
         parameters = tuple(traced.parameters)
-        return Signature(object(), (number, *views), tuple(body.parameters), starts, traced.result, parameters, body)
+        return Signature(object(), (number, *views), tuple(body.parameters), starts, traced.result, parameters, body, static)
 
     def explain(self) -> str:
         """Return what the cell became for each signature it was called with: steps, what they read and write, what is fused."""
         count = len(self.known)
         lines = [f"cell {self.name}: {count or 'no'} signature{'s' if count != 1 else ''}" + ("" if count else " yet, call it")]
-        return "\n\n".join([*lines, *(s.body.explain(self.name) for s in self.known.values())])
+        return "\n\n".join([*lines, *(s.body.explain(self.name, s.static) for s in self.known.values())])
 
 
-def _names(value: Any, name: str) -> list[str]:
-    """Return what the expressions in an argument are called."""
-    if isinstance(value, Expression):
-        return [] if value.graph is None else [name]
-    if isinstance(value, (tuple, list)):
-        return [n for k, v in enumerate(value) for n in _names(v, f"{name}[{k}]")]
-    return [n for k, v in value.items() for n in _names(v, f"{name}[{k!r}]")] if isinstance(value, dict) else []
+def _tell(value: Any, name: str, names: list[str], static: list[str]) -> None:
+    """Collect what the expressions in an argument are called, and what in it is static."""
+    if isinstance(value, Expression) and value.graph is not None:
+        names.append(name)
+    elif isinstance(value, Expression):
+        static.append(f"{name} = {parameter_name(value)}")
+    elif isinstance(value, (tuple, list)):
+        for k, v in enumerate(value):
+            _tell(v, f"{name}[{k}]", names, static)
+    elif isinstance(value, dict):
+        for k, v in value.items():
+            _tell(v, f"{name}[{k!r}]", names, static)
+    else:
+        static.append(f"{name} = {describe(value)}")
 
 
 def _output(part: Any, outputs: Sequence[Expression], arguments: Sequence[Expression]) -> Expression:

@@ -60,6 +60,18 @@ class Trace(Graph):
             "  try       make the input outside, and pass it as an argument; numbers (2.0 * x) and zeros() are fine inside"
         )
 
+    def reading(self, other: Graph | None) -> NoReturn:
+        """Refuse a value from elsewhere: it would stay that of the first call."""
+        what = "a value from outside of the cell" if other is not None else "the value of a parameter"
+        raise TraceError(
+            f"cell {self.name}: it asks for {what}, which would stay that of the first call\n"
+            "  try       pass what depends on it as an argument: a number is static, an expression is not"
+        )
+
+    def drop(self) -> NoReturn:
+        """Refuse `renew_cg`."""
+        raise TraceError(f"cell {self.name}: it drops the graph it is called in\n  try       renew_cg() before the call")
+
     def enter(self, parameter: Any, rows: bool = False) -> None:
         """Take note of a parameter; refuse rows of a table."""
         if rows:
@@ -112,7 +124,7 @@ def trace(name: str, function: Callable[[Sequence[Expression]], Any], shapes: Se
         ) from None
     finally:
         graph.execution = None
-        graph.drop()
+        Graph.drop(graph)
 
 
 def _random(name: str) -> Exception:
