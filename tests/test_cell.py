@@ -919,7 +919,7 @@ def test_too_many_signatures(monkeypatch):
 
 def test_what_is_no_function():
     for thing in (3, None, "tanh"):
-        with pytest.raises(TypeError, match="cell: .*\n  expected  a function"):
+        with pytest.raises(TypeError, match=r"cell: .*\n  expected  a function"):
             ab.cell(thing)
     with pytest.raises(TypeError, match="argument: 'y'"):
         ab.cell(lambda x, y: x)(ab.inputVector([1.0]))

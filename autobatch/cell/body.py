@@ -608,8 +608,8 @@ class Body:
                 continue
             lines.append(f"    {number:2}  fused: {_count(len(step), 'operation')} in one loop over {step[0].size} numbers")
             lines += [f"          {self._formula(v)}{self._remark(v)}" for v in step]
-        for at, place in self._copies:
-            lines.append(f"        copied: {self._describe(place)}, an output, to number {at}")
+        for number, (_, place) in enumerate(self._copies, len(self.steps) + 1):
+            lines.append(f"    {number:2}  copied: {self._describe(place)}, an output")
         own = sum(map(len, self.own_steps))
         every = _count(len(self.prepare_steps) + own, "step")
         lines.append(f"  backward    {every}, {own} of them for gradients of arguments and parameters")
