@@ -152,7 +152,7 @@ from autobatch.functions.selection import (
     transpose,
 )
 from autobatch.functions.tables import const_parameter, lookup, lookup_batch, parameter
-from autobatch.graph import Graph, current_graph
+from autobatch.graph import Graph, current_graph, inference
 from autobatch.initializers import (
     ConstInitializer,
     FromFileInitializer,
@@ -375,6 +375,7 @@ __all__ = [
     "hinge_batch",
     "hinge_dim",
     "huber_distance",
+    "inference",
     "init",
     "init_from_params",
     "inputMatrix",

@@ -99,8 +99,8 @@ class Expression:
 
     # Values -----------------------------------------------------------------------------------------------------------
 
-    def _ready(self, recalculate: bool = False) -> Graph | None:
-        """Compute the node if it has no value; return its graph."""
+    def _ready(self, recalculate: bool = False, others: Sequence[int] = ()) -> Graph | None:
+        """Compute the node if it has no value; return its graph. `others`: older nodes that are asked for with it."""
         if self.graph is None:
             reading(None)
             return None
@@ -109,8 +109,8 @@ class Expression:
         execution = execution_of(graph)
         if recalculate:
             execution.invalidate()
-        if self.index >= execution.done:
-            execution.forward(graph, self.index)
+        if self.index >= execution.done or execution.freed:
+            execution.forward(graph, self.index, others)
         return graph
 
     def _flat(self, recalculate: bool = False) -> np.ndarray:
@@ -187,10 +187,15 @@ class Expression:
 
         Raises
         ------
-        ArgumentError : the node is more than one number.
+        ArgumentError : the node is more than one number, or its graph is for inference.
         StaleExpressionError : the expression is from before the last `renew_cg`.
         """
         shape = TYPES.records[self.type].shape
+        if self.graph is not None and graph_of(self.graph).inference:
+            raise ArgumentError(
+                "backward() in a graph for inference, which does not keep what it would need\n"
+                "  try       renew_cg() outside of inference(), and record the loss there"
+            )
         if shape.total != 1:
             raise ArgumentError(
                 f"backward() of an expression of {shape.total} numbers, {shape}; a loss is one number\n"

@@ -8,6 +8,7 @@ are what the project promises on an ordinary processor.
 """
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -52,34 +53,88 @@ def nanoseconds(run, count, repetitions):
 
 
 def recording(repetitions, count=20_000):
-    """ns to record a node, by kind; arrays for the scheduler included (see `flushing`)."""
+    """ns to record a node, by kind: the call, and the list that some are given; see `collecting` for the collector."""
     import autobatch as ab
 
     model = ab.ParameterCollection()
     table = model.add_lookup_parameters((100, 64))
-    W, b = model.add_parameters((64, 64)), model.add_parameters((64,))
+    W, U, b = model.add_parameters((64, 64)), model.add_parameters((64, 64)), model.add_parameters((64,))
+    lstm = ab.VanillaLSTMBuilder(1, 64, 64, model)
     kinds = {
-        "unary: tanh(x)": lambda x, y: ab.tanh(x),
-        "binary: cmult(x, y)": lambda x, y: ab.cmult(x, y),
-        "binary: x + y": lambda x, y: x + y,
-        "with a number: x * 2.0": lambda x, y: x * 2.0,
-        "product: W * x": lambda x, y: W * x,
-        "affine_transform([b, W, x])": lambda x, y: ab.affine_transform([b, W, x]),
-        "concatenate([x, y])": lambda x, y: ab.concatenate([x, y]),
-        "look-up: table[i]": lambda x, y: table[7],
-        "pick: x[i]": lambda x, y: x[7],
-        "loss: pickneglogsoftmax(x, i)": lambda x, y: ab.pickneglogsoftmax(x, 7),
+        "unary: tanh(x)": lambda x, y, s: ab.tanh(x),
+        "binary: cmult(x, y)": lambda x, y, s: ab.cmult(x, y),
+        "binary: x + y": lambda x, y, s: x + y,
+        "with a number: x * 2.0": lambda x, y, s: x * 2.0,
+        "product: W * x": lambda x, y, s: W * x,
+        "bias: b + x": lambda x, y, s: b + x,
+        "affine_transform([b, W, x])": lambda x, y, s: ab.affine_transform([b, W, x]),
+        "affine_transform([b, W, x, U, y])": lambda x, y, s: ab.affine_transform([b, W, x, U, y]),
+        "concatenate([x, y])": lambda x, y, s: ab.concatenate([x, y]),
+        "concatenate([x, y, x])": lambda x, y, s: ab.concatenate([x, y, x]),
+        "concatenate_cols([x, y, x, y])": lambda x, y, s: ab.concatenate_cols([x, y, x, y]),
+        "esum([x, y])": lambda x, y, s: ab.esum([x, y]),
+        "average([x, y])": lambda x, y, s: ab.average([x, y]),
+        "look-up: table[i]": lambda x, y, s: table[7],
+        "look-up: lookup(table, i)": lambda x, y, s: ab.lookup(table, 7),
+        "pick: x[i]": lambda x, y, s: x[7],
+        "pick: pick(x, i)": lambda x, y, s: ab.pick(x, 7),
+        "slice: x[1:5]": lambda x, y, s: x[1:5],
+        "reshape(x, (8, 8))": lambda x, y, s: ab.reshape(x, (8, 8)),
+        "transpose(x)": lambda x, y, s: ab.transpose(x),
+        "softmax(x)": lambda x, y, s: ab.softmax(x),
+        "max_dim(x)": lambda x, y, s: ab.max_dim(x),
+        "sum_dim(x, [0])": lambda x, y, s: ab.sum_dim(x, [0]),
+        "dropout(x, 0.5)": lambda x, y, s: ab.dropout(x, 0.5),
+        "loss: pickneglogsoftmax(x, i)": lambda x, y, s: ab.pickneglogsoftmax(x, 7),
+        "loss: hinge(x, i)": lambda x, y, s: ab.hinge(x, 7),
+        "step of an LSTM (3 nodes)": lambda x, y, s: s.add_input(x),
     }
-    result = {}
-    for name, record in kinds.items():
-        best = float("inf")
-        for _ in range(repetitions):
+    result = dict.fromkeys(kinds, float("inf"))
+    for _ in range(repetitions):
+        for name, record in kinds.items():
             ab.renew_cg()
             x, y = ab.tanh(table[1]), ab.tanh(table[2])
-            record(x, y)
-            best = min(best, nanoseconds(lambda x=x, y=y, r=record: [None for _ in range(count) if r(x, y) is None], count, 1))
-        result[name] = best
+            s = lstm.initial_state().add_input(x).add_input(x)
+            record(x, y, s)
+            work = lambda x=x, y=y, s=s, r=record: [None for _ in range(count) if r(x, y, s) is None]  # noqa: E731
+            result[name] = min(result[name], nanoseconds(work, count, 1))
     return result
+
+
+def collecting(repetitions, rounds=600, minibatches=6):
+    """ns a node that Python's cyclic collector takes if a program keeps all it records, by Python's threshold, and ours."""
+    import autobatch as ab
+    from autobatch.graph import DEFAULTS, YOUNG
+
+    table = ab.ParameterCollection().add_lookup_parameters((100, 8))
+    spent = [0.0, 0.0]
+
+    def watch(phase, info):
+        if phase == "start":
+            spent[1] = time.perf_counter()
+        else:
+            spent[0] += time.perf_counter() - spent[1]
+
+    before, best = gc.get_threshold(), {}
+    gc.callbacks.append(watch)
+    try:
+        for _ in range(repetitions):
+            for threshold in (DEFAULTS[0], YOUNG):
+                gc.collect()
+                spent[0] = 0.0
+                for _ in range(minibatches):
+                    ab.renew_cg()
+                    gc.set_threshold(threshold, 10, 10)
+                    kept = [[table[k] for k in range(10)]]
+                    for _ in range(rounds):
+                        kept.append([ab.tanh(x) for x in kept[-1]])
+                        kept.append([x + y for x, y in zip(kept[-1], kept[-2], strict=True)])
+                ns = spent[0] / (minibatches * len(ab.current_graph())) * 1e9
+                best[threshold] = min(best.get(threshold, float("inf")), ns)
+    finally:
+        gc.callbacks.remove(watch)
+        gc.set_threshold(*before)
+    return best
 
 
 def trees(count, words, seed=0):
@@ -207,9 +262,11 @@ def main(argv=None):
     args = parser.parse_args(argv)
     repetitions = 2 if args.quick else 7
     rows = {}
-    limits = {"unary": 350, "binary": 350}
     for name, ns in recording(repetitions).items():
-        rows[f"record, {name}"] = ns, limits.get(name.split(":")[0]), "ns a node"
+        limit = 700 if "LSTM" in name else 300 if name.count("x") + name.count("y") < 5 else None
+        rows[f"record, {name}"] = ns, limit, "ns"
+    for threshold, ns in collecting(repetitions).items():
+        rows[f"collector, threshold {threshold:,}"] = ns, None, "ns a node"
     passes, forward, nodes = planning(repetitions)
     for name, ns in passes.items():
         rows[name] = ns, None, "ns a node"
