@@ -450,6 +450,9 @@ class Graph:
         """What new nodes are recorded into: the graph, or its innermost checkpoint."""
         return self if self._top is None else self._top
 
+    def reading(self, other: Graph | None) -> None:
+        """Say no, if it has to be, to a value of another graph (None: of a parameter) while this one is the current graph."""
+
     def drop(self) -> None:
         """Forget everything: expressions of this graph become stale, its memory is free for the next one."""
         self.types = self.args = None
@@ -716,14 +719,22 @@ def current_graph() -> Graph:
 def new_current_graph(policy: str | None = None) -> Graph:
     """Drop this thread's current graph and make a new one."""
     old = _THREAD.graph
+    if old is not None:
+        old.drop()
     _THREAD.version += 1
     graph = Graph(policy=policy)
     graph.version = _THREAD.version
     if old is not None:
         graph._outer = old._outer
-        old.drop()
     _THREAD.graph = graph
     return graph
+
+
+def reading(graph: Graph | None) -> None:
+    """Raise TraceError if a cell is being traced and a value of another graph (None: of a parameter) is asked for."""
+    current = _THREAD.graph
+    if current is not None and current is not graph:
+        current.reading(graph)
 
 
 @contextlib.contextmanager
