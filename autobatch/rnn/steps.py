@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from autobatch.expression import Expression
-from autobatch.graph import ARGUMENTS, IMMEDIATES, TYPES, Graph
+from autobatch.graph import IMMEDIATES, RECORDED, TYPES, Graph
 from autobatch.kernels._jit import compiled, int32s
 
 SAME, INPUT, OWN, STATE, IMMEDIATE = range(5)
@@ -151,7 +151,7 @@ def _pattern(graph: Graph, start: tuple[int, int], end: tuple[int, int], x: int,
     types = graph.recorded_types[base : end[0]]
     entries = []
     for number in types:
-        arguments = int(TYPES.info[number, ARGUMENTS])
+        arguments = int(TYPES.info[number, RECORDED])
         for k in range(arguments + int(TYPES.info[number, IMMEDIATES])):
             value = graph.recorded_args[at]
             at += 1
