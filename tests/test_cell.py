@@ -711,6 +711,22 @@ def test_values_in_between_checkpoints_and_reverts():
     close(f(x, x)[0].npvalue(), plain(x, x)[0].npvalue(), EXACT)
 
 
+@pytest.mark.parametrize("checked", [False, True])
+def test_a_graph_for_inference(checked, monkeypatch):
+    monkeypatch.setattr(execute, "CHECKED", checked)
+    m = Model()
+    f, found = layer_of(m), []
+    for infer in (False, True):
+        with ab.inference() if infer else ab.Graph(dtype="float64"), ab.Graph(dtype="float64"):
+            x = ab.inputVector([1.0, 2.0, 3.0])
+            h, p = f(x, x)
+            for _ in range(5):
+                h, p = f(h, x)[0], f(p, h)[1]
+            found.append([h.npvalue(), p.npvalue(), ab.cmult(*f(h, p)).npvalue()])
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_a_graph_that_computes_at_once():
     m = Model("float32")
     f = layer_of(m)

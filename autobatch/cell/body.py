@@ -220,12 +220,14 @@ class Body:
             ):
                 value.formulas = op.formulas(len(value.args))
             for place in value.args:
-                if place.kind != VALUE:
-                    continue
-                before = self.values[place.number]
-                joined = value.formulas is not None and before.formulas is not None and before.size == value.size
-                joined = joined and not place.stopped  # gradients of a chain know no stop
-                value.level = max(value.level, before.level + (not joined))
+                if place.kind == VALUE:
+                    before = self.values[place.number]
+                    value.level = max(value.level, before.level + (not self._joined(place, value)))
+        for value in reversed(self.live):  # later, if that is where a chain reads it
+            readers = [(self.values[r], self._joined(self.values[r].args[k], self.values[r])) for r, k in value.readers]
+            latest = min((reader.level - (not joined) for reader, joined in readers), default=0)
+            if any(joined and reader.level == latest for reader, joined in readers):
+                value.level = latest
         steps: dict[Any, list[Value]] = {}
         for value in sorted(self.live, key=lambda v: (v.level, v.formulas is not None, v.number)):
             key = (value.level, value.size) if value.formulas is not None else value.number
@@ -236,6 +238,12 @@ class Body:
         for s, step in enumerate(self.steps):
             for value in step:
                 value.group = s
+
+    def _joined(self, place: Place, reader: Value) -> bool:
+        """Whether a value and one that reads it can be in one chain: whose gradients know no stop."""
+        value = self.values[place.number]
+        fused = value.formulas is not None and reader.formulas is not None
+        return fused and value.size == reader.size and not place.stopped
 
     def _overwrites(self, value: Value) -> Place | None:
         """The place of its argument, if a value of a costly op may take it: a product's, that nobody else reads."""
