@@ -35,6 +35,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 LIBRARIES = {  # name -> (the distribution it needs, what it is)
     "autobatch": (None, "the program, builders unchanged"),
     "autobatch-cell": (None, "its node functions made cells (tree_lstm)"),
+    "autobatch-bulk": (None, "whole minibatches as arrays, through rows, scan, tree and each"),
     "autobatch-manual": (None, "minibatches by hand with autobatch's operations (tagger, --equal-length)"),
     **{f"autobatch-{policy}": (None, f"under the policy {policy}") for policy in POLICIES[1:]},
     "dynet": ("dyNET38", "the program, autobatching by agenda"),
@@ -44,7 +45,7 @@ LIBRARIES = {  # name -> (the distribution it needs, what it is)
     "torch-padded": ("torch", "batched by hand, all sentences in one padded rectangle (not tree_lstm)"),
     "floor": (None, "the matrix products alone"),
 }
-DEFAULT = ("autobatch", "autobatch-cell", "dynet", "dynet-none", "torch", "torch-padded", "floor")
+DEFAULT = ("autobatch", "autobatch-cell", "autobatch-bulk", "dynet", "dynet-none", "torch", "torch-padded", "floor")
 RIVALS = ("dynet", "torch", "torch-padded", "floor")  # what ratios are to
 TOLERANCE = 1e-3  # of these losses, relative: sums in float32 in another order, through as many updates
 MEGABYTE = 1 << 20
@@ -141,6 +142,7 @@ def contestants(task, libraries, equal_length):
     missing = {
         "torch-padded": not hasattr(task, "Rectangles"),
         "autobatch-cell": not cells,
+        "autobatch-bulk": not hasattr(task, "Bulk"),
         "autobatch-manual": not (equal_length and hasattr(task, "Manual")),
     }
     return [library for library in libraries if not missing.get(library)]

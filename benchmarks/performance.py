@@ -22,7 +22,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 BATCHES = (1, 10, 64, 256)
 MULTIPLES = (0.5, 1, 2)  # of the hidden size of each task
 EQUAL, EQUAL_HIDDEN = 40, (50, 256)
-OURS = ("autobatch", "autobatch-cell")
+OURS = ("autobatch", "autobatch-cell", "autobatch-bulk")
 RIVALS = (*OURS, "dynet", "torch")
 RUNS = {
     "training": "all libraries, minibatches of 64",
@@ -34,6 +34,7 @@ RUNS = {
 NAMES = {
     "autobatch": "autobatch",
     "autobatch-cell": "autobatch, cells",
+    "autobatch-bulk": "autobatch, in bulk",
     "autobatch-manual": "autobatch, by hand",
     "dynet": "DyNet",
     "dynet-compact": "DyNet, compact LSTM",
@@ -45,6 +46,7 @@ NAMES = {
 COLOURS = {
     "autobatch": "#1b6ca8",
     "autobatch-cell": "#0b3954",
+    "autobatch-bulk": "#1f6f8b",
     "autobatch-manual": "#7fb2d6",
     "dynet": "#c8553d",
     "torch": "#6a994e",

@@ -70,7 +70,8 @@ class Dynamic:
                 raise SystemExit("this autobatch has no cells")
             self.program = task.Program(dy, sizes, cells=True)
         else:
-            self.program = (task.Manual if kind == "manual" else task.Program)(dy, sizes)
+            kinds = {"manual": "Manual", "bulk": "Bulk"}
+            self.program = getattr(task, kinds.get(kind, "Program"))(dy, sizes)
         self.reset()
         self.trainer = dy.SimpleSGDTrainer(self.program.model, RATE)
         self.trainer.set_clip_threshold(0)

@@ -137,6 +137,24 @@ def test_scan(cells):
     agree(plain(), bulk())
 
 
+def test_scan_in_reverse():
+    m = Model()
+    ab.renew_cg()
+    h0 = ab.inputVector(np.linspace(0, 1, H))
+    hs = ab.scan(m.step, ab.rows(m.table, WORDS), LENGTHS, h0, reverse=True)
+    at = 0
+    for s in SEQUENCES:
+        h = h0
+        for k in range(len(s) - 1, -1, -1):
+            h = m.step(m.table[s[k]], h)
+            np.testing.assert_allclose(hs[at + k].npvalue(), h.npvalue(), rtol=1e-12)
+        at += len(s)
+    lstm = ab.LSTMBuilder(1, H, H, m.model)
+    back = ab.scan(lstm, ab.rows(m.table, WORDS), LENGTHS, reverse=True)
+    first = lstm.initial_state().transduce([m.table[w] for w in SEQUENCES[0]][::-1])[::-1]
+    np.testing.assert_allclose(back[: LENGTHS[0]].npvalue(), [e.npvalue() for e in first], rtol=1e-12)
+
+
 @pytest.mark.parametrize("builder", [ab.LSTMBuilder, ab.GRUBuilder, ab.SimpleRNNBuilder])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_scan_of_a_builder(builder, dropout):

@@ -140,7 +140,7 @@ def _examples(varying: list[Expressions], integers: list[NDArray[Any]], length: 
     return order + [k for k in range(min(length, _TRIES)) if k not in order]
 
 
-def scan(step: Any, xs: Any, lengths: ArrayLike | None = None, *state: Any) -> Any:
+def scan(step: Any, xs: Any, lengths: ArrayLike | None = None, *state: Any, reverse: bool = False) -> Any:
     """Walk along many sequences at once.
 
     Parameters
@@ -150,6 +150,7 @@ def scan(step: Any, xs: Any, lengths: ArrayLike | None = None, *state: Any) -> A
     xs : the inputs of all sequences, one sequence after the other, as `Expressions`; or a list of lists of expressions.
     lengths : integers, how many inputs each sequence has; not with a list of lists.
     state : of a function: the state before each first step, expressions.
+    reverse : whether to walk from the last input of each sequence to the first; the order of the results stays that of `xs`.
 
     Returns
     -------
@@ -179,6 +180,11 @@ def scan(step: Any, xs: Any, lengths: ArrayLike | None = None, *state: Any) -> A
             f"scan: the lengths are {describe(lengths)}, and there are {length} inputs\n"
             f"  expected  whole numbers from 1 on that add up to {length}"
         )
+    if reverse:
+        ends = np.cumsum(sizes)
+        turned = np.repeat(2 * ends - sizes - 1, sizes) - np.arange(length)
+        made = scan(step, xs[turned], sizes, *state)
+        return made[turned] if isinstance(made, Expressions) else tuple(m[turned] for m in made)
     if isinstance(step, RNNBuilder):
         if state:
             raise ArgumentError(

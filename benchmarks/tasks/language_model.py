@@ -65,6 +65,19 @@ class Program:
         return self.dy.esum(losses) / len(losses)
 
 
+class Bulk(Program):
+    """The same for a whole minibatch given as arrays of integers."""
+
+    def loss(self, batch):
+        dy = self.dy
+        read = np.concatenate([[EDGE, *sentence] for sentence in batch])
+        states = dy.scan(self.lstm, dy.rows(self.words, read), [len(sentence) + 1 for sentence in batch])
+        return dy.each(self.loss_of, states, np.append(read[1:], EDGE)).sum() / len(read)
+
+    def loss_of(self, state, word):
+        return self.dy.pickneglogsoftmax(self.dy.affine_transform([self.b, self.W, state]), word)
+
+
 class HandBatched(Hand):
     """nn.LSTM over padded rectangles; the scores of all words of all sentences, without padding, at once."""
 
