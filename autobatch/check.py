@@ -32,7 +32,22 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from autobatch.graph import IMMEDIATES, INPUT, KIND, OP, PARAMETERS, ROW, SIZE, STOP, TABLE, TYPES, VIEW, Graph, NodeType
+from autobatch.graph import (
+    IMMEDIATES,
+    INPUT,
+    KIND,
+    OP,
+    PARAMETERS,
+    RECORDED,
+    ROW,
+    SIZE,
+    STOP,
+    TABLE,
+    TYPES,
+    VIEW,
+    Graph,
+    NodeType,
+)
 from autobatch.kernels._errors import InternalError, NumericalError, message
 from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, KERNEL, LENGTH, SIZES, SLOTS
 from autobatch.kernels._op import DENSE, SHARED
@@ -241,9 +256,16 @@ class _Checker:
         """Bytes of argument k of a node."""
         return record.shapes[k].total * self.itemsize
 
+    def arguments(self, nodes: Integers, k: int) -> Integers:
+        """Return argument k of some nodes of one type: a node, or a parameter; of a cell, parameters are known to the type."""
+        record = self.records[self.types[nodes[0]]] if len(nodes) else None
+        if record is not None and k >= TYPES.info[record.number, RECORDED]:
+            return np.full(len(nodes), record.parameters[k], np.int64)
+        return np.asarray(self.args[self.positions[nodes] + k])
+
     def value_rows(self, nodes: Integers, k: int) -> Integers:
         """Return where the values of argument k of some nodes lie."""
-        a = self.args[self.positions[nodes] + k]
+        a = self.arguments(nodes, k)
         parameters = PARAMETERS.values[np.where(a < 0, -a - 1, 0) >> 1]
         return np.where(a < 0, parameters, self.address[np.maximum(a, 0)])
 
@@ -261,7 +283,7 @@ class _Checker:
 
     def gradient_rows(self, nodes: Integers, k: int) -> Integers:
         """Return where the gradients of argument k of some nodes go."""
-        b, a = self.backward, self.args[self.positions[nodes] + k]
+        b, a = self.backward, self.arguments(nodes, k)
         inside = np.maximum(a, 0)
         node_rows = np.where(self.is_active(inside), b.gradient[np.minimum(inside, b.gradient.size - 1)], b.sink)
         parameters = PARAMETERS.gradients[np.where(a < 0, -a - 1, 0) >> 1]
@@ -767,7 +789,7 @@ class _Checker:
         accumulates = bool(ins.flags & ACCUMULATE)
         also: list[tuple[Integers, int]] = []
         if operand.writes == SHARED:
-            pid = int(-self.args[self.positions[nodes[0]] + k] - 1) >> 1
+            pid = int(-self.arguments(nodes[:1], k)[0] - 1) >> 1
             rows = self.operand(0, name, item, places)
             if pid not in self.parameters or self.slot(0) != (int(PARAMETERS.gradients[pid]), 0) or not accumulates:
                 self.fail(f"slot 0 ({name}) is not added to the gradient of a parameter", str(self.slot(0)))
@@ -1009,7 +1031,8 @@ def _nan_text(execution: Any, graph: Graph, node: int, wrong: Any) -> str:
     lines, sources = [str(record)], []
     names = {(getattr(p, "of", p)).pid: p for p in graph.parameters}
     for k, shape in enumerate(record.shapes):
-        a = int(execution.args[execution.positions[node] + k])
+        recorded = k < TYPES.info[record.number, RECORDED]
+        a = int(execution.args[execution.positions[node] + k]) if recorded else record.parameters[k]
         address = execution.value_address(a)
         given = _view(address, shape.total, graph.dtype)
         who = str(names[(-a - 1) >> 1]) if a < 0 else f"node {a}, {TYPES.records[execution.types[a]].name}"

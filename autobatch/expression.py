@@ -18,11 +18,11 @@ import numpy as np
 from autobatch import graph as graphs
 from autobatch.execute import execution_of
 from autobatch.graph import (
-    ARGUMENTS,
     IMMEDIATES,
     OP,
     PARAMETER,
     PARAMETERS,
+    RECORDED,
     STOP,
     TYPES,
     VIEW,
@@ -377,7 +377,7 @@ def set_immediates(e: Expression, immediates: Sequence[int]) -> None:
     """Give a node other immediates, and forget all values of its graph."""
     graph = graph_of(e.graph)
     before = TYPES.info[graph.recorded_types[: e.index]]
-    at = int(before[:, [ARGUMENTS, IMMEDIATES]].sum() + TYPES.info[e.type, ARGUMENTS])
+    at = int(before[:, [RECORDED, IMMEDIATES]].sum() + TYPES.info[e.type, RECORDED])
     graph.set_args(at, immediates)
     if graph.execution is not None:
         graph.execution.invalidate()

@@ -45,9 +45,11 @@ LARGEST = 2**31 - 1  # numbers of one node: starts of views are 32 bits wide
 
 # Columns of the table of types; addresses of kernels for float32 and float64 stand side by side, 0 until compiled.
 KIND, ARGUMENTS, IMMEDIATES, SIZE, OPERANDS, NUMBERS, TABLE, JOINS = range(8)
-FORWARD, PREPARE, TYPE_COLUMNS = 8, 10, 12
+FORWARD, PREPARE, RECORDED, TYPE_COLUMNS = 8, 10, 12, 13  # RECORDED: arguments that are recorded for each node, the first ones
 # Columns of the table of operands, one row for each argument of each type.
-READS, WRITES, ELEMENTS, COLUMNS, NEEDS, NEED_COUNT, HAS_GRADIENT, BACKWARD = range(8)
+READS, WRITES, ELEMENTS, COLUMNS, NEEDS, NEED_COUNT, HAS_GRADIENT, SOURCE, BACKWARD = range(
+    9
+)  # SOURCE: the parameter, if not recorded
 OPERAND_COLUMNS = BACKWARD + 2
 
 DTYPES = ("float32", "float64")
@@ -138,6 +140,8 @@ class NodeTypes:
         arguments = len(record.shapes)
         row[[KIND, ARGUMENTS, IMMEDIATES, SIZE, TABLE]] = record.kind, arguments, immediates, record.shape.total, table
         row[OPERANDS] = self._operand_count
+        typed = record.op is not None and record.op.typed
+        row[RECORDED] = sum(not p for p in record.parameters) if typed else arguments
         if record.op is None or lowering is None:
             return
         row[NUMBERS] = record.sizes.ctypes.data
@@ -152,6 +156,7 @@ class NodeTypes:
                 *(operand.reads, operand.writes, shape.total, operand.columns),
                 *(self._need_count, len(needs), operand.backward is not None),
             )
+            columns[SOURCE] = record.parameters[k] if typed else 0
             self._need_count += len(needs)
         self._operand_count += arguments
 
@@ -473,7 +478,7 @@ class Graph:
         if self.recorded_types is None or len(self.recorded_types) == nodes:
             return
         dropped = TYPES.info[self.recorded_types[nodes:]]
-        args = self.count_args() - int(dropped[:, [ARGUMENTS, IMMEDIATES]].sum())
+        args = self.count_args() - int(dropped[:, [RECORDED, IMMEDIATES]].sum())
         del self.recorded_types[nodes:]
         self.cut_args(args)
         self.numbers = {key: index for key, index in self.numbers.items() if index < nodes}

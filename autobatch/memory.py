@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from typing import Any
 
 import numpy as np
 
@@ -121,8 +122,9 @@ class Arena:
 
 def address_of(array: np.ndarray) -> int:
     """Return where the numbers of a contiguous array begin; `array.ctypes.data` takes 0.7 µs, this 0.1."""
+    buffer: Any = array
     try:
-        return ctypes.addressof(ctypes.c_char.from_buffer(array))
+        return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
     except (TypeError, ValueError):  # read-only, or empty
         return int(array.ctypes.data)
 

@@ -455,3 +455,26 @@ def test_the_benchmark_fails_loudly_for_an_op_without_a_call(benchmark, monkeypa
         benchmark.examples(OPS["lookup_batch"], 64)
     with pytest.raises(SystemExit, match="'tahn'"):
         benchmark.main(["--ops", "tahn"])
+
+
+# Thin products --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("columns", [1, 2, 7, 26, 64, 65])
+@pytest.mark.parametrize("rows, depth", [(400, 100), (1024, 256), (143, 1100), (1201, 33), (2000, 31)])
+def test_thin_products_that_are_cut_into_blocks_of_rows(rows, depth, columns, dtype):
+    rng = np.random.default_rng(rows + columns)
+    W, xs, dys = (rng.normal(size=s).astype(dtype) for s in ((rows, depth), (depth, columns), (rows, columns)))
+    weight = ab.ParameterCollection(dtype=dtype).parameters_from_numpy(W)
+    with ab.Graph(dtype=dtype):
+        each = [ab.inputVector(x) for x in xs.T]
+        ys = [weight * x for x in each]
+        ab.esum([ab.dot_product(y, ab.inputVector(dy)) for y, dy in zip(ys, dys.T, strict=True)]).backward(full=True)
+        tolerance = {"float32": 2e-5, "float64": 1e-13}[dtype]
+        for got, expected in (
+            (np.stack([y.npvalue() for y in ys], 1), W.astype(float) @ xs),
+            (np.stack([x.gradient() for x in each], 1), W.T.astype(float) @ dys),
+            (weight.grad_as_array(), dys.astype(float) @ xs.T),
+        ):
+            np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance * np.abs(expected).max())

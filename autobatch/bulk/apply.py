@@ -201,7 +201,7 @@ def _scan_builder(builder: RNNBuilder, graph: Graph, xs: Expressions, sizes: NDA
     others[shown] = False
     if others.any():
         left = np.delete(sizes, longest).tolist()
-        made = transduce_many(state, xs.shape, xs.indices[others].tolist(), left)
+        made = transduce_many(state, xs.type, xs.indices[others].tolist(), left)
         if made is not None:
             numbers[others] = made[1]
         else:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autobatch.expression import Expression
-from autobatch.graph import ARGUMENTS, IMMEDIATES, TYPES, Graph
+from autobatch.graph import IMMEDIATES, RECORDED, TYPES, Graph
 
 SAME, INPUT, OWN, COLUMN = range(4)
 
@@ -86,7 +86,7 @@ def learn(a: Call | None, b: Call | None, more: int = 0) -> Pattern | None:
         return None
     kinds, values, at = [], [], 0
     for number in a.types:
-        arguments = int(TYPES.info[number, ARGUMENTS])
+        arguments = int(TYPES.info[number, RECORDED])
         for k in range(arguments + int(TYPES.info[number, IMMEDIATES])):
             x, y = a.entries[at], b.entries[at]
             at += 1

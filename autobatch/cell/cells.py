@@ -17,14 +17,13 @@ import numpy as np
 
 from autobatch.cell.body import Body, parameter_name
 from autobatch.cell.trace import Given, Trace, rebuilt, trace
-from autobatch.expression import Expression, append, describe, owner
+from autobatch.expression import Expression, Node, append, describe, owner
 from autobatch.graph import OP, STOP, TYPES, VIEW, Graph
 from autobatch.kernels._errors import TraceError
 from autobatch.kernels._op import Op, Shape
 
 MOST_SIGNATURES = 1000  # of a cell; more are a static argument that ought to be none
 NOT_PLAIN, ONE, ROW, NESTED = range(4)  # some of it are arguments; one output; all outputs as a tuple; any other structure
-_new = object.__new__
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -33,7 +32,6 @@ class Signature(NamedTuple):
 
     key: object  # in `graph.kept` once the parameters are known to a graph
     types: tuple[int, ...]  # of the node and the views of its outputs
-    parameters: tuple[int, ...]  # behind the arguments of the node
     starts: tuple[int, ...]  # of the outputs
     result: Any  # what is returned, see `Traced`
     entered: tuple[Any, ...]  # parameters to keep alive
@@ -113,7 +111,7 @@ class _Cell:
             def function(*args: Any, **named: Any) -> Any:
                 return self.short(args, named)
         else:
-            scope: dict[str, Any] = {"_table": self.by_types, "_slow": self.short, "_new": _new, "_E": Expression}
+            scope: dict[str, Any] = {"_table": self.by_types, "_slow": self.short, "_E": Node}
             exec(_fast_source([p.name for p in parameters]), scope)
             function = scope["call"]
         functools.update_wrapper(function, self.function)
@@ -138,11 +136,10 @@ class _Cell:
             args_of_graph = graph.args
         except (AttributeError, KeyError, TypeError):
             return self.call(args, named, tuple(key) if entries else None)
-        entries += signature.parameters
         outputs = []
         for k, start in enumerate(signature.starts, 1):
             entries += (index, start)
-            e = _new(Expression)
+            e = Node()
             e.graph, e.index, e.type = graph, index + k, signature.types[k]
             outputs.append(e)
         args_of_graph += entries
@@ -176,7 +173,7 @@ class _Cell:
         try:
             if not signature.starts:  # it returns nothing but arguments and parameters
                 return rebuilt(signature.result, lambda part: _output(part, outputs, expressions))
-            node = append(graph, signature.types[0], [*(e.index for e in expressions), *signature.parameters])
+            node = append(graph, signature.types[0], [e.index for e in expressions])
             outputs = [append(graph, t, (node.index, s)) for t, s in zip(signature.types[1:], signature.starts, strict=True)]
         except BaseException:
             graph.undo(nodes)
@@ -184,11 +181,10 @@ class _Cell:
         if expressions and not named and all(isinstance(a, Expression) and a.graph is not None for a in args):
             types = tuple(e.type for e in expressions)
             pair = signature.form == ROW and len(outputs) == 2
-            returned = 1 if signature.form == ONE else 2 if pair else 0
-            if returned:
-                self.by_types[types if len(types) > 1 else types[0]] = (
-                    *(signature.key, returned, signature.types, signature.parameters, signature.starts),
-                )
+            if pair or signature.form == ONE:
+                views = zip(signature.starts, signature.types[1:], strict=True)
+                rest = [number for view in views for number in view] + [0, 0] * (not pair)
+                self.by_types[types if len(types) > 1 else types[0]] = (signature.key, pair, signature.types, *rest)
         if short is not None and signature.form:
             self.by_key[short] = signature
         return rebuilt(signature.result, lambda part: _output(part, outputs, expressions))
@@ -258,6 +254,7 @@ class _Cell:
             lower=lambda *_: body.lowering(),
             reference=self.function,
             samples=lambda _: None,
+            typed=True,
             listed=False,
         )
         arguments = tuple(body.arguments)
@@ -270,9 +267,7 @@ class _Cell:
         )
         starts = tuple(start for start, _, _ in body.outputs)
         parameters, form = tuple(traced.parameters), _form(traced.result)
-        return Signature(
-            object(), (number, *views), tuple(body.parameters), starts, traced.result, parameters, body, static, form
-        )
+        return Signature(object(), (number, *views), starts, traced.result, parameters, body, static, form)
 
     def explain(self) -> str:
         """Return what the cell became for each signature it was called with: steps, what they read and write, what is fused."""
@@ -362,29 +357,25 @@ def call({", ".join(names)}):
     try:
         _graph = {first}.graph
         {f"if {same}: raise KeyError" if same else ""}
-        _key, _returned, _new_types, _parameters, _starts = _table[{types}]
+        _key, _pair, _new_types, _s, _t, _v, _w = _table[{types}]
         if _key not in _graph.kept: raise KeyError
         _types = _graph.types
         _index = len(_types)
         _args = _graph.args
-        if _returned == 2:
-            _types += _new_types
-            _args += ({indices}, *_parameters, _index, _starts[0], _index, _starts[1])
-            _e, _f = _new(_E), _new(_E)
-            _e.graph = _f.graph = _graph
-            _e.index = _index + 1
+        _types += _new_types
+        _e = _E()
+        _e.graph = _graph
+        _e.index = _index + 1
+        _e.type = _t
+        if _pair:
+            _args += ({indices}, _index, _s, _index, _v)
+            _f = _E()
+            _f.graph = _graph
             _f.index = _index + 2
-            _e.type = _new_types[1]
-            _f.type = _new_types[2]
+            _f.type = _w
             return _e, _f
-        if _returned == 1:
-            _types += _new_types
-            _args += ({indices}, *_parameters, _index, _starts[0])
-            _e = _new(_E)
-            _e.graph = _graph
-            _e.index = _index + 1
-            _e.type = _new_types[1]
-            return _e
+        _args += ({indices}, _index, _s)
+        return _e
     except (AttributeError, KeyError, TypeError):
         pass
     return _slow(({", ".join(names)},), {{}})

@@ -10,7 +10,7 @@ import numpy as np
 
 from autobatch import seeds
 from autobatch.expression import Expression, append, describe, input_type
-from autobatch.graph import ARGUMENTS, IMMEDIATES, TYPES, Graph
+from autobatch.graph import IMMEDIATES, RECORDED, TYPES, Graph
 from autobatch.kernels._errors import TraceError
 from autobatch.kernels._op import Shape
 
@@ -113,7 +113,7 @@ def trace(name: str, function: Callable[[Sequence[Expression]], Any], shapes: Se
         types, args = graph.recorded_types, graph.all_args()
         nodes, at = [], 0
         for number in types:
-            count = int(TYPES.info[number, ARGUMENTS] + TYPES.info[number, IMMEDIATES])
+            count = int(TYPES.info[number, RECORDED] + TYPES.info[number, IMMEDIATES])
             nodes.append((number, args[at : at + count]))
             at += count
         return Traced(len(shapes), nodes, outputs, graph.constants, list(graph.parameters), result)

@@ -22,9 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from autobatch.expression import Expression
-from autobatch.graph import ARGUMENTS, IMMEDIATES, TYPES, Graph
+from autobatch.graph import IMMEDIATES, RECORDED, TYPES, Graph
 from autobatch.kernels._jit import compiled, int32s
-from autobatch.kernels._op import Shape
 
 SAME, INPUT, OWN, STATE, IMMEDIATE = range(5)
 LEARNED = 3  # steps that are recorded one by one, to see how the others look
@@ -152,7 +151,7 @@ def _pattern(graph: Graph, start: tuple[int, int], end: tuple[int, int], x: int,
     types = graph.recorded_types[base : end[0]]
     entries = []
     for number in types:
-        arguments = int(TYPES.info[number, ARGUMENTS])
+        arguments = int(TYPES.info[number, RECORDED])
         for k in range(arguments + int(TYPES.info[number, IMMEDIATES])):
             value = graph.recorded_args[at]
             at += 1
@@ -171,15 +170,17 @@ def _pattern(graph: Graph, start: tuple[int, int], end: tuple[int, int], x: int,
     return Pattern(types, np.array(entries, np.int32).reshape(-1, 2).T.copy(), np.array(states, np.int32), output)
 
 
-def _indices(graph: Graph, shape: Shape, xs: Sequence[Any]) -> list[int] | None:
-    """Return the numbers of the inputs; None if one of them is of another graph or shape."""
-    indices, fitting = [], _FITTING.setdefault(shape, set())
+def _indices(graph: Graph, kind: int, xs: Sequence[Any]) -> list[int] | None:
+    """Return the numbers of the inputs; None if one of them is of another graph, or of another shape than a node type has."""
+    indices, fitting = [], _FITTING.get(kind)
+    if fitting is None:
+        fitting = _FITTING[kind] = {kind}
     try:
         for e in xs:
             if e.graph is not graph:
                 return None
             if e.type not in fitting:
-                if TYPES.records[e.type].shape != shape:
+                if TYPES.records[e.type].shape != TYPES.records[kind].shape:
                     return None
                 fitting.add(e.type)
             indices.append(e.index)
@@ -188,7 +189,14 @@ def _indices(graph: Graph, shape: Shape, xs: Sequence[Any]) -> list[int] | None:
     return indices
 
 
-_FITTING: dict[Shape, set[int]] = {}  # types of a shape
+_FITTING: dict[int, set[int]] = {}  # node types of the shape of a type
+
+
+def _known(state: Any, kind: int) -> Any:
+    """Return where the steps of a builder are kept in a graph, for inputs of a type, and what is known of them."""
+    key = state._builder, "steps", TYPES.records[kind].shape, bool(state._h), state._builder._rates
+    known = state._use[0].kept.get(key)
+    return key, known
 
 
 def transduce(state: Any, xs: Sequence[Any]) -> list[Expression] | None:
@@ -196,12 +204,18 @@ def transduce(state: Any, xs: Sequence[Any]) -> list[Expression] | None:
     builder, graph = state._builder, state._use[0]
     if graph.types is None or not isinstance(xs[0], Expression):
         return None
-    shape = TYPES.records[xs[0].type].shape
-    indices = _indices(graph, shape, xs)
+    kind = xs[0].type
+    indices = _indices(graph, kind, xs)
     if indices is None:
         return None
-    key = builder, "steps", shape, bool(state._h), builder._rates
-    known = graph.kept.get(key)
+    short = builder, kind, bool(state._h)
+    steps = graph.kept.get(short)
+    if steps is not None and steps[0] is builder._rates:
+        known = steps[1]
+    else:
+        key, known = _known(state, kind)
+        if known is not None:
+            graph.kept[short] = builder._rates, known
     outputs: list[Expression] = []
     if known is None and len(xs) <= LEARNED:
         return None
@@ -243,13 +257,13 @@ def _record(graph: Graph, first: Pattern, rest: Pattern, xs: Sequence[int], give
     return base
 
 
-def transduce_many(state: Any, shape: Shape, xs: list[int], sizes: Sequence[int]) -> tuple[int, np.ndarray] | None:
+def transduce_many(state: Any, kind: int, xs: list[int], sizes: Sequence[int]) -> tuple[int, np.ndarray] | None:
     """Record many sequences, whose inputs have one shape; return the type of the outputs and their numbers.
 
     None if no sequence of the graph has shown the pattern yet.
     """
     graph = state._use[0]
-    known = graph.kept.get((state._builder, "steps", shape, bool(state._h), state._builder._rates))
+    _, known = _known(state, kind)
     if not known or graph.types is None:
         return None
     first, rest = known
