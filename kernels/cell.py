@@ -59,7 +59,7 @@ from autobatch.kernels._jit import (
 EMPTY, INCOMING, FIXED = range(3)
 EACH, INHERIT = 1, 2
 _STEP, _SLOT = 5, 4  # words
-ROOM = 2048  # words of the longest instruction of a step
+ROOM = 4096  # words of the longest instruction of a step
 MOST_SLOTS = (ROOM - SLOTS) // 2
 
 

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from laws import EXACT, FLOAT32, FLOAT32_GRAPH, close, run
-from strategies import SEEDS, examples, plans
+from laws import EXACT, FLOAT32, FLOAT32_GRAPH, Call, Input, Recording, Ref, Row, Use, close, perform, run
+from strategies import SEEDS, examples, graphs, plans
 
 import autobatch as ab
 from autobatch import execute
 from autobatch.cell import cells
+from autobatch.kernels import _fused
 from autobatch.kernels._op import OPS
 from autobatch.schedule import POLICIES
 
@@ -32,7 +33,7 @@ def in_a_cell(function, around):
         made = laws.several(function(*arguments, **attributes))
         if not around:
             return made
-        before, after = ab.tanh(made[-1]), ab.square(made[0])
+        before, after = ab.sum_elems(made[-1]), ab.squared_norm(made[0])
         return before, *made, after
 
     cell = ab.cell(body)
@@ -48,11 +49,12 @@ ROWS = ("lookup_batch",)  # take rows of a table
 
 
 @pytest.mark.parametrize("op", [op for op in OPS.values() if op.name not in ROWS], ids=lambda op: op.name)
-@pytest.mark.parametrize("around", [False, True], ids=["alone", "among others"])
-def test_every_op_in_a_cell(op, around):
-    @examples(8)
-    @given(plans(op, 4))
-    def check(plan):
+def test_every_op_in_a_cell(op):
+    """Alone or between other results; batched against node by node; some of the cells in debug mode."""
+
+    @examples(9)
+    @given(plans(op, 4), st.booleans(), st.booleans())
+    def check(plan, around, checked):
         dtype = "float32" if plan.seed % 4 == 0 else "float64"
         plain = run(plan, dtype, "none")
         cells = {}
@@ -63,7 +65,7 @@ def test_every_op_in_a_cell(op, around):
             return cells[name]
 
         laws_public = laws.public
-        with mock.patch.object(laws, "public", public):
+        with mock.patch.object(laws, "public", public), mock.patch.object(execute, "CHECKED", checked):
             traced = run(plan, dtype, "ratio")
         tolerance = EXACT if dtype == "float64" else FLOAT32
         for ours, expected in zip(traced.values(), plain.values(), strict=True):
@@ -274,6 +276,7 @@ class Outcome:
         body = function.body(self.parameters)
         body = ab.cell(body) if cell else body
         rng, self.leaves, self.results = np.random.default_rng(function.n + 1), {}, []
+        asks = np.random.default_rng(2)
         sources = [
             self.model.add_parameters(9 * int(np.prod(s)) * b) for s, b in zip(function.shapes, function.batches, strict=True)
         ]
@@ -287,7 +290,7 @@ class Outcome:
                 made = body(*given)
                 made = [made] if isinstance(made, ab.Expression) else list(made)
                 self.results.append(made)
-                if ask and rng.integers(2):
+                if ask and asks.integers(2):
                     self.results[-1][0].value()
             losses, weights = [], np.random.default_rng(5)
             for made in self.results:
@@ -346,9 +349,133 @@ def test_random_functions(policy):
 
 @examples(10)
 @given(SEEDS)
+def test_random_functions_in_debug_mode(seed):
+    function = Function(seed)
+    with mock.patch.object(execute, "CHECKED", True):
+        ours = Outcome(function, True, "float64", "ratio")
+    same(ours, Outcome(function, False), EXACT)
+
+
+@examples(10)
+@given(SEEDS)
 def test_random_functions_in_float32(seed):
     function = Function(seed)
     same(Outcome(function, True, "float32", "ratio"), Outcome(function, False), FLOAT32_GRAPH)
+
+
+class Together(Recording):
+    """A case of which each instance is one cell, but for inputs, rows and half of the parameters, which are its arguments."""
+
+    def __init__(self, case, seed, **more):
+        super().__init__(case, **more)
+        self.seed = seed
+
+    def one(self, steps, cell):
+        """Return the function of an instance, as a cell, and the numbers of the steps outside of it."""
+        rng = np.random.default_rng(self.seed)
+        starts = np.cumsum([0] + [2 if isinstance(s, Call) and s.op == "lstm_step" else 1 for s in steps])
+        outer = (Input, Row)
+        tables = {s.arguments[0].at for s in steps if isinstance(s, Call) and s.op in ROWS}
+        outside = [
+            k
+            for k, s in enumerate(steps)
+            if isinstance(s, outer)
+            or (isinstance(s, Use) and (starts[k] in tables or rng.integers(2)))
+            or (isinstance(s, Call) and s.op in ROWS)
+        ]
+
+        def function(given):
+            values = dict(given)
+            for k, step in enumerate(steps):
+                if k not in outside:
+                    for n, e in enumerate(perform(step, values, self.parameters)):
+                        values[int(starts[k]) + n] = e
+            return [values[k] for k in range(starts[-1])]
+
+        return ab.cell(function) if cell else function, outside, starts
+
+    def finish(self, cell=True):
+        known = {}
+        for i, steps in enumerate(self.case.instances):
+            form = [(type(s), getattr(s, "op", None), references(getattr(s, "arguments", []))) for s in steps]
+            alike = [k for k in known if form == known[k][0]]
+            first = alike[0] if alike else i
+            if not alike:
+                known[i] = form, self.one(steps, cell)
+            function, outside, starts = known[first][1]
+            values = {}
+            for k in outside:
+                (e,) = perform(steps[k], values, self.parameters)
+                values[int(starts[k])] = e
+            self.values[i] = function(values)
+        losses = [v[-1] for v in self.values]
+        self.loss = ab.esum(losses)
+        return self
+
+
+def references(arguments):
+    if isinstance(arguments, Ref):
+        return [arguments.at]
+    return [k for a in arguments for k in references(a)] if isinstance(arguments, (tuple, list)) else []
+
+
+@examples(12)
+@given(graphs(), SEEDS, st.booleans())
+def test_whole_programs(case, seed, checked):
+    """Any ops together; instances of one program are calls of one cell."""
+    with ab.Graph(dtype="float64", policy="none"):
+        plain = Together(case, seed).finish(cell=False)
+        plain.loss.backward()
+    with ab.Graph(dtype="float64"), mock.patch.object(execute, "CHECKED", checked):
+        ours = Together(case, seed).finish()
+        ours.loss.backward()
+    for i, (a, b) in enumerate(zip(ours.computed(), plain.computed(), strict=True)):
+        for k, (x, y) in enumerate(zip(a, b, strict=True)):
+            close(x, y, EXACT, f"value {k} of instance {i}")
+    for k, (x, y) in enumerate(zip(ours.gradients(), plain.gradients(), strict=True)):
+        close(x, y, EXACT, f"gradient of parameter {k}")
+
+
+def test_long_chains_are_cut():
+    def f(x, y):
+        for k in range(150):
+            x = ab.cmult(x, y) + 0.1 if k % 3 else ab.tanh(x) - y
+        return x
+
+    found = []
+    for function in (f, ab.cell(f)):
+        with ab.Graph(dtype="float64"):
+            x, y = (ab.inputVector(np.linspace(-0.9, b, 5)) for b in (0.5, 0.9))
+            result = function(x, y)
+            ab.sum_elems(result).backward(full=True)
+            found.append([result.npvalue(), x.gradient(), y.gradient()])
+    for a, b in zip(*found, strict=True):
+        close(a, b, EXACT)
+
+
+def test_sums_of_many():
+    f = ab.cell(lambda xs: ab.esum(xs) + ab.esum(xs[:16]))
+    with ab.Graph(dtype="float64"):
+        xs = [ab.inputVector([1.0, k]) for k in range(300)]
+        close(f(xs).npvalue(), [316.0, 300 * 299 / 2 + 120], EXACT)
+        assert f(xs * 4).npvalue()[0] == 1216
+        nodes = len(ab.current_graph())
+        with pytest.raises(ab.TraceError, match="an operation of 2100 arguments inside of a cell"):
+            ab.cell(lambda xs: ab.concatenate(xs))(xs * 7)
+        assert len(ab.current_graph()) == nodes
+
+
+def test_which_slopes_read_their_argument():
+    found = {name: op.formulas(1).reads_argument() for name, op in OPS.items() if op.formulas and op.formulas(1)}
+    assert not any(found[name] for name in ("tanh", "logistic", "exp", "sqrt", "negate"))
+    assert all(found[name] for name in ("square", "log", "cube", "rectify", "erf"))
+
+    def stored_before(dy, y, x):
+        t = dy * 2
+        return t * x if y > 0 else t
+
+    assert _fused.Formulas(lambda x: x, (stored_before,), __file__).reads_argument()
+    assert not _fused.Formulas(lambda x: x, (lambda dy, y, x: dy * y,), __file__).reads_argument()
 
 
 # Ways to call one -----------------------------------------------------------------------------------------------------

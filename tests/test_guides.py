@@ -1,4 +1,4 @@
-"""The guides tell the truth: their blocks run and print what they say, and the tables of the porting guide name what differs."""
+"""The guides tell the truth: their blocks run and print what they say, and tables of the porting guide name what differs."""
 
 import inspect
 import pathlib

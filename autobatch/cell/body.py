@@ -23,14 +23,15 @@ import numpy as np
 
 from autobatch.cell.trace import Traced
 from autobatch.graph import ARGUMENTS, INPUT, OP, ROW, STOP, TYPES, NodeType
-from autobatch.kernels._errors import InternalError
+from autobatch.kernels._errors import InternalError, TraceError
 from autobatch.kernels._fused import Chain, Formulas, Line, Read
 from autobatch.kernels._jit import ACCUMULATE
 from autobatch.kernels._op import DENSE, ROWS, SHARED, Lowering, Operand, Shape
 from autobatch.kernels._rows import add_rows, copy_rows, zero_rows
-from autobatch.kernels.cell import EACH, FIXED, INCOMING, INHERIT, Programs, Slot, Step
+from autobatch.kernels.cell import EACH, FIXED, INCOMING, INHERIT, MOST_SLOTS, Programs, Slot, Step
 
 MOST_LINES = 64  # of a chain: longer ones take long to compile
+MOST_TERMS = 16  # of a line, likewise
 VALUE, ARGUMENT, CONSTANT = "value", "argument", "constant"
 
 
@@ -215,9 +216,8 @@ class Body:
         for value in self.live:
             op = value.record.op
             assert op is not None
-            if op.formulas is not None and all(
-                p.size == value.size or (p.size == 1 and p.kind == CONSTANT) for p in value.args
-            ):
+            fits = all(p.size == value.size or (p.size == 1 and p.kind == CONSTANT) for p in value.args)
+            if op.formulas is not None and fits and len(value.args) <= MOST_TERMS:
                 value.formulas = op.formulas(len(value.args))
             for place in value.args:
                 if place.kind == VALUE:
@@ -230,7 +230,7 @@ class Body:
                 value.level = latest
         steps: dict[Any, list[Value]] = {}
         for value in sorted(self.live, key=lambda v: (v.level, v.formulas is not None, v.number)):
-            key = (value.level, value.size) if value.formulas is not None else value.number
+            key: Any = (value.level, value.size) if value.formulas is not None else value.number
             while len(steps.get(key, ())) == MOST_LINES:
                 key = (key, "more")
             steps.setdefault(key, []).append(value)
@@ -344,7 +344,7 @@ class Body:
 
     def _chain(self, step: list[Value]) -> tuple[Chain, tuple[Part, ...], dict[Read, Place]]:
         """The chain of a step, the slots of its rows, and what its reads are."""
-        rows: dict[tuple[str, int], int] = {("y", 0): 0}
+        rows: dict[tuple[Any, ...], int] = {("y", 0): 0}
         lines, numbers = [], {v.number: t for t, v in enumerate(step)}
         what: dict[Read, Place] = {}
         for v in step:
@@ -357,7 +357,7 @@ class Body:
                 row = rows.setdefault((part.kind, part.number), len(rows))
                 read = Read(row, part.start, place.size != v.size)
                 if read in what and what[read].stopped != place.stopped:
-                    read = Read(rows.setdefault((part.kind, part.number, "stopped"), len(rows)), part.start, read.single)  # type: ignore[call-overload]
+                    read = Read(rows.setdefault((part.kind, part.number, "stopped"), len(rows)), part.start, read.single)
                 what[read] = place
                 args.append(read)
             assert v.formulas is not None
@@ -548,6 +548,12 @@ class Body:
         return programs, self.constants, self.zeroed
 
     def _step(self, draft: Draft, slots: dict[str, int], first: int, needs: Sequence[int] | None = None) -> Step:
+        if len(draft.parts) > MOST_SLOTS:
+            raise TraceError(
+                f"an operation of {len(draft.parts) - 1} arguments inside of a cell\n"
+                f"  expected  at most {MOST_SLOTS - 5}\n  try       several of them one after the other, or a plain function"
+            )
+
         def slot(part: Part) -> Slot:
             if part.kind in slots:
                 return Slot(INCOMING, slots[part.kind], part.start, part.size)
