@@ -14,8 +14,8 @@ used where the op shares them. Nodes of one type can run as one batch, nothing e
 process; an op remembers the type for each combination of types of arguments, so that recording is a look-up, and the
 look-up is the check of shapes: only a new combination runs the op's shape rule.
 
-Lists, because `list.append` is three times as fast as `array.append`; they become arrays when the graph is run. What is recorded
-in bulk (all steps of a sequence) puts its types into the list and its arguments into a `Piece` between the entries of the list:
+Lists, because `list.append` is three times as fast as `array.append`; they become arrays when the graph is run. What is
+recorded in bulk (all steps of a sequence) puts its types into the list and its arguments into a `Piece` between the entries:
 
     args list   | 0 ... 11 |  12 ... 19 | ...          piece (12, p): its entries come before entry 12 of the list
 """
@@ -321,7 +321,7 @@ class Entries:
 
 
 @compiled
-def _move(source, out, segments):
+def _move(source: Any, out: Any, segments: Any) -> None:
     """Copy segments: for each (place in `source`, place in `out`, length)."""
     for k in range(0, segments.size, 3):
         start, at = segments[k], segments[k + 1]
@@ -506,7 +506,8 @@ class Graph:
         if pieces == len(self.pieces):
             out[:] = self.recorded_args[entries:]
             return
-        at, source, segments = 0, 0, []
+        at, source = 0, 0
+        segments: list[int] = []
         jobs: dict[Any, list[tuple[int, Any]]] = {}
         for before, piece in self.pieces[pieces:]:
             length = before - entries - source

@@ -318,7 +318,8 @@ def tree(node: Callable[..., Any], children: ArrayLike, *leaves: Any) -> Any:
     if wrong.any():
         m, k = (int(i) for i in np.argwhere(wrong)[0])
         raise IndexRangeError(
-            f"tree: inner node {n_leaves + m} has a child {below[m, k]}\n  expected  from 0 to {n_leaves + m - 1}: children come first"
+            f"tree: inner node {n_leaves + m} has a child {below[m, k]}\n"
+            f"  expected  from 0 to {n_leaves + m - 1}: children come first"
         )
     results = np.full((count, n_leaves + inner), -1, np.int32)
     for j, part in enumerate(parts):

@@ -78,8 +78,8 @@ def call_since(
     return Call(start[0], *own, list(inputs), list(integers), [e.index for e in results])
 
 
-def learn(a: Call | None, b: Call | None, more: int = 0) -> Pattern | None:
-    """Return the pattern of two calls; None if there is none. `more`: inputs behind which others come (kept apart by position)."""
+def learn(a: Call | None, b: Call | None) -> Pattern | None:
+    """Return the pattern of two calls; None if there is none."""
     if a is None or b is None or a.types != b.types or len(a.entries) != len(b.entries):
         return None
     if len(set(a.inputs)) != len(a.inputs) or len(set(b.inputs)) != len(b.inputs):

@@ -10,8 +10,8 @@ nodes, and for each entry of their arguments what it is
     IMMEDIATE  an integer that names no node
 
 The very first step may differ from all others, for it has no state before. All further steps of a graph with the same
-builder and inputs of the same shape are a `Chain`: a few numbers, written out when the graph is run. A builder whose steps are not
-all alike (one that draws a random mask for each) has no pattern, and is recorded step by step.
+builder and inputs of the same shape are a `Chain`: a few numbers, written out when the graph is run. A builder whose steps are
+not all alike (one that draws a random mask for each) has no pattern, and is recorded step by step.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ _WORDS = 13  # of a chain: place, first node, place of its inputs and how many, 
 
 
 @compiled
-def _write(out, words, nodes):
+def _write(out: Any, words: Any, nodes: Any) -> None:
     """Write the entries of all chains."""
     for c in range(0, words.size, _WORDS):
         at, base, xs, n = words[c], words[c + 1], words[c + 2], words[c + 3]
