@@ -12,7 +12,7 @@ DOCS = pathlib.Path(__file__).resolve().parents[1] / "docs"
 GUIDE = (DOCS / "from-dynet.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(("guide", "least"), [("from-dynet.md", 9), ("cells.md", 4)])
+@pytest.mark.parametrize(("guide", "least"), [("from-dynet.md", 9), ("cells.md", 4), ("bulk.md", 2)])
 def test_blocks_run_and_print_what_the_guide_says(tmp_path, monkeypatch, capsys, guide, least):
     monkeypatch.chdir(tmp_path)
     text = (DOCS / guide).read_text(encoding="utf-8")
