@@ -258,7 +258,7 @@ class _Checker:
 
     def arguments(self, nodes: Integers, k: int) -> Integers:
         """Return argument k of some nodes of one type: a node, or a parameter; of a cell, parameters are known to the type."""
-        record = self.records[self.types[nodes[0]]] if len(nodes) else None
+        record = TYPES.records[int(self.types[nodes[0]])] if len(nodes) else None
         if record is not None and k >= TYPES.info[record.number, RECORDED]:
             return np.full(len(nodes), record.parameters[k], np.int64)
         return np.asarray(self.args[self.positions[nodes] + k])
