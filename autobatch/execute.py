@@ -135,8 +135,7 @@ class Execution:
             self.positions = _grown(self.positions, room + 1)
             self.args = _grown(self.args, max(m, 2 * self.args.size))
             self._share()
-        self.types[self.flushed : n] = graph.recorded_types[self.flushed :]
-        graph.write_args(self.args[self.flushed_args : m], *self.flushed_entries)
+        graph.write(self.types[self.flushed : n], self.args[self.flushed_args : m], self.flushed, *self.flushed_entries)
         self.flushed, self.flushed_args = n, m
         self.flushed_entries = len(graph.recorded_args), len(graph.pieces)
 

@@ -294,30 +294,36 @@ def _patient() -> _Patience:
 
 
 class Piece(Protocol):
-    """Arguments of nodes that were recorded in bulk."""
+    """Nodes that were recorded in bulk: their types, which stand in the list as well, and their arguments."""
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes there are."""
 
     @property
     def count(self) -> int:
-        """How many entries there are."""
+        """How many entries they have."""
 
     @staticmethod
-    def write_all(out: np.ndarray, pieces: list[tuple[int, Any]]) -> None:
-        """Write all pieces of this kind into an int32 array; each comes with the place where it begins."""
+    def write_all(types: np.ndarray, args: np.ndarray, pieces: list[tuple[int, int, Any]]) -> None:
+        """Write all pieces of this kind into two int32 arrays; each comes with the places where it begins in them."""
 
 
 class Entries:
-    """A piece that is an array of its entries."""
+    """A piece of which every so many nodes are alike: their types, and an array of all entries."""
 
-    __slots__ = ("array", "count")
+    __slots__ = ("array", "count", "nodes", "types")
 
-    def __init__(self, array: np.ndarray) -> None:
-        self.array, self.count = array, array.size
+    def __init__(self, types: list[int], repeats: int, array: np.ndarray) -> None:
+        self.types, self.array = types, array
+        self.nodes, self.count = len(types) * repeats, array.size
 
     @staticmethod
-    def write_all(out: np.ndarray, pieces: list[tuple[int, Any]]) -> None:
+    def write_all(types: np.ndarray, args: np.ndarray, pieces: list[tuple[int, int, Any]]) -> None:
         """Write all pieces, see `Piece`."""
-        for at, piece in pieces:
-            out[at : at + piece.count] = piece.array.ravel()
+        for first, at, piece in pieces:
+            args[at : at + piece.count] = piece.array.ravel()
+            types[first : first + piece.nodes].reshape(-1, len(piece.types))[:] = piece.types
 
 
 @compiled
@@ -400,7 +406,7 @@ class Graph:
         self.args: Any = []
         self.recorded_types: list[int] = self.types
         self.recorded_args: list[int] = self.args
-        self.pieces: list[tuple[int, Piece]] = []  # arguments recorded in bulk, and before which entry of the list they come
+        self.pieces: list[tuple[int, int, Piece]] = []  # recorded in bulk: before which entry of the list, first node, what
         self.numbers: dict[Any, int] = {}  # inputs that hold one number
         self.zeros: dict[Any, int] = {}
         self.parameters: set[Any] = set()  # used as arguments
@@ -490,50 +496,60 @@ class Graph:
 
     # Arguments --------------------------------------------------------------------------------------------------------
 
-    def extend(self, types: Sequence[int], piece: Piece) -> int:
-        """Record nodes in bulk; return the number of the first one."""
+    def extend(self, types: list[int], repeats: int, args: np.ndarray) -> int:
+        """Record nodes in bulk, `repeats` times these types; return the number of the first one."""
         index = len(self.recorded_types)
-        self.recorded_types += types
-        self.pieces.append((len(self.recorded_args), piece))
+        self.recorded_types += types * repeats
+        self.pieces.append((len(self.recorded_args), index, Entries(types, repeats, args)))
         return index
 
     def count_args(self) -> int:
         """Return how many entries all nodes have: arguments and immediates."""
-        return len(self.recorded_args) + sum(piece.count for _, piece in self.pieces)
+        return len(self.recorded_args) + sum(piece.count for _, _, piece in self.pieces)
 
-    def write_args(self, out: np.ndarray, entries: int = 0, pieces: int = 0) -> None:
-        """Write what was recorded behind the first `entries` of the list and the first `pieces` into an int32 array."""
+    def write(self, types: np.ndarray, args: np.ndarray, nodes: int = 0, entries: int = 0, pieces: int = 0) -> None:
+        """Write what was recorded behind the first nodes, entries of the list and pieces into two int32 arrays."""
         if pieces == len(self.pieces):
-            out[:] = self.recorded_args[entries:]
+            types[:] = self.recorded_types[nodes:]
+            args[:] = self.recorded_args[entries:]
             return
-        at, source = 0, 0
+        at, source, node = 0, 0, nodes
         segments: list[int] = []
-        jobs: dict[Any, list[tuple[int, Any]]] = {}
-        for before, piece in self.pieces[pieces:]:
+        listed: list[int] = []  # types of nodes in no piece
+        of_types: list[int] = []
+        jobs: dict[Any, list[tuple[int, int, Any]]] = {}
+        for before, first, piece in self.pieces[pieces:]:
             length = before - entries - source
             if length > 0:
                 segments += (source, at, length)
                 at += length
                 source += length
-            jobs.setdefault(piece.__class__, []).append((at, piece))
+            if first > node:
+                of_types += (len(listed), node - nodes, first - node)
+                listed += self.recorded_types[node:first]
+            node = first + piece.nodes
+            jobs.setdefault(piece.__class__, []).append((first - nodes, at, piece))
             at += piece.count
-        listed = np.array(self.recorded_args[entries:], np.int32)
-        segments += (source, at, listed.size - source)
-        _move(listed, out, np.array(segments, np.int64))
+        of_types += (len(listed), node - nodes, len(self.recorded_types) - node)
+        listed += self.recorded_types[node:]
+        rest = np.array(self.recorded_args[entries:], np.int32)
+        segments += (source, at, rest.size - source)
+        _move(rest, args, np.array(segments, np.int64))
+        _move(np.array(listed, np.int32), types, np.array(of_types, np.int64))
         for kind, of_kind in jobs.items():
-            kind.write_all(out, of_kind)
+            kind.write_all(types, args, of_kind)
 
     def all_args(self) -> list[int]:
         """Return the entries of all nodes."""
         if not self.pieces:
             return self.recorded_args
         out = np.empty(self.count_args(), np.int32)
-        self.write_args(out)
+        self.write(np.empty(len(self.recorded_types), np.int32), out)
         return out.tolist()
 
     def set_args(self, at: int, entries: Sequence[int]) -> None:
         """Replace entries of one node, from a position among all entries on."""
-        for before, piece in self.pieces:
+        for before, _, piece in self.pieces:
             if at < before:
                 break
             if at < before + piece.count:
@@ -545,7 +561,7 @@ class Graph:
         """Keep the first `count` entries."""
         excess = self.count_args() - count
         while self.pieces:
-            before, piece = self.pieces[-1]
+            before, _, piece = self.pieces[-1]
             tail = len(self.recorded_args) - before
             if excess <= tail:
                 break
@@ -554,7 +570,7 @@ class Graph:
             excess -= tail
             if excess < piece.count:
                 rest = np.empty(piece.count, np.int32)
-                piece.write_all(rest, [(0, piece)])
+                piece.write_all(np.empty(piece.nodes, np.int32), rest, [(0, 0, piece)])
                 self.recorded_args += rest[: piece.count - excess].tolist()
                 return
             excess -= piece.count

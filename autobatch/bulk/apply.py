@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from autobatch.bulk.expressions import Expressions, computed, expressions
 from autobatch.bulk.patterns import Call, Pattern, call_since, learn, mark
 from autobatch.expression import Expression, describe
-from autobatch.graph import TYPES, Entries, Graph, graph_of
+from autobatch.graph import TYPES, Graph, graph_of
 from autobatch.kernels._errors import ArgumentError, IndexRangeError, OperandError, ShapeError
 from autobatch.rnn.builder import RNNBuilder
 from autobatch.rnn.steps import transduce_many
@@ -118,7 +118,7 @@ def each(function: Callable[..., Any], *columns: Any) -> Any:
     if rest.size and pattern is not None:
         base = len(graph.recorded_types) + len(pattern.types) * np.arange(rest.size)
         inputs = [c.indices[rest] for c in varying]
-        graph.extend(pattern.types * rest.size, Entries(pattern.entries(base, inputs, [c[rest] for c in integers])))
+        graph.extend(pattern.types, rest.size, pattern.entries(base, inputs, [c[rest] for c in integers]))
         results[:, rest] = base + np.array(pattern.results)[:, None]
         computed(graph)
     for j, e in enumerate(example):
@@ -268,7 +268,7 @@ def _scan_function(
         previous[:, 1:] = results[:, :-1]
         previous[:, starts] = np.array([e.index for e in state], np.int32)[:, None]
         inputs = [xs.indices[todo], *(previous[j, todo] for j in range(count))]
-        graph.extend(pattern.types * todo.size, Entries(pattern.entries(base, inputs, [])))
+        graph.extend(pattern.types, todo.size, pattern.entries(base, inputs, []))
         computed(graph)
     outputs = [expressions(graph, kinds[j], results[j]) for j in range(count)]
     return tuple(outputs) if tuple_like else outputs[0]
@@ -361,7 +361,7 @@ def tree(node: Callable[..., Any], children: ArrayLike, *leaves: Any) -> Any:
         base = len(graph.recorded_types) + len(pattern.types) * np.arange(inner - tried)
         results[:, n_leaves + tried :] = base + np.array(pattern.results)[:, None]
         inputs = [results[j, column] for column in below[tried:].T for j in range(count)]
-        graph.extend(pattern.types * (inner - tried), Entries(pattern.entries(base, inputs, [])))
+        graph.extend(pattern.types, inner - tried, pattern.entries(base, inputs, []))
         computed(graph)
     if inner:
         kinds = [e.type for e in made[n_leaves]]

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from autobatch.execute import execution_of
 from autobatch.expression import Expression, Node, check_expression, describe, owner
 from autobatch.functions.arithmetic import esum
-from autobatch.graph import TYPES, Entries, Graph, current_graph, graph_of
+from autobatch.graph import TYPES, Graph, current_graph, graph_of
 from autobatch.kernels._errors import ArgumentError, IndexRangeError, OperandError, ShapeError
 from autobatch.kernels._op import Shape
 from autobatch.memory import read
@@ -117,7 +117,7 @@ class Expressions:
                 kind = esum(list(level[:_FAN]))
                 nodes = whole // _FAN - 1
                 entries = level.indices[_FAN:whole]
-                first = graph.extend([kind.type] * nodes, Entries(entries))
+                first = graph.extend([kind.type], nodes, entries)
                 made = np.concatenate([[kind.index], np.arange(first, first + nodes), [e.index for e in above]])
                 computed(graph)
                 level = expressions(graph, kind.type, made.astype(np.int32))
@@ -166,7 +166,7 @@ def rows(table: LookupParameters, indices: ArrayLike, update: bool = True) -> Ex
         raise IndexRangeError(f"rows: index {low if low < 0 else high}\n  expected  from 0 to {table.dims[-1] - 1}")
     graph = current_graph()
     first = table.row(int(at[0]), update)
-    index = graph.extend([first.type] * (at.size - 1), Entries(at[1:].astype(np.int32)))
+    index = graph.extend([first.type], at.size - 1, at[1:].astype(np.int32))
     computed(graph)
     numbers = np.arange(index - 1, index - 1 + at.size, dtype=np.int32)
     numbers[0] = first.index

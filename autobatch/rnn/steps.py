@@ -41,12 +41,13 @@ class Pattern:
     output : where the output lies.
     """
 
-    __slots__ = ("count", "entries", "output", "states", "types", "words")
+    __slots__ = ("count", "entries", "output", "states", "type_array", "types", "words")
 
     def __init__(self, types: list[int], entries: np.ndarray, states: np.ndarray, output: int) -> None:
         self.types, self.entries, self.states, self.output = types, entries, states, output
         self.count = entries.shape[1]
-        self.words = entries.ctypes.data, states.ctypes.data, self.count, len(types)
+        self.type_array = np.array(types, np.int32)
+        self.words = entries.ctypes.data, states.ctypes.data, self.count, len(types), self.type_array.ctypes.data
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Pattern) or (self.types, self.output) != (other.types, other.output):
@@ -59,38 +60,39 @@ class Pattern:
 class Chain:
     """The entries of consecutive steps of one sequence: a piece of a graph's arguments."""
 
-    __slots__ = ("base", "count", "first", "given", "rest", "xs")
+    __slots__ = ("base", "count", "first", "given", "nodes", "rest", "xs")
 
     def __init__(self, first: Pattern, rest: Pattern, base: int, xs: Sequence[int], given: Sequence[int]) -> None:
         self.first, self.rest, self.base, self.xs, self.given = first, rest, base, xs, given
         self.count = first.count + (len(xs) - 1) * rest.count
+        self.nodes = len(first.types) + (len(xs) - 1) * len(rest.types)
 
     @staticmethod
-    def write_all(out: np.ndarray, pieces: list[tuple[int, Chain]]) -> None:
-        """Write all chains into an int32 array; each comes with the place where it begins."""
+    def write_all(types: np.ndarray, args: np.ndarray, pieces: list[tuple[int, int, Chain]]) -> None:
+        """Write all chains into two int32 arrays; each comes with the places where it begins."""
         words: list[int] = []
         nodes: list[int] = []
-        for at, chain in pieces:
-            words += (at, chain.base, len(nodes), len(chain.xs), len(chain.given), *chain.first.words, *chain.rest.words)
+        for node, at, chain in pieces:
+            words += (node, at, chain.base, len(nodes), len(chain.xs), len(chain.given), *chain.first.words, *chain.rest.words)
             nodes += chain.xs
             nodes += chain.given
-        _write(out, np.array(words, np.int64), np.array(nodes, np.int32))
+        _write(types, args, np.array(words, np.int64), np.array(nodes, np.int32))
 
 
-_WORDS = 13  # of a chain: place, first node, place of its inputs and how many, parts of its state, both patterns
+_WORDS = 16  # of a chain: places, first node, place of its inputs and how many, parts of its state, both patterns
 
 
 @compiled
-def _write(out: Any, words: Any, nodes: Any) -> None:
-    """Write the entries of all chains."""
+def _write(types: Any, out: Any, words: Any, nodes: Any) -> None:
+    """Write the types and the entries of all chains."""
     for c in range(0, words.size, _WORDS):
-        at, base, xs, n = words[c], words[c + 1], words[c + 2], words[c + 3]
+        node, at, base, xs, n = words[c], words[c + 1], words[c + 2], words[c + 3], words[c + 4]
         given = xs + n
         before = 0  # first node of the step before
         for k in range(n):
-            pattern = c + 5 if k == 0 else c + 9
+            pattern = c + 6 if k == 0 else c + 11
             entries, count = int32s(words[pattern]), words[pattern + 2]
-            states = int32s(words[c + 6 if k == 1 else c + 10])
+            states = int32s(words[c + 7 if k == 1 else c + 12])
             for e in range(count):
                 kind, value = entries[e], entries[count + e]
                 if kind == INPUT:
@@ -102,6 +104,10 @@ def _write(out: Any, words: Any, nodes: Any) -> None:
                 else:
                     out[at] = value
                 at += 1
+            own = int32s(words[pattern + 4])
+            for m in range(words[pattern + 3]):
+                types[node + m] = own[m]
+            node += words[pattern + 3]
             before = base
             base += words[pattern + 3]
 
@@ -253,7 +259,7 @@ def _record(graph: Graph, first: Pattern, rest: Pattern, xs: Sequence[int], give
     base = len(graph.types)
     graph.types += first.types
     graph.types += rest.types * (len(xs) - 1)
-    graph.pieces.append((len(graph.args), Chain(first, rest, base, xs, given)))
+    graph.pieces.append((len(graph.args), base, Chain(first, rest, base, xs, given)))
     return base
 
 
