@@ -1001,20 +1001,20 @@ def find_nan(execution: Any, graph: Graph, segment: Any) -> None:
         return ~np.isfinite(values) if graph.check_infinity else np.isnan(values)
 
     s, o, dtype = segment, segment.schedule, graph.dtype
-    totals = TYPES.info[s.present, SIZE]
-    blocks = [
-        _view(s.base + int(s.value_at[l]), int((o.type_start[l + 1] - o.type_start[l]) * totals[l]), dtype)
-        for l in range(s.present.size)
-    ]
+    blocks = []
+    for l, t in enumerate(s.present):
+        count, total = int(o.type_start[l + 1] - o.type_start[l]), int(TYPES.info[t, SIZE])
+        rows = _view(s.base + int(s.value_at[l]), count * total, dtype).reshape(count, total)
+        blocks.append(rows[:, : _written(TYPES.records[t])])
     holds = [bool(wrong(block).any()) for block in blocks]
     if any(holds):
         for b in range(o.batch_type.size):
             l = o.batch_type[b]
             if holds[l]:
-                begin, end = ((p[b] - o.type_start[l]) * totals[l] for p in (o.batch_begin, o.batch_end))
-                found = np.flatnonzero(wrong(blocks[l][begin:end]))
+                begin, end = (p[b] - o.type_start[l] for p in (o.batch_begin, o.batch_end))
+                found = np.flatnonzero(wrong(blocks[l][begin:end]).any(axis=1))
                 if found.size:
-                    node = int(s.nodes[o.order[o.batch_begin[b] + found[0] // totals[l]]])
+                    node = int(s.nodes[o.order[o.batch_begin[b] + found[0]]])
                     raise NumericalError(_nan_text(execution, graph, node, wrong))
     if any(bool(wrong(chunk).any()) for chunk in graph.input_chunks):
         types = execution.types[s.n0 : s.n1]
@@ -1023,10 +1023,16 @@ def find_nan(execution: Any, graph: Graph, segment: Any) -> None:
                 raise NumericalError(_nan_text(execution, graph, int(node), wrong))
 
 
+def _written(record: NodeType) -> int:
+    """How many numbers of a value forward writes: of a cell, not the places that only the row of gradients uses."""
+    forward = None if record.lowering is None else record.lowering.forward
+    return getattr(forward, "written", record.shape.total)
+
+
 def _nan_text(execution: Any, graph: Graph, node: int, wrong: Any) -> str:
     """Return the text of the error for the first node that holds NaN."""
     record = TYPES.records[execution.types[node]]
-    values = _view(int(execution.address[node]), record.shape.total, graph.dtype)
+    values = _view(int(execution.address[node]), record.shape.total, graph.dtype)[: _written(record)]
     what = "NaN or infinity" if graph.check_infinity else "NaN"
     lines, sources = [str(record)], []
     names = {(getattr(p, "of", p)).pid: p for p in graph.parameters}

@@ -171,12 +171,14 @@ class Programs:
     """All programs of a node type: forward, prepare, and one for each argument; and the constants they read.
 
     Constants are numbers (one for each, of the dtype of the run) or int64 integers, by their position in `constants`.
-    `outputs`: how many numbers at the beginning of a row are outputs.
+    `outputs`: how many numbers at the beginning of a row are outputs; `written`: how many forward writes, the rest of a row is
+    there for gradients only.
     """
 
     programs: Sequence[Sequence[Step]]
     constants: Sequence[np.ndarray]
     outputs: int
+    written: int
 
     def __post_init__(self) -> None:
         self.table = np.zeros(2 * len(self.programs), np.int64)
@@ -228,7 +230,7 @@ class _ProgramKernel(Kernel):
     def __init__(self, driver: Kernel, programs: Programs, which: int) -> None:
         super().__init__(driver.function)
         self._driver, self._programs, self._which = driver, programs, which
-        self.outputs = programs.outputs
+        self.outputs, self.written = programs.outputs, programs.written
 
     def inside(self, dtype: str) -> list[Inside]:
         """Return the steps of the program."""

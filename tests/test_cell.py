@@ -854,6 +854,24 @@ def test_a_graph_for_inference(checked, monkeypatch):
         np.testing.assert_array_equal(a, b)
 
 
+def test_places_for_gradients_only_are_no_nan():
+    """Memory that forward does not write may hold anything, from other graphs."""
+    m, w = Model("float32"), ab.ParameterCollection().add_parameters(4096, init=np.full(4096, np.nan))
+    f = layer_of(m)
+    for _ in range(3):
+        ab.configure(check_nan=False)
+        ab.renew_cg()
+        (ab.sum_elems(ab.esum([w * k for k in range(20)]))).value()
+        ab.configure(check_nan=True)
+        ab.renew_cg()
+        x = ab.inputVector([1.0, 2.0, 3.0])
+        made = [f(x, x) for _ in range(50)]
+        assert ab.sum_elems(ab.esum([p for _, p in made])).value() == 50 * 14
+    root = ab.cell(lambda x: (ab.sqrt(x), ab.cmult(x, x)))
+    with pytest.raises(ab.NumericalError, match=r"cell <lambda>: NaN in node \d+, in 1 of"):
+        root(ab.inputVector([1.0, -1.0]))[0].value()
+
+
 def test_a_graph_that_computes_at_once():
     m = Model("float32")
     f = layer_of(m)

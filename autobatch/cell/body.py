@@ -301,7 +301,7 @@ class Body:
             if inside or not v.trains:
                 self.free.append((at, v.size))
             at += v.size
-        self.total = at
+        self.total = self.written = at
 
     def _room(self, size: int) -> int:
         """Return a place for a gradient of an argument."""
@@ -512,7 +512,7 @@ class Body:
             flags |= ACCUMULATE * bool(adds(place))
             prepare.append(Draft(operand.backward, sizes, flags, (self._gradient_part(place), *rest), EACH * each, dense))
 
-    def _programs(self) -> tuple[list[list[Step]], list[np.ndarray], int]:
+    def _programs(self) -> tuple[list[list[Step]], list[np.ndarray], int, int]:
         forward = list(self._forward())
         # Arguments with a gradient inside: known only once the chains are gone through; found by trying.
         self._regions: dict[int, int] = {}
@@ -545,7 +545,7 @@ class Body:
             needs = tuple(sorted({p.number for d in drafts for p in d.parts if p.kind == ARGUMENT}))
             self.needs.append(needs)
             programs.append([self._step(d, {"to": 0, "dy": 1, "y": 2}, 3, needs) for d in drafts])
-        return programs, self.constants, self.zeroed
+        return programs, self.constants, self.zeroed, self.written
 
     def _step(self, draft: Draft, slots: dict[str, int], first: int, needs: Sequence[int] | None = None) -> Step:
         if len(draft.parts) > MOST_SLOTS:
