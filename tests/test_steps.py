@@ -1,5 +1,8 @@
 """Steps recorded in bulk are the steps recorded one by one: same values, same gradients, same errors."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 
@@ -186,3 +189,69 @@ def test_drawing_knows_the_nodes(capfd):
     builder.initial_state().transduce([ab.inputVector([1.0, 2.0, 3.0]) for _ in range(6)])
     ab.print_text_graphviz()
     assert capfd.readouterr().err.count('label="lstm_step') == 6
+
+
+# Steps that are one node ----------------------------------------------------------------------------------------------
+
+FUSED = {
+    **{name: BUILDERS[name] for name in ("gru", "coupled", "fast", "lstm with layer norm")},
+    "layer norm of two layers": lambda m: ab.VanillaLSTMBuilder(2, 3, 4, m, True),
+}
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("one_by_one", [True, False])
+@pytest.mark.parametrize("name", FUSED)
+def test_a_step_in_one_node_is_the_step_operation_by_operation(name, one_by_one, dropout):
+    def change(builder, fused=True):
+        assert builder.fused
+        builder.fused = fused
+        builder.set_dropout(dropout)
+
+    one = run(name, one_by_one, change=change, build=FUSED[name])
+    parts = run(name, one_by_one, change=lambda b: change(b, fused=False), build=FUSED[name])
+    np.testing.assert_allclose(one[0], parts[0], rtol=1e-13)
+    for a, b in zip(one[1], parts[1], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_one_node_a_step_and_layer(name):
+    model = ab.ParameterCollection()
+    builder = FUSED[name](model)
+    graph = ab.renew_cg()
+    state = builder.initial_state()
+    for x in [ab.inputVector([1.0, 2.0, 3.0]) for _ in range(3)]:
+        before = len(graph)
+        state = state.add_input(x)
+    assert len(graph) - before == builder.layers * (2 + builder.cells)  # the node, and views of its outputs
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_constant_parameters_of_a_step_in_one_node_get_no_gradient(name):
+    def gradients(update):
+        ab.reset_random_seed(3)
+        model = ab.ParameterCollection()
+        builder, table = FUSED[name](model), model.add_lookup_parameters((5, 3))
+        for _ in range(2):  # the second graph finds the cells of the first
+            ab.renew_cg()
+            state = builder.initial_state(update=update)
+            ab.squared_norm(state.transduce([table[k] for k in (1, 2, 3, 0)])[-1]).backward()
+        assert np.abs(table.grad_as_array()).sum() > 0
+        return [np.abs(p.grad_as_array()).sum() for layer in builder.get_parameters() for p in layer], table.grad_as_array()
+
+    (constant, rows), (trained, same_rows) = gradients(False), gradients(True)
+    assert not any(constant) and any(trained)
+    np.testing.assert_allclose(rows, same_rows, rtol=1e-5)
+
+
+def test_a_builder_that_is_gone_frees_its_parameters():
+    model = ab.ParameterCollection()
+    builder = FUSED["gru"](model)
+    ab.renew_cg()
+    builder.initial_state().transduce([ab.inputVector([1.0, 2.0, 3.0]) for _ in range(5)])[-1].value()
+    gone = weakref.ref(builder.get_parameters()[0][0])
+    ab.renew_cg()
+    del model, builder
+    gc.collect()
+    assert gone() is None

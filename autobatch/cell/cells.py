@@ -252,8 +252,8 @@ class _Cell:
             doc=f"The cell {self.name}.",
             shape=lambda _: Shape((body.total,)),
             lower=lambda *_: body.lowering(),
-            reference=self.function,
-            samples=lambda _: None,
+            reference=_nothing,  # not the function, which may hold parameters: node types are kept for ever
+            samples=_nothing,
             typed=True,
             listed=False,
         )
@@ -337,6 +337,10 @@ def _tell(value: Any, name: str, names: list[str], static: list[str]) -> None:
             _tell(v, f"{name}[{k!r}]", names, static)
     else:
         static.append(f"{name} = {describe(value)}")
+
+
+def _nothing(*_: Any) -> None:
+    """Stand for what the record of a cell leaves out."""
 
 
 def _output(part: Any, outputs: Sequence[Expression], arguments: Sequence[Expression]) -> Expression:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
+from autobatch.cell import cell
 from autobatch.expression import Expression, Node, describe, input_type, is_number
 from autobatch.functions.arithmetic import cmult
 from autobatch.functions.noise import dropout
@@ -92,6 +93,7 @@ class RNNBuilder:
     """
 
     cells: ClassVar[bool] = False  # has a state c beside h
+    fused: bool = False  # records a step of a layer as one node (see `autobatch.cell`), where that is faster
     folder: ClassVar[str]  # name of the subcollection
 
     def __init__(self, layers: int, input_dim: int, hidden_dim: int, model: ParameterCollection) -> None:
@@ -101,6 +103,7 @@ class RNNBuilder:
         self.layers, self.input_dim, self.hidden_dim = check_sizes(name, layers, input_dim, hidden_dim, model)
         self._parameters: list[list[Parameters]] = []
         self._rates: tuple[float, ...] = (0.0, 0.0)  # of dropout: x, h, and c where it has one
+        self._fused: dict[Any, Callable[..., Any]] = {}  # steps of layers as cells
         with model._attempt():
             self._collection = model.add_subcollection(self.folder)
             for layer in range(self.layers):
@@ -225,24 +228,69 @@ class RNNBuilder:
     def _step(self, x: Expression, state: RNNState, more: Sequence[Any] | None = None) -> RNNState:
         """Record one step of all layers; return the state after it. `more`: what the cells need, by layer."""
         graph, expressions, _ = state._use
-        masks = self._masks(graph, TYPES.records[x.type].shape.batch)
+        batch = TYPES.records[x.type].shape.batch
+        masks = self._masks(graph, batch)
         each = len(self._rates)
+        zero = self._zero(batch) if self.fused and more is None and not state._h else None
         new_c, new_h = [], []
         for layer, weights in enumerate(expressions):
-            h = state._h[layer] if state._h else None
-            c = state._c[layer] if state._c else None
+            h = state._h[layer] if state._h else zero
+            c = state._c[layer] if state._c else zero if self.cells else None
             own = None if masks is None else masks[each * layer : each * layer + each]
             if own is not None:
                 x, h = masked(graph, x, own[0]), None if h is None else masked(graph, h, own[1])
-            x, c = self._cell(weights, Inputs(graph, x, h, c, own, None if more is None else more[layer]))
+            x, c = self._record(layer, weights, Inputs(graph, x, h, c, own, None if more is None else more[layer]))
             new_h.append(x)
             if c is not None:
                 new_c.append(c)
         return make_state(self, state, state._use, tuple(new_c), tuple(new_h))
 
     def _cell(self, weights: Sequence[Expression], at: Inputs) -> tuple[Expression, Expression | None]:
-        """Record one step of one layer; return h and c."""
+        """Record one step of one layer, operation by operation; return h and c."""
         raise NotImplementedError
+
+    def _record(self, layer: int, weights: Sequence[Expression], at: Inputs) -> tuple[Expression, Expression | None]:
+        """As `_cell`, as one node if the builder is `fused`: parameters belong to the node, all else are its arguments."""
+        if not self.fused:
+            return self._cell(weights, at)
+        h, c, mask = at.h, at.c, None
+        if at.masks is not None and len(at.masks) > 2 and c is not None:
+            mask = at.masks[2]
+        key = self, "fused", layer, h is None, c is None, mask is None
+        step = at.graph.kept.get(key)
+        if step is None:
+            step = at.graph.kept[key] = self._fuse(key[3:], weights, at.more)
+        if h is None:
+            return step(at.x) if c is None else step(at.x, c)  # type: ignore[no-any-return]
+        if c is None:
+            return step(at.x, h), None
+        if mask is None:
+            return step(at.x, h, c)  # type: ignore[no-any-return]
+        return step(at.x, h, c, known(at.graph, mask[1], mask[0]))  # type: ignore[no-any-return]
+
+    def _fuse(self, missing: tuple[bool, ...], weights: Sequence[Expression], more: Any) -> Callable[..., Any]:
+        """Return the cell that is `_cell` with these parameters, for what a state has; one for all graphs."""
+        key = *missing, *(w.index for w in weights), *(w.index for w in more or ())
+        if key in self._fused:
+            return self._fused[key]
+
+        def record(x: Expression, h: Any, c: Any, mask: Any = None) -> Any:
+            masks = None if mask is None else (None, None, (mask.type, mask.index))
+            made = self._cell(weights, Inputs(x.graph, x, h, c, masks, more))
+            return made if self.cells else made[0]
+
+        no_h, no_c, no_mask = missing
+        calls: dict[tuple[bool, ...], Callable[..., Any]] = {
+            (True, True, True): lambda x: record(x, None, None),
+            (True, False, True): lambda x, c: record(x, None, c),
+            (False, True, True): lambda x, h: record(x, h, None),
+            (False, False, True): lambda x, h, c: record(x, h, c),
+            (False, False, False): lambda x, h, c, mask: record(x, h, c, mask),
+        }
+        function = calls[no_h, no_c, no_mask]
+        function.__name__ = self.whoami()
+        self._fused[key] = made = cell(function)
+        return made
 
     def _zero(self, batch: int) -> Expression:
         """Return a state of zeros for minibatches of this size, one node for the graph."""

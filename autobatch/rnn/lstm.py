@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -130,6 +130,7 @@ class VanillaLSTMBuilder(RNNBuilder):
     """
 
     cells = True
+    sparse: ClassVar[bool] = False  # whether its weights are nodes
     folder = "vanilla-lstm-builder"
 
     def __init__(
@@ -143,6 +144,8 @@ class VanillaLSTMBuilder(RNNBuilder):
     ) -> None:
         self.forget_bias = as_float(self.whoami(), "forget_bias", forget_bias)
         self.ln_lstm = bool(ln_lstm)
+        # Without normalisation a step is a node already. The shift of another bias is an input, which no cell may have.
+        self.fused = self.ln_lstm and self.forget_bias == 1 and not self.sparse
         self._views: dict[int, tuple[int, int]] = {}
         self._outer = model
         self._norms: list[list[Parameters]] = []
@@ -324,6 +327,8 @@ class SparseLSTMBuilder(VanillaLSTMBuilder):
     Narang et al. 2017.
     """
 
+    sparse = True
+
     def _layer(self, model: ParameterCollection, inputs: int) -> list[Parameters]:
         H = self.hidden_dim
         Wx, Wh = model.add_parameters((4 * H, inputs)), model.add_parameters((4 * H, H))
@@ -400,6 +405,7 @@ class CoupledLSTMBuilder(RNNBuilder):
     """
 
     cells = True
+    fused = True
     folder = "lstm-builder"
 
     def __init__(self, layers: int, input_dim: int, hidden_dim: int, model: ParameterCollection) -> None:

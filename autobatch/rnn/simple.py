@@ -10,7 +10,7 @@ from autobatch.functions.arithmetic import cmult
 from autobatch.functions.elementwise import logistic, tanh
 from autobatch.functions.linear import affine_transform
 from autobatch.functions.noise import dropout
-from autobatch.graph import Graph
+from autobatch.graph import TYPES, Graph
 from autobatch.params import ParameterCollection, Parameters
 from autobatch.rnn.builder import Inputs, RNNBuilder, probability
 from autobatch.rnn.state import RNNState, make_state
@@ -68,6 +68,7 @@ class GRUBuilder(RNNBuilder):
     """
 
     folder = "gru-builder"
+    fused = True
 
     def _layer(self, model: ParameterCollection, inputs: int) -> list[Parameters]:
         H, made = self.hidden_dim, []
@@ -97,18 +98,21 @@ class GRUBuilder(RNNBuilder):
         """Return None: there are no masks of the graph."""
 
     def _step(self, x: Expression, state: RNNState, more: Any = None) -> RNNState:
-        _, expressions, _ = state._use
-        p, hs = self._rates[0], []
-        for layer, (Wzx, Wzh, bz, Wrx, Wrh, br, Whx, Whh, bh) in enumerate(expressions):
+        graph, expressions, _ = state._use
+        p, before, hs = self._rates[0], state._h, []
+        if not before:
+            before = (self._zero(TYPES.records[x.type].shape.batch),) * self.layers
+        for layer, weights in enumerate(expressions):
             if p:
                 x = dropout(x, p)
-            if not state._h:
-                x = cmult(logistic(affine_transform([bz, Wzx, x])), tanh(affine_transform([bh, Whx, x])))
-            else:
-                h = state._h[layer]
-                z = logistic(affine_transform([bz, Wzx, x, Wzh, h]))
-                r = logistic(affine_transform([br, Wrx, x, Wrh, h]))
-                g = tanh(affine_transform([bh, Whx, x, Whh, cmult(r, h)]))
-                x = h + cmult(z, g - h)
+            x, _ = self._record(layer, weights, Inputs(graph, x, before[layer], None, None, None))
             hs.append(x)
         return make_state(self, state, state._use, (), tuple(hs), dropout(x, p) if p else None)
+
+    def _cell(self, weights: Sequence[Expression], at: Inputs) -> tuple[Expression, Expression | None]:
+        Wzx, Wzh, bz, Wrx, Wrh, br, Whx, Whh, bh = weights
+        x, h = at.x, at.h
+        z = logistic(affine_transform([bz, Wzx, x, Wzh, h]))
+        r = logistic(affine_transform([br, Wrx, x, Wrh, h]))
+        g = tanh(affine_transform([bh, Whx, x, Whh, cmult(r, h)]))
+        return h + cmult(z, g - h), None
