@@ -247,11 +247,12 @@ class _Cell:
         for name, value in bound.arguments.items():
             _tell(value, name, names, static)
         body = Body(traced, names)
+        lowering, whole = body.lowering(), Shape((body.total,))
         op = Op(
             name=f"cell {self.name}",
             doc=f"The cell {self.name}.",
-            shape=lambda _: Shape((body.total,)),
-            lower=lambda *_: body.lowering(),
+            shape=lambda _: whole,
+            lower=lambda *_: lowering,
             reference=_nothing,  # not the function, which may hold parameters: node types are kept for ever
             samples=_nothing,
             typed=True,
@@ -260,7 +261,6 @@ class _Cell:
         arguments = tuple(body.arguments)
         shared = (*(0 for _ in range(body.inputs)), *body.parameters)
         number = TYPES.intern(OP, op, arguments, shared, {})
-        whole = Shape((body.total,))
         views = tuple(
             TYPES.intern(STOP if stopped else VIEW, None, (whole,), (), {}, shape=shape, immediates=1)
             for _, shape, stopped in body.outputs
