@@ -13,6 +13,7 @@ if not _os.path.isdir(_os.path.join(_here, "kernels")):  # a clone: `kernels/` l
 from autobatch import dynet_config as _dynet_config
 from autobatch import operators as _operators  # noqa: F401  gives expressions their operators
 from autobatch.boxes import FloatValue, FloatVectorValue, UnsignedValue, UnsignedVectorValue
+from autobatch.bulk import Expressions, each, rows, scan, tree
 from autobatch.cell import cell
 from autobatch.cg import cg, cg_checkpoint, cg_revert, cg_version, configure, configured, free_memory, memory, renew_cg
 from autobatch.drawing import dump_cg, print_graphviz, print_text_graphviz
@@ -261,6 +262,7 @@ __all__ = [
     "EGTrainer",
     "EmptyListError",
     "Expression",
+    "Expressions",
     "FastLSTMBuilder",
     "FloatValue",
     "FloatVectorValue",
@@ -359,6 +361,7 @@ __all__ = [
     "dropout_batch",
     "dropout_dim",
     "dump_cg",
+    "each",
     "elu",
     "emax",
     "erf",
@@ -439,9 +442,11 @@ __all__ = [
     "reset_random_seed",
     "reshape",
     "round",
+    "rows",
     "save",
     "scalarInput",
     "scale_gradient",
+    "scan",
     "select_cols",
     "select_rows",
     "selu",
@@ -469,6 +474,7 @@ __all__ = [
     "to_device",
     "trace_of_product",
     "transpose",
+    "tree",
     "values",
     "vanilla_lstm_c",
     "vanilla_lstm_gates",

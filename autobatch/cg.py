@@ -10,6 +10,7 @@ from autobatch.execute import execution_of
 from autobatch.graph import SETTINGS, Checkpoint, Graph, check_dtype, check_policy, current_graph
 from autobatch.kernels._errors import ArgumentError
 from autobatch.memory import free_pool, pooled
+from autobatch.schedule import forget
 
 
 def renew_cg(immediate_compute: bool = False, check_validity: bool = False, autobatching: bool | str | None = None) -> Graph:
@@ -160,3 +161,4 @@ def memory() -> dict[str, int]:
 def free_memory() -> None:
     """Give the memory kept for the next graph of this thread back to the system."""
     free_pool()
+    forget()

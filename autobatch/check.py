@@ -32,7 +32,22 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from autobatch.graph import IMMEDIATES, INPUT, KIND, OP, PARAMETERS, ROW, SIZE, STOP, TABLE, TYPES, VIEW, Graph, NodeType
+from autobatch.graph import (
+    IMMEDIATES,
+    INPUT,
+    KIND,
+    OP,
+    PARAMETERS,
+    RECORDED,
+    ROW,
+    SIZE,
+    STOP,
+    TABLE,
+    TYPES,
+    VIEW,
+    Graph,
+    NodeType,
+)
 from autobatch.kernels._errors import InternalError, NumericalError, message
 from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, KERNEL, LENGTH, SIZES, SLOTS
 from autobatch.kernels._op import DENSE, SHARED
@@ -168,6 +183,7 @@ class _Call(NamedTuple):
     finds: str
     also: list[tuple[Integers, int]]  # other pieces it may change
     unwanted: int = 0  # address of results that nobody wants, which may hold anything
+    inside: Any = None  # kernel of a cell: the call is run step by step
 
 
 class _Checker:
@@ -240,9 +256,16 @@ class _Checker:
         """Bytes of argument k of a node."""
         return record.shapes[k].total * self.itemsize
 
+    def arguments(self, nodes: Integers, k: int) -> Integers:
+        """Return argument k of some nodes of one type: a node, or a parameter; of a cell, parameters are known to the type."""
+        record = TYPES.records[int(self.types[nodes[0]])] if len(nodes) else None
+        if record is not None and k >= TYPES.info[record.number, RECORDED]:
+            return np.full(len(nodes), record.parameters[k], np.int64)
+        return np.asarray(self.args[self.positions[nodes] + k])
+
     def value_rows(self, nodes: Integers, k: int) -> Integers:
         """Return where the values of argument k of some nodes lie."""
-        a = self.args[self.positions[nodes] + k]
+        a = self.arguments(nodes, k)
         parameters = PARAMETERS.values[np.where(a < 0, -a - 1, 0) >> 1]
         return np.where(a < 0, parameters, self.address[np.maximum(a, 0)])
 
@@ -260,7 +283,7 @@ class _Checker:
 
     def gradient_rows(self, nodes: Integers, k: int) -> Integers:
         """Return where the gradients of argument k of some nodes go."""
-        b, a = self.backward, self.args[self.positions[nodes] + k]
+        b, a = self.backward, self.arguments(nodes, k)
         inside = np.maximum(a, 0)
         node_rows = np.where(self.is_active(inside), b.gradient[np.minimum(inside, b.gradient.size - 1)], b.sink)
         parameters = PARAMETERS.gradients[np.where(a < 0, -a - 1, 0) >> 1]
@@ -579,7 +602,12 @@ class _Checker:
         self.immediates(1 + arguments, record, nodes)
         result = f"slot 0 (the value of {record.name})", places, size
         finds = STORE if self.segment.last is None else FRESH
-        return _Call(self.now, self.what, self.batch, reads, result, finds, [])
+        call = _Call(self.now, self.what, self.batch, reads, result, finds, [])
+        return self.with_steps(call, lowering.forward, 0)
+
+    def with_steps(self, call: _Call, kernel: Any, own: int) -> _Call:
+        """Have a call of a cell run step by step: each says which parts of the first `own` operands (dy, y) it reads."""
+        return call if kernel.inside(self.dtype) is None else call._replace(reads=call.reads[own:], inside=kernel)
 
     # Backward
 
@@ -747,8 +775,10 @@ class _Checker:
         self.immediates(3 + len(needs), record, nodes)
         self.formed.setdefault((record.number, PREPARED if prepares else k), []).append(nodes)
         if prepares:
-            return _Call(ins, self.what, self.batch, reads, ("slot 1 (the gradient of the value)", dy, size), ANY, [])
-        return self.gradient_result(record, nodes, k, reads)
+            result = ("slot 1 (the gradient of the value)", dy, size)
+            return self.with_steps(_Call(ins, self.what, self.batch, reads, result, ANY, []), lowering.prepare, 2)
+        assert operand is not None
+        return self.with_steps(self.gradient_result(record, nodes, k, reads), operand.backward, 2)
 
     def gradient_result(self, record: NodeType, nodes: Integers, k: int, reads: list[tuple[str, Integers, int]]) -> _Call:
         """Check where the gradient of argument k goes."""
@@ -759,7 +789,7 @@ class _Checker:
         accumulates = bool(ins.flags & ACCUMULATE)
         also: list[tuple[Integers, int]] = []
         if operand.writes == SHARED:
-            pid = int(-self.args[self.positions[nodes[0]] + k] - 1) >> 1
+            pid = int(-self.arguments(nodes[:1], k)[0] - 1) >> 1
             rows = self.operand(0, name, item, places)
             if pid not in self.parameters or self.slot(0) != (int(PARAMETERS.gradients[pid]), 0) or not accumulates:
                 self.fail(f"slot 0 ({name}) is not added to the gradient of a parameter", str(self.slot(0)))
@@ -847,8 +877,12 @@ class _Checker:
         if call.finds == ADD and found:
             self.fail(f"{name} is added to what was never written", f"{found} of {numbers} numbers")
         ins = call.instruction
-        run(self.table[ins.at : ins.at + len(ins.words)], len(ins.words), self.scratch)
-        left = memory.poisoned(wanted, size // itemsize) if wanted.size else 0
+        if call.inside is None:
+            run(self.table[ins.at : ins.at + len(ins.words)], len(ins.words), self.scratch)
+        else:
+            self.run_steps(call)
+        partly = call.inside is not None and call.result[0].startswith(_OWN)
+        left = memory.poisoned(wanted, size // itemsize) if wanted.size and not partly else 0
         if left:
             got = f"{left} of {numbers} numbers as they were before"
             self.fail(f"{name} was not written completely", got, "a kernel writes all of them")
@@ -858,6 +892,74 @@ class _Checker:
         if changed is not None:
             near = f"{name} is {int(rows.min()):#x} to {int(rows.max()) + size:#x}"
             self.fail("wrote outside of its result", memory.where(changed), near)
+
+    # Cells
+
+    def run_steps(self, call: _Call) -> None:
+        """Run a cell step by step. In its row, a step may read only what a step before it wrote, or what is handed in.
+
+        Of a row of gradients the outputs are handed in; all else is poisoned first. What no step writes, because nobody reads
+        it, may stay poison: gradients of values without one, and places that only the row of gradients uses.
+        """
+        memory, itemsize, items, what = self.memory, self.itemsize, call.instruction.items, self.what
+        incoming: dict[int, Integers] = {}
+        if call.finds == ANY:  # `prepare`
+            _, rows, size = call.result
+            start = call.inside.outputs
+            memory.fill(rows + start * itemsize, size // itemsize - start)
+        for number, step in enumerate(call.inside.inside(self.dtype), 1):
+            self.what = f"{what}, step {number} ({step.name})"
+            for piece in (*step.step.reads, *step.step.writes):
+                if piece.source not in incoming:
+                    incoming[piece.source] = self.rows(piece.source, "a part of it")
+            for group in [[i] for i in range(items)] if step.each else [list(range(items))]:
+                self.run_step(call, step, incoming, np.array(group))
+        self.what = what
+
+    def run_step(self, call: _Call, step: Any, incoming: dict[int, Integers], group: Integers) -> None:
+        """Run a step for some items."""
+        memory, itemsize = self.memory, self.itemsize
+
+        def rows(piece: Any) -> Integers:
+            return incoming[piece.source][group] + piece.start * itemsize
+
+        for piece in step.step.reads:
+            if (memory.find(rows(piece), piece.size * itemsize) < 0).any():
+                self.fail(f"slot {piece.source}: what it reads leaves its memory")
+            count = memory.poisoned(rows(piece), piece.size)
+            if count:
+                self.fail(f"slot {piece.source} from {piece.start} on is read before it was written", f"{count} numbers")
+        for piece, adds in zip(step.step.writes, step.step.adds, strict=True):
+            inner = (rows(piece) != call.unwanted).all() and call.finds != FRESH
+            found, numbers = memory.poisoned(rows(piece), piece.size), np.unique(rows(piece)).size * piece.size
+            if inner and adds is False and found < numbers:
+                self.fail(f"slot {piece.source} from {piece.start} on is stored where something was written before")
+            if inner and adds and found:
+                self.fail(f"slot {piece.source} from {piece.start} on is added to what was never written", f"{found} numbers")
+        (kernel, sizes, flags), outer = step.head, call.instruction.words
+        words = [kernel, SLOTS + 2 * len(step.places), len(group), sizes, flags]
+        words[FLAGS] |= int(outer[FLAGS]) & ACCUMULATE if step.inherit else 0
+        for source, offset, item in step.places:
+            if source is None:
+                words += [offset, item if step.each else 0]
+            elif step.each:
+                words += [int(self.rows(source, "a part of it")[group[0]]) + offset, item]
+            else:
+                words += [int(outer[SLOTS + 2 * source]) + offset, int(outer[SLOTS + 2 * source + 1])]
+        run(np.array(words, np.int64), len(words), self.scratch)
+        for piece in step.step.writes:
+            wanted = rows(piece)[rows(piece) != call.unwanted]
+            if wanted.size and memory.poisoned(wanted, piece.size):
+                self.fail(
+                    f"slot {piece.source} from {piece.start} on was not written completely", f"{piece.size} numbers an item"
+                )
+            memory.accept(rows(piece), piece.size * itemsize)
+        changed = memory.changed()
+        if changed is not None:
+            self.fail("wrote outside of its result", memory.where(changed))
+
+
+_OWN = ("slot 0 (the value", "slot 1 (the gradient of the value")  # rows of a cell, parts of which nobody writes
 
 
 def run_checked(execution: Any, graph: Graph, table: Integers, words: int, scratch: int, segment: Any, backward: Any) -> None:
@@ -899,20 +1001,20 @@ def find_nan(execution: Any, graph: Graph, segment: Any) -> None:
         return ~np.isfinite(values) if graph.check_infinity else np.isnan(values)
 
     s, o, dtype = segment, segment.schedule, graph.dtype
-    totals = TYPES.info[s.present, SIZE]
-    blocks = [
-        _view(s.base + int(s.value_at[l]), int((o.type_start[l + 1] - o.type_start[l]) * totals[l]), dtype)
-        for l in range(s.present.size)
-    ]
+    blocks = []
+    for l, t in enumerate(s.present):
+        count, total = int(o.type_start[l + 1] - o.type_start[l]), int(TYPES.info[t, SIZE])
+        rows = _view(s.base + int(s.value_at[l]), count * total, dtype).reshape(count, total)
+        blocks.append(rows[:, : _written(TYPES.records[t])])
     holds = [bool(wrong(block).any()) for block in blocks]
     if any(holds):
         for b in range(o.batch_type.size):
             l = o.batch_type[b]
             if holds[l]:
-                begin, end = ((p[b] - o.type_start[l]) * totals[l] for p in (o.batch_begin, o.batch_end))
-                found = np.flatnonzero(wrong(blocks[l][begin:end]))
+                begin, end = (p[b] - o.type_start[l] for p in (o.batch_begin, o.batch_end))
+                found = np.flatnonzero(wrong(blocks[l][begin:end]).any(axis=1))
                 if found.size:
-                    node = int(s.nodes[o.order[o.batch_begin[b] + found[0] // totals[l]]])
+                    node = int(s.nodes[o.order[o.batch_begin[b] + found[0]]])
                     raise NumericalError(_nan_text(execution, graph, node, wrong))
     if any(bool(wrong(chunk).any()) for chunk in graph.input_chunks):
         types = execution.types[s.n0 : s.n1]
@@ -921,15 +1023,22 @@ def find_nan(execution: Any, graph: Graph, segment: Any) -> None:
                 raise NumericalError(_nan_text(execution, graph, int(node), wrong))
 
 
+def _written(record: NodeType) -> int:
+    """How many numbers of a value forward writes: of a cell, not the places that only the row of gradients uses."""
+    forward = None if record.lowering is None else record.lowering.forward
+    return getattr(forward, "written", record.shape.total)
+
+
 def _nan_text(execution: Any, graph: Graph, node: int, wrong: Any) -> str:
     """Return the text of the error for the first node that holds NaN."""
     record = TYPES.records[execution.types[node]]
-    values = _view(int(execution.address[node]), record.shape.total, graph.dtype)
+    values = _view(int(execution.address[node]), record.shape.total, graph.dtype)[: _written(record)]
     what = "NaN or infinity" if graph.check_infinity else "NaN"
     lines, sources = [str(record)], []
     names = {(getattr(p, "of", p)).pid: p for p in graph.parameters}
     for k, shape in enumerate(record.shapes):
-        a = int(execution.args[execution.positions[node] + k])
+        recorded = k < TYPES.info[record.number, RECORDED]
+        a = int(execution.args[execution.positions[node] + k]) if recorded else record.parameters[k]
         address = execution.value_address(a)
         given = _view(address, shape.total, graph.dtype)
         who = str(names[(-a - 1) >> 1]) if a < 0 else f"node {a}, {TYPES.records[execution.types[a]].name}"

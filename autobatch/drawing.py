@@ -10,7 +10,7 @@ import numpy as np
 
 from autobatch.expression import Expression, describe
 from autobatch.files import path_of
-from autobatch.graph import ARGUMENTS, IMMEDIATES, INPUT, OP, ROW, STOP, TYPES, Graph, current_graph
+from autobatch.graph import IMMEDIATES, INPUT, OP, RECORDED, ROW, STOP, TYPES, Graph, current_graph
 from autobatch.kernels._errors import ArgumentError, OperandError
 from autobatch.params import LookupParameters, Parameters
 
@@ -22,9 +22,10 @@ def _nodes(graph: Graph) -> list[tuple[int, Any, list[int], list[int]]]:
     nodes, at, args = [], 0, graph.all_args()
     for index, number in enumerate(graph.recorded_types):
         record = TYPES.records[number]
-        arguments, immediates = int(TYPES.info[number, ARGUMENTS]), int(TYPES.info[number, IMMEDIATES])
+        arguments, immediates = int(TYPES.info[number, RECORDED]), int(TYPES.info[number, IMMEDIATES])
         entries = args[at : at + arguments + immediates]
-        nodes.append((index, record, entries[:arguments], entries[arguments:]))
+        typed = [p for p in record.parameters if p] if arguments < len(record.shapes) else []
+        nodes.append((index, record, entries[:arguments] + typed, entries[arguments:]))
         at += arguments + immediates
     return nodes
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import operator
 import os
 import threading
 from collections.abc import Sequence
@@ -20,8 +21,8 @@ from autobatch.frame import Block, Frame
 from autobatch.graph import DTYPES, PARAMETERS, STOP, TYPES, VIEW, Graph
 from autobatch.kernels._rows import add_rows, add_to_table, copy_rows, zero_rows
 from autobatch.kernels._vm import run
-from autobatch.memory import Arena, read
-from autobatch.schedule import Schedule, lower_bound, schedule
+from autobatch.memory import Arena, address_of, read
+from autobatch.schedule import Schedule, in_pieces, lower_bound, recalled
 
 _CTYPES = {"float32": ctypes.c_float, "float64": ctypes.c_double}
 CHECKED = os.environ.get("AUTOBATCH_CHECK", "0") not in ("", "0")
@@ -118,13 +119,10 @@ class Execution:
 
     def _tell(self) -> None:
         """Hand the tables of the process to the frame: they are replaced when they grow, and the frame keeps those it has."""
-        tables = (
-            *(TYPES.info, TYPES.operands, TYPES.needs),
-            *(PARAMETERS.values, PARAMETERS.gradients, PARAMETERS.touched),
-        )
-        if all(a is b for a, b in zip(tables, self._told, strict=False)) and self._told:
+        told = TYPES.info, TYPES.operands, TYPES.needs, PARAMETERS.values, PARAMETERS.gradients, PARAMETERS.touched
+        if self._told and all(map(operator.is_, told, self._told)):
             return
-        self._told = tables
+        self._told = tables = told
         self.frame.set(info=tables[0], operands=tables[1], needs=tables[2], local=np.full(len(tables[0]), -1, np.int32))
         self.frame.set(parameter_values=tables[3], parameter_gradients=tables[4], parameter_touched=tables[5])
 
@@ -137,8 +135,7 @@ class Execution:
             self.positions = _grown(self.positions, room + 1)
             self.args = _grown(self.args, max(m, 2 * self.args.size))
             self._share()
-        self.types[self.flushed : n] = graph.recorded_types[self.flushed :]
-        graph.write_args(self.args[self.flushed_args : m], *self.flushed_entries)
+        graph.write(self.types[self.flushed : n], self.args[self.flushed_args : m], self.flushed, *self.flushed_entries)
         self.flushed, self.flushed_args = n, m
         self.flushed_entries = len(graph.recorded_args), len(graph.pieces)
 
@@ -171,16 +168,18 @@ class Execution:
         kinds_at, first_at, edges_at = reduced.take(4 * size), reduced.take(4 * size + 4), reduced.take(4 * entries)
         joins_at, dense_at = reduced.take(room), reduced.take(4 * size)
         frame.set(**fields, a0=a0, kinds=kinds_at, first=first_at, edges=edges_at, joins=joins_at, dense=dense_at)
-        count, m, n_types, operand_count = plan.survey(frame)
+        count, m, n_types, operand_count, single = plan.survey(frame)
         nodes, present = reduced.view(fields["nodes"], count, np.int32), reduced.view(fields["present"], n_types, np.int32)
         kinds, first = reduced.view(kinds_at, count, np.int32), reduced.view(first_at, count + 1, np.int32)
         edges, joins = reduced.view(edges_at, m, np.int32), reduced.view(joins_at, n_types, np.uint8)
         TYPES.compile(present.tolist(), self.kind, False)
         self._tell()
         # Batches, and where they lie.
-        order = schedule(graph.policy, kinds, first, edges, n_types, joins, True)
-        batches = order.batch_type.size
+        order = recalled("none" if single else graph.policy, kinds, first, edges, n_types, joins)
         frugal = graph.inference and not self.keeps and not graph.check_nan
+        if frugal:
+            order = in_pieces(order, first, edges, TYPES.info[present, plan.SIZE] * self.itemsize)
+        batches = order.batch_type.size
         places = Block(8 * (2 * n_types + operand_count + 2 * batches))
         value_at, gather_first = places.take(8 * n_types), places.take(8 * n_types)
         batch_at = places.take(8 * batches)
@@ -188,11 +187,11 @@ class Execution:
         fields |= {
             "n_types": n_types,
             "n_batches": batches,
-            "order": order.order.ctypes.data,
-            "type_start": order.type_start.ctypes.data,
-            "batch_type": order.batch_type.ctypes.data,
-            "batch_begin": order.batch_begin.ctypes.data,
-            "batch_end": order.batch_end.ctypes.data,
+            "order": address_of(order.order),
+            "type_start": address_of(order.type_start),
+            "batch_type": address_of(order.batch_type),
+            "batch_begin": address_of(order.batch_begin),
+            "batch_end": address_of(order.batch_end),
             "gather_first": gather_first,
             "gather_at": gather_at,
             "at": at,
@@ -502,10 +501,11 @@ class _Scratch:
     """Work space that holds no more than the scalars 1 and 0, for forward passes."""
 
     arrays = {name: np.array([1, 0] + [0] * 6, name) for name in DTYPES}  # noqa: RUF012
+    addresses = {name: address_of(array) for name, array in arrays.items()}  # noqa: RUF012
 
 
 def _scratch(dtype: str) -> int:
-    return int(_Scratch.arrays[dtype].ctypes.data)
+    return _Scratch.addresses[dtype]
 
 
 class _Idle(threading.local):

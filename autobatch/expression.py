@@ -17,7 +17,20 @@ import numpy as np
 
 from autobatch import graph as graphs
 from autobatch.execute import execution_of
-from autobatch.graph import ARGUMENTS, IMMEDIATES, OP, PARAMETER, PARAMETERS, STOP, TYPES, VIEW, Checkpoint, Graph, graph_of
+from autobatch.graph import (
+    IMMEDIATES,
+    OP,
+    PARAMETER,
+    PARAMETERS,
+    RECORDED,
+    STOP,
+    TYPES,
+    VIEW,
+    Checkpoint,
+    Graph,
+    graph_of,
+    reading,
+)
 from autobatch.kernels._errors import ArgumentError, DeviceError, OperandError, TraceError
 from autobatch.kernels._op import Op, Shape
 from autobatch.memory import read
@@ -89,8 +102,10 @@ class Expression:
     def _ready(self, recalculate: bool = False, others: Sequence[int] = ()) -> Graph | None:
         """Compute the node if it has no value; return its graph. `others`: older nodes that are asked for with it."""
         if self.graph is None:
+            reading(None)
             return None
         graph = graph_of(self.graph)
+        reading(graph)
         execution = execution_of(graph)
         if recalculate:
             execution.invalidate()
@@ -362,7 +377,7 @@ def set_immediates(e: Expression, immediates: Sequence[int]) -> None:
     """Give a node other immediates, and forget all values of its graph."""
     graph = graph_of(e.graph)
     before = TYPES.info[graph.recorded_types[: e.index]]
-    at = int(before[:, [ARGUMENTS, IMMEDIATES]].sum() + TYPES.info[e.type, ARGUMENTS])
+    at = int(before[:, [RECORDED, IMMEDIATES]].sum() + TYPES.info[e.type, RECORDED])
     graph.set_args(at, immediates)
     if graph.execution is not None:
         graph.execution.invalidate()

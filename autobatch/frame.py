@@ -28,6 +28,7 @@ import numpy as np
 
 from autobatch.kernels._errors import InternalError
 from autobatch.kernels._jit import bytes_at, compiled, int32s, integers
+from autobatch.memory import address_of
 
 NUMBERS = """
 n0 n1 a0 n_types n_batches itemsize dtype value_base gradient_base start scratch sink loss full w r
@@ -59,21 +60,22 @@ class Frame:
 
     def set(self, **fields: Any) -> None:
         """Set fields: numbers (an address among them, of memory that someone else keeps) and arrays."""
+        words, numbers = self._words, FIELDS
         for name, value in fields.items():
-            if isinstance(value, np.ndarray):
+            if value.__class__ is np.ndarray:
                 self._arrays[name] = value
-                value = value.ctypes.data
-            self._words[FIELDS[name]] = value
+                value = address_of(value)
+            words[numbers[name]] = value
 
 
 class Block:
-    """Several arrays in one piece of memory, of which the address is asked for once (0.7 µs each time)."""
+    """Several arrays in one piece of memory, of which the address is asked for once."""
 
     __slots__ = ("_at", "array", "start")
 
     def __init__(self, size: int) -> None:
         self.array = np.empty(size + 8, np.uint8)
-        self.start = self.array.ctypes.data
+        self.start = address_of(self.array)
         self._at = 0
 
     def take(self, size: int) -> int:
@@ -86,8 +88,7 @@ class Block:
 
     def view(self, address: int, count: int, dtype: Any) -> np.ndarray:
         """Return an array of `count` numbers that lie at an address in the block."""
-        at = address - self.start
-        return self.array[at : at + count * np.dtype(dtype).itemsize].view(dtype)
+        return np.frombuffer(self.array, dtype, count, address - self.start)
 
 
 class over_frame:

@@ -14,8 +14,8 @@ used where the op shares them. Nodes of one type can run as one batch, nothing e
 process; an op remembers the type for each combination of types of arguments, so that recording is a look-up, and the
 look-up is the check of shapes: only a new combination runs the op's shape rule.
 
-Lists, because `list.append` is three times as fast as `array.append`; they become arrays when the graph is run. What is recorded
-in bulk (all steps of a sequence) puts its types into the list and its arguments into a `Piece` between the entries of the list:
+Lists, because `list.append` is three times as fast as `array.append`; they become arrays when the graph is run. What is
+recorded in bulk (all steps of a sequence) puts its types into the list and its arguments into a `Piece` between the entries:
 
     args list   | 0 ... 11 |  12 ... 19 | ...          piece (12, p): its entries come before entry 12 of the list
 """
@@ -45,9 +45,11 @@ LARGEST = 2**31 - 1  # numbers of one node: starts of views are 32 bits wide
 
 # Columns of the table of types; addresses of kernels for float32 and float64 stand side by side, 0 until compiled.
 KIND, ARGUMENTS, IMMEDIATES, SIZE, OPERANDS, NUMBERS, TABLE, JOINS = range(8)
-FORWARD, PREPARE, TYPE_COLUMNS = 8, 10, 12
+FORWARD, PREPARE, RECORDED, TYPE_COLUMNS = 8, 10, 12, 13  # RECORDED: arguments that are recorded for each node, the first ones
 # Columns of the table of operands, one row for each argument of each type.
-READS, WRITES, ELEMENTS, COLUMNS, NEEDS, NEED_COUNT, HAS_GRADIENT, BACKWARD = range(8)
+READS, WRITES, ELEMENTS, COLUMNS, NEEDS, NEED_COUNT, HAS_GRADIENT, SOURCE, BACKWARD = range(
+    9
+)  # SOURCE: the parameter, if not recorded
 OPERAND_COLUMNS = BACKWARD + 2
 
 DTYPES = ("float32", "float64")
@@ -138,6 +140,8 @@ class NodeTypes:
         arguments = len(record.shapes)
         row[[KIND, ARGUMENTS, IMMEDIATES, SIZE, TABLE]] = record.kind, arguments, immediates, record.shape.total, table
         row[OPERANDS] = self._operand_count
+        typed = record.op is not None and record.op.typed
+        row[RECORDED] = sum(not p for p in record.parameters) if typed else arguments
         if record.op is None or lowering is None:
             return
         row[NUMBERS] = record.sizes.ctypes.data
@@ -152,6 +156,7 @@ class NodeTypes:
                 *(operand.reads, operand.writes, shape.total, operand.columns),
                 *(self._need_count, len(needs), operand.backward is not None),
             )
+            columns[SOURCE] = record.parameters[k] if typed else 0
             self._need_count += len(needs)
         self._operand_count += arguments
 
@@ -289,34 +294,40 @@ def _patient() -> _Patience:
 
 
 class Piece(Protocol):
-    """Arguments of nodes that were recorded in bulk."""
+    """Nodes that were recorded in bulk: their types, which stand in the list as well, and their arguments."""
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes there are."""
 
     @property
     def count(self) -> int:
-        """How many entries there are."""
+        """How many entries they have."""
 
     @staticmethod
-    def write_all(out: np.ndarray, pieces: list[tuple[int, Any]]) -> None:
-        """Write all pieces of this kind into an int32 array; each comes with the place where it begins."""
+    def write_all(types: np.ndarray, args: np.ndarray, pieces: list[tuple[int, int, Any]]) -> None:
+        """Write all pieces of this kind into two int32 arrays; each comes with the places where it begins in them."""
 
 
 class Entries:
-    """A piece that is an array of its entries."""
+    """A piece of which every so many nodes are alike: their types, and an array of all entries."""
 
-    __slots__ = ("array", "count")
+    __slots__ = ("array", "count", "nodes", "types")
 
-    def __init__(self, array: np.ndarray) -> None:
-        self.array, self.count = array, array.size
+    def __init__(self, types: list[int], repeats: int, array: np.ndarray) -> None:
+        self.types, self.array = types, array
+        self.nodes, self.count = len(types) * repeats, array.size
 
     @staticmethod
-    def write_all(out: np.ndarray, pieces: list[tuple[int, Any]]) -> None:
+    def write_all(types: np.ndarray, args: np.ndarray, pieces: list[tuple[int, int, Any]]) -> None:
         """Write all pieces, see `Piece`."""
-        for at, piece in pieces:
-            out[at : at + piece.count] = piece.array.ravel()
+        for first, at, piece in pieces:
+            args[at : at + piece.count] = piece.array.ravel()
+            types[first : first + piece.nodes].reshape(-1, len(piece.types))[:] = piece.types
 
 
 @compiled
-def _move(source, out, segments):
+def _move(source: Any, out: Any, segments: Any) -> None:
     """Copy segments: for each (place in `source`, place in `out`, length)."""
     for k in range(0, segments.size, 3):
         start, at = segments[k], segments[k + 1]
@@ -395,7 +406,7 @@ class Graph:
         self.args: Any = []
         self.recorded_types: list[int] = self.types
         self.recorded_args: list[int] = self.args
-        self.pieces: list[tuple[int, Piece]] = []  # arguments recorded in bulk, and before which entry of the list they come
+        self.pieces: list[tuple[int, int, Piece]] = []  # recorded in bulk: before which entry of the list, first node, what
         self.numbers: dict[Any, int] = {}  # inputs that hold one number
         self.zeros: dict[Any, int] = {}
         self.parameters: set[Any] = set()  # used as arguments
@@ -450,6 +461,9 @@ class Graph:
         """What new nodes are recorded into: the graph, or its innermost checkpoint."""
         return self if self._top is None else self._top
 
+    def reading(self, other: Graph | None) -> None:
+        """Say no, if it has to be, to a value of another graph (None: of a parameter) while this one is the current graph."""
+
     def drop(self) -> None:
         """Forget everything: expressions of this graph become stale, its memory is free for the next one."""
         self.types = self.args = None
@@ -470,61 +484,72 @@ class Graph:
         if self.recorded_types is None or len(self.recorded_types) == nodes:
             return
         dropped = TYPES.info[self.recorded_types[nodes:]]
-        args = self.count_args() - int(dropped[:, [ARGUMENTS, IMMEDIATES]].sum())
+        args = self.count_args() - int(dropped[:, [RECORDED, IMMEDIATES]].sum())
         del self.recorded_types[nodes:]
         self.cut_args(args)
         self.numbers = {key: index for key, index in self.numbers.items() if index < nodes}
         self.zeros = {key: index for key, index in self.zeros.items() if index < nodes}
         for steps in self.steps.values():  # they name nodes
             steps.clear()
-        if self.execution is not None and self.execution.flushed > nodes:
+        if self.execution is not None and max(self.execution.flushed, self.execution.done) > nodes:
             self.execution.cut(nodes, args)
 
     # Arguments --------------------------------------------------------------------------------------------------------
 
-    def extend(self, types: Sequence[int], piece: Piece) -> int:
-        """Record nodes in bulk; return the number of the first one."""
+    def extend(self, types: list[int], repeats: int, args: np.ndarray) -> int:
+        """Record nodes in bulk, `repeats` times these types; return the number of the first one."""
         index = len(self.recorded_types)
-        self.recorded_types += types
-        self.pieces.append((len(self.recorded_args), piece))
+        self.recorded_types += types * repeats
+        self.pieces.append((len(self.recorded_args), index, Entries(types, repeats, args)))
         return index
 
     def count_args(self) -> int:
         """Return how many entries all nodes have: arguments and immediates."""
-        return len(self.recorded_args) + sum(piece.count for _, piece in self.pieces)
+        return len(self.recorded_args) + sum(piece.count for _, _, piece in self.pieces)
 
-    def write_args(self, out: np.ndarray, entries: int = 0, pieces: int = 0) -> None:
-        """Write what was recorded behind the first `entries` of the list and the first `pieces` into an int32 array."""
+    def write(self, types: np.ndarray, args: np.ndarray, nodes: int = 0, entries: int = 0, pieces: int = 0) -> None:
+        """Write what was recorded behind the first nodes, entries of the list and pieces into two int32 arrays."""
         if pieces == len(self.pieces):
-            out[:] = self.recorded_args[entries:]
+            types[:] = self.recorded_types[nodes:]
+            args[:] = self.recorded_args[entries:]
             return
-        at, source, segments = 0, 0, []
-        jobs: dict[Any, list[tuple[int, Any]]] = {}
-        for before, piece in self.pieces[pieces:]:
+        at, source, node = 0, 0, nodes
+        segments: list[int] = []
+        listed: list[int] = []  # types of nodes in no piece
+        of_types: list[int] = []
+        jobs: dict[Any, list[tuple[int, int, Any]]] = {}
+        for before, first, piece in self.pieces[pieces:]:
             length = before - entries - source
             if length > 0:
                 segments += (source, at, length)
                 at += length
                 source += length
-            jobs.setdefault(piece.__class__, []).append((at, piece))
+            if first > node:
+                of_types += (len(listed), node - nodes, first - node)
+                listed += self.recorded_types[node:first]
+            node = first + piece.nodes
+            jobs.setdefault(piece.__class__, []).append((first - nodes, at, piece))
             at += piece.count
-        listed = np.array(self.recorded_args[entries:], np.int32)
-        segments += (source, at, listed.size - source)
-        _move(listed, out, np.array(segments, np.int64))
+        of_types += (len(listed), node - nodes, len(self.recorded_types) - node)
+        listed += self.recorded_types[node:]
+        rest = np.array(self.recorded_args[entries:], np.int32)
+        segments += (source, at, rest.size - source)
+        _move(rest, args, np.array(segments, np.int64))
+        _move(np.array(listed, np.int32), types, np.array(of_types, np.int64))
         for kind, of_kind in jobs.items():
-            kind.write_all(out, of_kind)
+            kind.write_all(types, args, of_kind)
 
     def all_args(self) -> list[int]:
         """Return the entries of all nodes."""
         if not self.pieces:
             return self.recorded_args
         out = np.empty(self.count_args(), np.int32)
-        self.write_args(out)
+        self.write(np.empty(len(self.recorded_types), np.int32), out)
         return out.tolist()
 
     def set_args(self, at: int, entries: Sequence[int]) -> None:
         """Replace entries of one node, from a position among all entries on."""
-        for before, piece in self.pieces:
+        for before, _, piece in self.pieces:
             if at < before:
                 break
             if at < before + piece.count:
@@ -536,7 +561,7 @@ class Graph:
         """Keep the first `count` entries."""
         excess = self.count_args() - count
         while self.pieces:
-            before, piece = self.pieces[-1]
+            before, _, piece = self.pieces[-1]
             tail = len(self.recorded_args) - before
             if excess <= tail:
                 break
@@ -545,7 +570,7 @@ class Graph:
             excess -= tail
             if excess < piece.count:
                 rest = np.empty(piece.count, np.int32)
-                piece.write_all(rest, [(0, piece)])
+                piece.write_all(np.empty(piece.nodes, np.int32), rest, [(0, 0, piece)])
                 self.recorded_args += rest[: piece.count - excess].tolist()
                 return
             excess -= piece.count
@@ -716,14 +741,22 @@ def current_graph() -> Graph:
 def new_current_graph(policy: str | None = None) -> Graph:
     """Drop this thread's current graph and make a new one."""
     old = _THREAD.graph
+    if old is not None:
+        old.drop()
     _THREAD.version += 1
     graph = Graph(policy=policy)
     graph.version = _THREAD.version
     if old is not None:
         graph._outer = old._outer
-        old.drop()
     _THREAD.graph = graph
     return graph
+
+
+def reading(graph: Graph | None) -> None:
+    """Raise TraceError if a cell is being traced and a value of another graph (None: of a parameter) is asked for."""
+    current = _THREAD.graph
+    if current is not None and current is not graph:
+        current.reading(graph)
 
 
 @contextlib.contextmanager

@@ -51,8 +51,10 @@ from autobatch.graph import (
     OPERANDS,
     PREPARE,
     READS,
+    RECORDED,
     ROW,
     SIZE,
+    SOURCE,
     STOP,
     TABLE,
     TYPE_COLUMNS,
@@ -90,14 +92,15 @@ def survey(n0, n1, a0, types, args, info, positions, root, local, nodes, kinds, 
 
     Fills positions (where the arguments of each node begin), root (the node in whose memory it lies, or a parameter), and the
     reduced graph: nodes, kinds (local types, numbered by first appearance), first, edges, joins, present (local type -> type).
-    `local` is all -1 and is left so. Returns how many nodes, edges, local types, and arguments of these types there are.
+    `local` is all -1 and is left so. Returns how many nodes, edges, local types, and arguments of these types there are, and
+    whether there is but one order and no two nodes can run together: each node reads the one before, or each has its own type.
     """
-    at, count, m, T, operands = a0, 0, 0, 0, 0
+    at, count, m, T, operands, links = a0, 0, 0, 0, 0, 0
     for n in range(n0, n1):
         type_ = types[n]
         t = type_ * TYPE_COLUMNS
         positions[n] = at
-        kind, arguments = info[t + KIND], info[t + ARGUMENTS]
+        kind, arguments = info[t + KIND], info[t + RECORDED]
         dense[n - n0] = -1
         if kind == OP:
             l = local[type_]
@@ -106,9 +109,10 @@ def survey(n0, n1, a0, types, args, info, positions, root, local, nodes, kinds, 
                 local[type_] = T
                 present[T] = type_
                 joins[T] = info[t + JOINS]
-                operands += arguments
+                operands += info[t + ARGUMENTS]
                 T += 1
             first[count] = m
+            linked = False
             for k in range(arguments):
                 a = args[at + k]
                 if a >= 0 and root[a] >= n0:
@@ -116,6 +120,8 @@ def survey(n0, n1, a0, types, args, info, positions, root, local, nodes, kinds, 
                     if d >= 0:
                         edges[m] = d
                         m += 1
+                        linked |= d == count - 1
+            links += linked
             nodes[count], kinds[count], dense[n - n0], root[n] = n, l, count, n
             count += 1
         elif kind == VIEW or kind == STOP:
@@ -128,7 +134,7 @@ def survey(n0, n1, a0, types, args, info, positions, root, local, nodes, kinds, 
     positions[n1] = at
     for l in range(T):
         local[present[l]] = -1
-    return count, m, T, operands
+    return count, m, T, operands, links == count - 1 or T == count
 
 
 # Forward --------------------------------------------------------------------------------------------------------------
@@ -297,11 +303,11 @@ def misses(n0, n1, a0, types, args, info, address):
     at = a0
     for n in range(n0, n1):
         t = types[n] * TYPE_COLUMNS
-        for k in range(info[t + ARGUMENTS]):
+        for k in range(info[t + RECORDED]):
             a = args[at + k]
             if 0 <= a < n0 and address[a] == 0:
                 return True
-        at += info[t + ARGUMENTS] + info[t + IMMEDIATES]
+        at += info[t + RECORDED] + info[t + IMMEDIATES]
     return False
 
 
@@ -313,6 +319,12 @@ def _copy(table, w, kernel, items, size, flags, to, to_stride, source, source_st
     write_slot(table, w + SLOTS + 2, source, source_stride)
     table[w + SLOTS + 4] = size
     return w + _ROWS_WORDS
+
+
+@inline
+def _argument(args, at, k, info, t, operands, o):
+    """Argument k of a node whose entries begin at `at`."""
+    return args[at + k] if k < info[t + RECORDED] else operands[o + SOURCE]
 
 
 @inline
@@ -368,7 +380,8 @@ def forward_table(n_batches, args, positions, info, operands, nodes, order, type
             o = (info[t + OPERANDS] + k) * OPERAND_COLUMNS
             where = slots + 2 + 2 * k
             item = operands[o + ELEMENTS] * itemsize
-            start = _value(args[positions[nodes[order[lo]]] + k], address, parameter_values)
+            a = _argument(args, positions[nodes[order[lo]]], k, info, t, operands, o)
+            start = _value(a, address, parameter_values)
             if operands[o + READS] == SHARED:
                 write_slot(table, where, start, 0)
                 continue
@@ -400,7 +413,7 @@ def forward_table(n_batches, args, positions, info, operands, nodes, order, type
             where = slots + 2 * (1 + arguments + k)
             write_slot(table, where, address_of(lists) + 8 * r, 8)
             for i in range(n):
-                lists[r] = args[positions[nodes[order[lo + i]]] + arguments + k]
+                lists[r] = args[positions[nodes[order[lo + i]]] + info[t + RECORDED] + k]
                 r += 1
         if main != w:
             for j in range(SLOTS, words):
@@ -428,7 +441,8 @@ def mark(loss, full, types, args, positions, info, operands, active):
             wanted = full or info[t + TABLE] % 2 != 0
         elif kind != INPUT and not full:
             for k in range(info[t + ARGUMENTS]):
-                a = args[at + k]
+                o = (info[t + OPERANDS] + k) * OPERAND_COLUMNS
+                a = _argument(args, at, k, info, t, operands, o)
                 if kind != OP or operands[(info[t + OPERANDS] + k) * OPERAND_COLUMNS + HAS_GRADIENT]:
                     wanted |= a % 2 != 0 if a < 0 else active[a] != 0
         active[n] = wanted
@@ -437,7 +451,7 @@ def mark(loss, full, types, args, positions, info, operands, active):
         t, at = types[n] * TYPE_COLUMNS, positions[n]
         kind = info[t + KIND]
         if active[n] == 3 and (kind == OP or kind == VIEW):
-            for k in range(info[t + ARGUMENTS]):
+            for k in range(info[t + RECORDED]):
                 a = args[at + k]
                 if a >= 0 and (kind == VIEW or operands[(info[t + OPERANDS] + k) * OPERAND_COLUMNS + HAS_GRADIENT]):
                     active[a] |= 2
@@ -739,7 +753,7 @@ def weight_table(n_types, n_batches, args, positions, info, operands, needs, nod
         block = gradient_base + block_at[l]
         for k in range(info[t + ARGUMENTS]):
             o = (info[t + OPERANDS] + k) * OPERAND_COLUMNS
-            parameter = args[positions[nodes[order[type_start[l]]]] + k]
+            parameter = _argument(args, positions[nodes[order[type_start[l]]]], k, info, t, operands, o)
             if operands[o + WRITES] != SHARED or not operands[o + HAS_GRADIENT] or parameter % 2 == 0:
                 continue
             to = parameter_gradients[(-parameter - 1) >> 1]

@@ -35,6 +35,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 LIBRARIES = {  # name -> (the distribution it needs, what it is)
     "autobatch": (None, "the program, builders unchanged"),
     "autobatch-cell": (None, "its node functions made cells (tree_lstm)"),
+    "autobatch-bulk": (None, "whole minibatches as arrays, through rows, scan, tree and each"),
     "autobatch-manual": (None, "minibatches by hand with autobatch's operations (tagger, --equal-length)"),
     **{f"autobatch-{policy}": (None, f"under the policy {policy}") for policy in POLICIES[1:]},
     "dynet": ("dyNET38", "the program, autobatching by agenda"),
@@ -44,7 +45,7 @@ LIBRARIES = {  # name -> (the distribution it needs, what it is)
     "torch-padded": ("torch", "batched by hand, all sentences in one padded rectangle (not tree_lstm)"),
     "floor": (None, "the matrix products alone"),
 }
-DEFAULT = ("autobatch", "autobatch-cell", "dynet", "dynet-none", "torch", "torch-padded", "floor")
+DEFAULT = ("autobatch", "autobatch-cell", "autobatch-bulk", "dynet", "dynet-none", "torch", "torch-padded", "floor")
 RIVALS = ("dynet", "torch", "torch-padded", "floor")  # what ratios are to
 TOLERANCE = 1e-3  # of these losses, relative: sums in float32 in another order, through as many updates
 MEGABYTE = 1 << 20
@@ -87,6 +88,16 @@ class Worker:
         self.process.wait()
         self.process.stdout.close()
         self.errors.close()
+
+    def median(self, figure):
+        """The median of `figure` over the rounds."""
+        return statistics.median(map(figure, self.rounds))
+
+    def per_node(self, *phases):
+        """What some phases take for each node, in ns; None where nobody counts nodes."""
+        if not self.rounds[0]["nodes"]:
+            return None
+        return 1e9 * self.median(lambda r: sum(r["seconds"][phase] for phase in phases) / r["nodes"])
 
     def speeds(self):
         return [self.about["sentences"] / sum(r["seconds"].values()) for r in self.rounds]
@@ -131,6 +142,7 @@ def contestants(task, libraries, equal_length):
     missing = {
         "torch-padded": not hasattr(task, "Rectangles"),
         "autobatch-cell": not cells,
+        "autobatch-bulk": not hasattr(task, "Bulk"),
         "autobatch-manual": not (equal_length and hasattr(task, "Manual")),
     }
     return [library for library in libraries if not missing.get(library)]
@@ -146,7 +158,7 @@ def measure(name, libraries, args):
     """Run one task with all `libraries`: its sizes and a record for each library."""
     job = {
         key: getattr(args, key)
-        for key in ("batch", "minibatches", "threads", "infer", "hidden", "equal_length", "repeat", "seed")
+        for key in ("batch", "minibatches", "threads", "infer", "hidden", "sizes", "equal_length", "repeat", "seed")
     }
     job |= {"task": name, "data": args.data and str(pathlib.Path(args.data).resolve())}
     workers = []
@@ -177,7 +189,9 @@ def records(workers):
             "name": w.about["name"],
             "sentences_per_second": summary(w.speeds()),
             **{f"of_{other}": ratio(w, by_name.get(other)) for other in RIVALS},
-            "ms_per_minibatch": {p: statistics.median(r["seconds"][p] for r in w.rounds) * 1000 for p in PHASES},
+            "ms_per_minibatch": {p: 1000 * w.median(lambda r, p=p: r["seconds"][p]) / w.about["minibatches"] for p in PHASES},
+            "ns_to_record": w.per_node("record"),
+            "ns_to_plan": w.per_node("schedule", "plan"),
             "memory": w.checked["memory"],
             **{key: w.checked["counts"].get(key) for key in ("arenas", "nodes", "batches", "lower_bound")},
             "losses": w.checked["losses"],
@@ -205,13 +219,9 @@ def describe(sizes):
 
 def print_report(result, args):
     """The tables of one task: speeds and ratios; where the time goes, memory and batches."""
-    data = (
-        "real data"
-        if result["real"]
-        else f"generated, {args.equal_length} tokens each"
-        if args.equal_length
-        else "generated data"
-    )
+    data = "real data" if result["real"] else "generated data"
+    if args.equal_length:
+        data = f"generated, {args.equal_length} tokens each"
     print(f"\n{result['title']} ({describe(result['sizes'])}; {data})\n")
     table = [("library", "sentences/s", "of DyNet", "of PyTorch", "of padded", "of floor")]
     for row in result["libraries"]:
@@ -219,12 +229,13 @@ def print_report(result, args):
         table.append((row["library"], spread(row["sentences_per_second"], 0, ","), *ratios))
     print_table(table)
     print()
-    table = [("ms a minibatch", *PHASES, "MB", "arenas", "nodes", "batches", "bound")]
+    table = [("ms a minibatch", *PHASES, "MB", "arenas", "nodes", "batches", "bound", "ns/node")]
     for row in result["libraries"]:
         phases = [f"{row['ms_per_minibatch'][p]:.2f}" if row["ms_per_minibatch"][p] else "-" for p in PHASES]
         sizes = [f"{row[key] / MEGABYTE:.1f}" if row[key] is not None else "-" for key in ("memory", "arenas")]
         numbers = [f"{row[key]:,}" if row[key] is not None else "-" for key in ("nodes", "batches", "lower_bound")]
-        table.append((row["library"], *phases, *sizes, *numbers))
+        spent = "-" if row["ns_to_record"] is None else f"{row['ns_to_record']:.0f} + {row['ns_to_plan']:.0f}"
+        table.append((row["library"], *phases, *sizes, *numbers, spent))
     print_table(table)
 
 
@@ -243,7 +254,16 @@ LEGEND = """
 Median (least-most) over the rounds. `of DyNet`, `of PyTorch`, `of padded`, `of floor`: how many times faster than `dynet`,
 `torch`, `torch-padded` and the matrix products alone, within a round. MB: memory that one minibatch touches, beyond what its
 smallest instance alone does; arenas: what autobatch itself counts as handed out. Bound: the least batches any policy can do
-with."""
+with. ns/node: recording + scheduling and planning."""
+
+
+def name_and_size(text):
+    """("word", 64) for "word=64"."""
+    name, _, size = text.partition("=")
+    known = {name for task in tasks.NAMES for name in tasks.load(task).SIZES}
+    if name not in known or not size.isdecimal() or int(size) < 1:
+        raise argparse.ArgumentTypeError(f"want NAME=N, NAME one of {', '.join(sorted(known))}; got {text!r}")
+    return name, int(size)
 
 
 def make_parser(prog, description):
@@ -259,6 +279,8 @@ def make_parser(prog, description):
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="of all but DyNet, which has one (default: 2)")
     parser.add_argument("--infer", action="store_true", help="forward passes alone")
     parser.add_argument("--hidden", type=int, metavar="N", help="size of the states; some other sizes follow")
+    about = "other sizes, as word=64; the tasks' files name them"
+    parser.add_argument("--sizes", nargs="+", type=name_and_size, default=[], metavar="NAME=N", help=about)
     parser.add_argument("--equal-length", type=int, metavar="N", help="tagger: sentences of N words; adds autobatch-manual")
     about = "the same minibatches in every round (default: instances are shuffled, as in training)"
     parser.add_argument("--repeat", action="store_true", help=about)

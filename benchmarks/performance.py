@@ -22,7 +22,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 BATCHES = (1, 10, 64, 256)
 MULTIPLES = (0.5, 1, 2)  # of the hidden size of each task
 EQUAL, EQUAL_HIDDEN = 40, (50, 256)
-OURS = ("autobatch", "autobatch-cell")
+OURS = ("autobatch", "autobatch-cell", "autobatch-bulk")
 RIVALS = (*OURS, "dynet", "torch")
 RUNS = {
     "training": "all libraries, minibatches of 64",
@@ -34,6 +34,7 @@ RUNS = {
 NAMES = {
     "autobatch": "autobatch",
     "autobatch-cell": "autobatch, cells",
+    "autobatch-bulk": "autobatch, in bulk",
     "autobatch-manual": "autobatch, by hand",
     "dynet": "DyNet",
     "dynet-compact": "DyNet, compact LSTM",
@@ -45,6 +46,7 @@ NAMES = {
 COLOURS = {
     "autobatch": "#1b6ca8",
     "autobatch-cell": "#0b3954",
+    "autobatch-bulk": "#1f6f8b",
     "autobatch-manual": "#7fb2d6",
     "dynet": "#c8553d",
     "torch": "#6a994e",
@@ -241,14 +243,12 @@ def counts_section(run, inference):
     rows = []
     for _, result, row, rows_of in ours(run):
         other = forward.get((result["task"], row["library"]))
-        record = 1e6 * row["ms_per_minibatch"]["record"] / row["nodes"]
-        scheduling = 1e6 * (row["ms_per_minibatch"]["schedule"] + row["ms_per_minibatch"]["plan"]) / row["nodes"]
         memory = [megabytes(r.get("memory")) for r in (row, other or {}, rows_of.get("dynet", {}), rows_of.get("torch", {}))]
         rows.append(
             [
                 title(result, row["library"]),
                 *(f"{row[key]:,}" for key in ("nodes", "batches", "lower_bound")),
-                *(f"{record:.0f}", f"{scheduling:.0f}"),
+                *(f"{row[key]:.0f}" for key in ("ns_to_record", "ns_to_plan")),
                 *memory,
             ]
         )

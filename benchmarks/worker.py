@@ -70,7 +70,8 @@ class Dynamic:
                 raise SystemExit("this autobatch has no cells")
             self.program = task.Program(dy, sizes, cells=True)
         else:
-            self.program = (task.Manual if kind == "manual" else task.Program)(dy, sizes)
+            kinds = {"manual": "Manual", "bulk": "Bulk"}
+            self.program = getattr(task, kinds.get(kind, "Program"))(dy, sizes)
         self.reset()
         self.trainer = dy.SimpleSGDTrainer(self.program.model, RATE)
         self.trainer.set_clip_threshold(0)
@@ -103,6 +104,10 @@ class Dynamic:
             return (phase,)
         return "plan", ("schedule", inner["schedule"]), (phase, inner["run"])
 
+    def nodes(self):
+        """Nodes recorded for the last minibatch; 0 where nothing tells."""
+        return 0 if self.timers is None else len(self.dy.current_graph())
+
     def counts(self):
         """Of the last minibatch: nodes, batches, the least that any policy needs, bytes in arenas; None where nothing tells."""
         if self.timers is None:
@@ -124,10 +129,10 @@ class Timers:
                 setattr(execute, name, self.timed(name, getattr(execute, name)))
 
     def timed(self, name, function):
-        def wrapper(*args):
+        def wrapper(*args, **keywords):
             start = time.perf_counter()
             try:
-                return function(*args)
+                return function(*args, **keywords)
             finally:
                 self.seconds[name] += time.perf_counter() - start
 
@@ -174,6 +179,9 @@ class ByHand:
                 self.trainer.zero_grad(set_to_none=True)
                 clock.lap("update")
         return value
+
+    def nodes(self):
+        return 0
 
     def counts(self):
         return {}
@@ -222,6 +230,9 @@ class Products:
         clock.last = time.perf_counter()
         return None
 
+    def nodes(self):
+        return 0
+
     def counts(self):
         return {}
 
@@ -255,27 +266,31 @@ def run_round(runner, parts):
     """Run each minibatch once."""
     gc.collect()
     clock = Clock()
-    losses = []
+    losses, nodes = [], 0
     for part in parts:
         clock.last = time.perf_counter()
         losses.append(runner.step(part, clock))
-    return {"seconds": clock.seconds, "losses": losses}
+        nodes += runner.nodes()
+    return {"seconds": clock.seconds, "losses": losses, "nodes": nodes}
+
+
+def forget_touched():
+    for what in "15":  # which pages were touched; the most that the process held
+        pathlib.Path("/proc/self/clear_refs").write_text(what)
 
 
 def touched():
-    """Bytes of this process's own memory that were read or written since `forget_touched`."""
+    """Bytes of this process's own memory that were read or written since `forget_touched`, those given back included."""
     count, own = 0, False
     for line in pathlib.Path("/proc/self/smaps").read_text().splitlines():
         name, *rest = line.split()
         if not name.endswith(":"):  # the first line of a mapping: addresses, and the file where there is one
             own = len(rest) < 5 or rest[4] == "[heap]"
         elif name == "Referenced:" and own:
-            count += int(rest[0]) * 1024
-    return count
-
-
-def forget_touched():
-    pathlib.Path("/proc/self/clear_refs").write_text("1")
+            count += int(rest[0])
+    status = dict(line.split(":", 1) for line in pathlib.Path("/proc/self/status").read_text().splitlines())
+    most, now = (int(status[name].split()[0]) for name in ("VmHWM", "VmRSS"))
+    return 1024 * (count + max(most - now, 0))
 
 
 def memory_of(runner, parts):
@@ -293,7 +308,7 @@ def memory_of(runner, parts):
             forget_touched()
             runner.step(part, Clock())
             counts.append(touched())
-        except (OSError, IndexError):
+        except (OSError, KeyError):
             return None
     return max(counts[1] - counts[0], 0)
 
@@ -309,11 +324,19 @@ def work():
     job = json.loads(sys.stdin.readline())
     task = tasks.load(job["task"])
     instances, known, real = load_instances(job, task)
-    sizes = {**tasks.sizes_of(task, job["hidden"]), **known}
+    sizes = {**tasks.sizes_of(task, job["hidden"], job["sizes"]), **known}
     runner = runner_of(job, task, sizes, tasks.draw(task.shapes(sizes), job["seed"]))
     parts = split(instances, job["batch"])
     counted = instances[: job["batch"] * job["minibatches"]]
-    answer({"name": runner.name, "sizes": sizes, "real": real, "sentences": len(counted)})
+    answer(
+        {
+            "name": runner.name,
+            "sizes": sizes,
+            "real": real,
+            "sentences": len(counted),
+            "minibatches": len(split(counted, job["batch"])),
+        }
+    )
     shuffled = random.Random(job["seed"])
     for line in sys.stdin:
         if json.loads(line)["do"] == "check":

@@ -1,8 +1,9 @@
 """The exceptions of all rooms, and the form of their messages.
 
 Three kinds: the caller's argument (`ShapeError`, `ArgumentError`, `ConstructionError`, `TraceError`: ValueErrors,
-`OperandError`: a TypeError), the state of the world (`StaleExpressionError`, `DeviceError`, `NumericalError`, `ModelFileError`: RuntimeErrors),
-and our own bug (`InternalError`). Where DyNet raises another built-in type than the kind asks for, the class is of both types.
+`OperandError`: a TypeError), the state of the world (`StaleExpressionError`, `DeviceError`, `NumericalError`,
+`ModelFileError`: RuntimeErrors), and our own bug (`InternalError`). Where DyNet raises another built-in type than the kind
+asks for, the class is of both types.
 """
 
 

@@ -163,9 +163,9 @@ class Chain:
                 fetched.append(f"t{t} = {formulas[line.formulas]}_value({args})")
         inside += fetched
         gradients: dict[int | Read, str] = {t: f"b0[{at} + j]" for t, at in seeds.items()}
-        for t in gradients:
-            inside.append(f"g{t} = {gradients[t]}")
-            gradients[t] = f"g{t}"
+        for seed in seeds:
+            inside.append(f"g{seed} = {gradients[seed]}")
+            gradients[seed] = f"g{seed}"
         for t in range(len(self.lines) - 1, -1, -1):
             if t not in gradients:
                 continue

@@ -116,6 +116,10 @@ class Kernel:
         self._fastmath = _FASTMATH | {"reassoc"} if reductions else _FASTMATH
         self._compiled: dict[str, Any] = {}
 
+    def inside(self, dtype: str) -> Any:
+        """Return the steps that the kernel takes, if others than itself (cells), for debug mode; None: it takes none."""
+        return None
+
     def address(self, dtype: str) -> int:
         """Return the address of the machine code for `dtype` ("float32" or "float64")."""
         entry: Any = self._compiled.get(dtype)

@@ -102,6 +102,7 @@ class Op:
     joins: bool = False  # sums up scalars of different instances: does not make them one instance
     formulas: Callable[[int], Any] | None = None  # of so many arguments: the op number by number (`_fused.Formulas`)
     spaced: bool = False  # kernels with DENSE or SHARED operands that take y and dy at any even distance, if of one column
+    typed: bool = False  # parameters of the signature come last, and are not recorded for each node
     listed: bool = True  # whether OPS holds it; cells are not
     types: dict[Any, Any] = dataclasses.field(default_factory=dict)  # node types by the types of the arguments (a cache)
 

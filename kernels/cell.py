@@ -5,9 +5,9 @@ The value of a node is one row, what is inside of it lies behind the outputs; th
     value     | outputs | what backward needs of the inside |        with minibatch, each part has it inside
     gradient  | ...     | gradients of the same             |
 
-A program is a list of steps. A step is an instruction of another kernel (`_jit.py`) whose slots are not addresses yet, but say
-which slot of the node's own instruction they are a part of. So a batch of n nodes runs each step once, over rows that lie as far
-apart as the nodes do:
+A program is a list of steps. A step is an instruction of another kernel (`_jit.py`) whose slots are not addresses yet, but
+say which slot of the node's own instruction they are a part of. So a batch of n nodes runs each step once, over rows that lie
+as far apart as the nodes do:
 
     word   0       |  kernel   sizes   flags   slots   mode  |  kind   slot   bytes   item  |  ...
            steps   |  of step 0                              |  of slot 0 of step 0         |
@@ -59,7 +59,7 @@ from autobatch.kernels._jit import (
 EMPTY, INCOMING, FIXED = range(3)
 EACH, INHERIT = 1, 2
 _STEP, _SLOT = 5, 4  # words
-ROOM = 2048  # words of the longest instruction of a step
+ROOM = 4096  # words of the longest instruction of a step
 MOST_SLOTS = (ROOM - SLOTS) // 2
 
 
@@ -89,13 +89,13 @@ def _run(program, ins, step, T):
                 p = at + _STEP + _SLOT * k
                 kind, source, offset = program[p], program[p + 1], program[p + 2]
                 address, stride = offset, 0
-                if kind == INCOMING:
-                    if mode & EACH:
+                if mode & EACH:  # a single item, but some kernels find in its stride how far its columns are apart
+                    stride = program[p + 3]
+                    if kind == INCOMING:
                         address += row(ins, source, i)
-                        stride = program[p + 3]
-                    else:
-                        address += ins[slot(source)]
-                        stride = ins[slot(source) + 1]
+                elif kind == INCOMING:
+                    address += ins[slot(source)]
+                    stride = ins[slot(source) + 1]
                 step[SLOTS + 2 * k] = address
                 step[SLOTS + 2 * k + 1] = stride
             call(step[KERNEL], step, T)
@@ -139,13 +139,31 @@ class Slot(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One step of a program. `sizes` is the address of what the kernel finds behind SIZES."""
+    """One step of a program. `sizes` is the address of what the kernel finds behind SIZES.
+
+    For debug mode: `reads` and `writes` are the parts of incoming slots it reads, and writes; `adds` says of each that is
+    written whether it is added to (True), stored to where nothing was written before (False), or either (None).
+    """
 
     kernel: Kernel
     sizes: int
     flags: int
     slots: tuple[Slot, ...]
     mode: int = 0
+    reads: tuple[Slot, ...] = ()
+    writes: tuple[Slot, ...] = ()
+    adds: tuple[bool | None, ...] = ()
+
+
+class Inside(NamedTuple):
+    """A step as it stands in a program, for debug mode. Places: (slot or None for a fixed address, bytes, bytes of an item)."""
+
+    name: str
+    head: tuple[int, int, int]  # kernel, sizes, flags
+    each: bool
+    inherit: bool
+    places: list[tuple[int | None, int, int]]
+    step: Step
 
 
 @dataclasses.dataclass(eq=False)
@@ -153,13 +171,18 @@ class Programs:
     """All programs of a node type: forward, prepare, and one for each argument; and the constants they read.
 
     Constants are numbers (one for each, of the dtype of the run) or int64 integers, by their position in `constants`.
+    `outputs`: how many numbers at the beginning of a row are outputs; `written`: how many forward writes, the rest of a row is
+    there for gradients only.
     """
 
     programs: Sequence[Sequence[Step]]
     constants: Sequence[np.ndarray]
+    outputs: int
+    written: int
 
     def __post_init__(self) -> None:
         self.table = np.zeros(2 * len(self.programs), np.int64)
+        self.encoded: dict[int, np.ndarray] = {}
         self._alive: list[Any] = []
 
     def kernel(self, which: int) -> Kernel:
@@ -182,8 +205,23 @@ class Programs:
                 offset = kept[s.source].ctypes.data if s.kind == FIXED else s.start * bytes_each
                 words += [s.kind, s.source, offset, s.size * bytes_each]
         program = np.array(words, np.int64)
-        self._alive += [kept, program]
+        self._alive.append(kept)
+        self.encoded[place] = program
         self.table[place] = program.ctypes.data
+
+    def inside(self, which: int, dtype: str) -> list[Inside]:
+        """Return the steps of a program as they stand there."""
+        self.encode(which, dtype)
+        words, at, found = self.encoded[2 * which + list(DTYPES).index(dtype)].tolist(), 1, []
+        for step in self.programs[which]:
+            *head, slots, mode = words[at : at + _STEP]
+            at += _STEP
+            places = []
+            for kind, source, offset, item in (words[p : p + _SLOT] for p in range(at, at + _SLOT * slots, _SLOT)):
+                places.append((source if kind == INCOMING else None, offset, item))
+            at += _SLOT * slots
+            found.append(Inside(step.kernel.name, tuple(head), bool(mode & EACH), bool(mode & INHERIT), places, step))
+        return found
 
 
 class _ProgramKernel(Kernel):
@@ -192,6 +230,11 @@ class _ProgramKernel(Kernel):
     def __init__(self, driver: Kernel, programs: Programs, which: int) -> None:
         super().__init__(driver.function)
         self._driver, self._programs, self._which = driver, programs, which
+        self.outputs, self.written = programs.outputs, programs.written
+
+    def inside(self, dtype: str) -> list[Inside]:
+        """Return the steps of the program."""
+        return self._programs.inside(self._which, dtype)
 
     def address(self, dtype: str) -> int:
         """Return the address of the machine code; see to it that the program is there."""

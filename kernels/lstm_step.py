@@ -38,9 +38,13 @@ def lstm_step(ins, T):
                 y[at + j] = bias[j]
     y = item(ins, 0, 0, T)
     if B == 1:
-        ld_x, ld_h = ins[slot(1) + 1] // itemsize(T), ins[slot(2) + 1] // itemsize(T)
-        gemm_at(False, False, 4 * H, n, I, wx, 0, 4 * H, x, 0, ld_x, True, y, 2 * H, 6 * H, T)
-        gemm_at(False, False, 4 * H, n, H, wh, 0, 4 * H, h, 0, ld_h, True, y, 2 * H, 6 * H, T)
+        ld_y, ld_x, ld_h = (
+            ins[slot(0) + 1] // itemsize(T),
+            ins[slot(1) + 1] // itemsize(T),
+            ins[slot(2) + 1] // itemsize(T),
+        )
+        gemm_at(False, False, 4 * H, n, I, wx, 0, 4 * H, x, 0, ld_x, True, y, 2 * H, ld_y, T)
+        gemm_at(False, False, 4 * H, n, H, wh, 0, 4 * H, h, 0, ld_h, True, y, 2 * H, ld_y, T)
     else:
         for i in range(n):
             at = (6 * i + 2) * H * B
@@ -95,7 +99,8 @@ def lstm_step_gradient_input(ins, T):
     dx, dy, w = item(ins, 0, 0, T), item(ins, 1, 0, T), item(ins, 3, 0, T)
     add = ins[FLAGS] & ACCUMULATE
     if B == 1:
-        gemm_at(True, False, K, n, 4 * H, w, 0, 4 * H, dy, 2 * H, 6 * H, add, dx, 0, ins[slot(0) + 1] // itemsize(T), T)
+        ld_dx, ld_dy = ins[slot(0) + 1] // itemsize(T), ins[slot(1) + 1] // itemsize(T)
+        gemm_at(True, False, K, n, 4 * H, w, 0, 4 * H, dy, 2 * H, ld_dy, add, dx, 0, ld_dx, T)
     else:
         for i in range(n):
             gemm_at(True, False, K, B, 4 * H, w, 0, 4 * H, dy, (6 * i + 2) * H * B, 4 * H, add, dx, i * K * B, K, T)
@@ -126,7 +131,8 @@ def lstm_step_gradient_w(ins, T):
     K = H if ins[FLAGS] >> 8 == 4 else sizes[1]
     dw, dy, x = item(ins, 0, 0, T), item(ins, 1, 0, T), item(ins, 3, 0, T)
     if B == 1:
-        gemm_at(False, True, 4 * H, K, n, dy, 2 * H, 6 * H, x, 0, ins[slot(3) + 1] // itemsize(T), True, dw, 0, 4 * H, T)
+        ld_dy, ld_x = ins[slot(1) + 1] // itemsize(T), ins[slot(3) + 1] // itemsize(T)
+        gemm_at(False, True, 4 * H, K, n, dy, 2 * H, ld_dy, x, 0, ld_x, True, dw, 0, 4 * H, T)
     else:
         for i in range(n):
             gemm_at(False, True, 4 * H, K, B, dy, (6 * i + 2) * H * B, 4 * H, x, i * K * B, K, True, dw, 0, 4 * H, T)
@@ -211,4 +217,5 @@ LSTM_STEP = Op(
     samples=_samples,
     shapes="x (I,), h, c (H,), Wx (4H,I), Wh (4H,H), b (4H,) -> h, c (H,)",
     shared=lambda position: position in (3, 4, 5),
+    spaced=True,
 )

@@ -217,6 +217,7 @@ def test_compare(tmp_path, capsys):
     speed = rows["autobatch"]["of_floor"]
     assert 0 < speed["min"] <= speed["median"] <= speed["max"]
     assert all(rows["autobatch"]["ms_per_minibatch"][phase] > 0 for phase in compare.PHASES)
+    assert rows["autobatch"]["ns_to_record"] > 0 and rows["floor"]["ns_to_record"] is None
     assert rows["autobatch"]["arenas"] > 0 and rows["floor"]["nodes"] is None
     said = capsys.readouterr().out
     assert "LSTM acceptor (word 4, hidden 4, words 1,000; generated data)" in said and "minibatches agree" in said
@@ -224,10 +225,21 @@ def test_compare(tmp_path, capsys):
     assert saved["agree"] and saved["results"] == json.loads(json.dumps([result]))
 
 
+def test_phases_are_those_of_one_minibatch():
+    several = [*TINY[:2], "--minibatches", "3", *TINY[4:]]
+    (result,) = compare.main(["--tasks", "acceptor", "--libraries", "autobatch", *several])
+    (row,) = result["libraries"]
+    assert (result["minibatches"], result["sentences"]) == (3, 6)
+    speeds = row["sentences_per_second"]
+    total = sum(row["ms_per_minibatch"].values())
+    assert 0.5 * 2000 / speeds["max"] < total < 2 * 2000 / speeds["min"]
+
+
 def test_compare_equal_lengths_forward_only(capsys):
     libraries = ["--libraries", "autobatch", "autobatch-manual", "floor"]
-    (result,) = compare.main(["--equal-length", "5", "--infer", *libraries, *TINY])
+    (result,) = compare.main(["--equal-length", "5", "--infer", *libraries, *TINY, "--sizes", "word=6", "mlp=3"])
     automatic, manual, _ = result["libraries"]
+    assert [result["sizes"][name] for name in ("word", "hidden", "mlp")] == [6, 4, 3]
     assert manual["losses"] == pytest.approx(automatic["losses"], rel=1e-4)
     assert manual["nodes"] < automatic["nodes"]
     assert automatic["ms_per_minibatch"]["backward"] == automatic["ms_per_minibatch"]["update"] == 0
@@ -255,6 +267,7 @@ def measured(library, speed, **ratios):
     """A record of one library."""
     around = {"median": speed, "min": speed * 0.9, "max": speed * 1.1}
     counts = {"nodes": 1000, "batches": 12, "lower_bound": 11, "memory": 3 << 20, "arenas": 2 << 20, "disagreement": 2e-7}
+    counts |= {"ns_to_record": 310.0, "ns_to_plan": 61.0}
     none = {f"of_{rival}": None for rival in compare.RIVALS}
     of = {f"of_{rival}": {"median": r, "min": r, "max": r} for rival, r in ratios.items()}
     milliseconds = dict.fromkeys(compare.PHASES, 1.5)
@@ -339,6 +352,8 @@ def test_help(script, capsys):
     [
         ["--tasks", "tager"],
         ["--batch", "0"],
+        ["--sizes", "wrd=5"],
+        ["--sizes", "word=0"],
         ["--data", "no-such-folder"],
         ["--equal-length", "5", "--tasks", "parser"],
         ["--equal-length", "5", "--data", "."],

@@ -1,4 +1,4 @@
-"""The porting guide tells the truth: its blocks run and print what it says, and its tables name what differs from DyNet."""
+"""The guides tell the truth: their blocks run and print what they say, and tables of the porting guide name what differs."""
 
 import inspect
 import pathlib
@@ -8,13 +8,16 @@ import pytest
 
 import autobatch as ab
 
-GUIDE = (pathlib.Path(__file__).resolve().parents[1] / "docs" / "from-dynet.md").read_text(encoding="utf-8")
+DOCS = pathlib.Path(__file__).resolve().parents[1] / "docs"
+GUIDE = (DOCS / "from-dynet.md").read_text(encoding="utf-8")
 
 
-def test_blocks_run_and_print_what_the_guide_says(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("guide", "least"), [("from-dynet.md", 9), ("cells.md", 4), ("bulk.md", 2)])
+def test_blocks_run_and_print_what_the_guide_says(tmp_path, monkeypatch, capsys, guide, least):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```\n(?:\n```text\n(.*?)```\n)?", GUIDE, re.S)
-    assert len(blocks) == GUIDE.count("```python") >= 9
+    text = (DOCS / guide).read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```\n(?:\n```text\n(.*?)```\n)?", text, re.S)
+    assert len(blocks) == text.count("```python") >= least
     names = {}
     for number, (code, shown) in enumerate(blocks, 1):
         exec(compile(code, f"block {number} of the guide", "exec"), names)

@@ -9,7 +9,7 @@ from laws import EXACT, Recording, agree, close, shape_of, whole
 from strategies import SEEDS, examples, graphs
 
 import autobatch as ab
-from autobatch import execute, plan
+from autobatch import execute, plan, schedule
 from autobatch.frame import FIELDS
 from autobatch.schedule import POLICIES
 
@@ -68,6 +68,37 @@ def test_values_asked_for_on_the_way(policy):
         agree(recording.computed(), case.values, EXACT, "value of instance, step")
 
     check()
+
+
+@policies
+def test_values_where_batches_are_cut_into_pieces(policy, monkeypatch):
+    monkeypatch.setattr(schedule, "PIECE", 1)
+    monkeypatch.setattr(schedule, "WEIGHT", 20)
+
+    @examples(80)
+    @given(graphs())
+    def check(case):
+        recording = Recording(case)
+        with ab.Graph(dtype="float64", policy=policy, inference=True):
+            recording.finish()
+        close(recording.loss.npvalue(), [case.loss(case.values)], EXACT, "loss")
+
+    check()
+
+
+def test_scores_over_a_vocabulary_are_never_there_all_at_once():
+    model = ab.ParameterCollection()
+    W, b, table = model.add_parameters((2000, 8)), model.add_parameters((2000,)), model.add_lookup_parameters((50, 8))
+
+    def loss():
+        return ab.esum([ab.pickneglogsoftmax(b + W * ab.tanh(table[7 * k % 50]), k) for k in range(600)])
+
+    expected = loss().value()
+    held = ab.memory()["values_used"]
+    with ab.inference() as graph:
+        assert loss().value() == pytest.approx(expected, rel=1e-5)
+        assert ab.memory()["values_peak"] < held / 2.5
+        assert 16 <= graph.batches < 24
 
 
 def chain(x, steps):

@@ -20,8 +20,8 @@ PACKAGE, KERNELS = pathlib.Path(ab.__file__).parent, pathlib.Path(autobatch.kern
 
 # From the top of the house to its foundation: a room may use those below it.
 ROOMS = [
-    *"dynet boxes drawing softmax_builders rnn cell persist trainers dynet_config cg operators".split(),
-    *"functions inputs shortcuts arguments".split(),
+    *"dynet boxes drawing softmax_builders bulk rnn persist trainers dynet_config cg operators".split(),
+    *"cell functions inputs shortcuts arguments".split(),
     *"params files initializers expression tensor seeds execute check plan frame schedule memory graph".split(),
 ]
 # From here down nobody knows an op.

@@ -220,6 +220,8 @@ def test_inputs_after_a_revert_take_the_places_of_others():
 
 def test_work_space_of_backward_holds_no_copies_of_weights():
     """A large weight shared by many items: its gradient is formed in its place, so nothing as large is kept for each item."""
+    ab.renew_cg()
+    ab.free_memory()  # what other tests left
     model = ab.ParameterCollection()
     W, table = model.add_parameters((500, 20)), model.add_lookup_parameters((10, 20))
     ab.esum([ab.pickneglogsoftmax(W * table[k % 10], k) for k in range(200)]).backward()

@@ -457,3 +457,103 @@ def test_work_is_linear_in_nodes(policy, kind, monkeypatch):
     }[kind]
     small, large = (steps(policy, make(k), monkeypatch) for k in (1, 4))
     assert large < 4.6 * small
+
+
+# Pieces ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@settings(max_examples=200)
+@given(segments(), st.integers(1, 4), st.integers(1, 30))
+def test_pieces_are_a_schedule_of_the_same_nodes(policy, segment, piece, weight):
+    types, first, args, n_types, joins = segment.arrays()
+    before = schedule(policy, types, first, args, n_types, joins)
+    kept = [a.copy() for a in before]
+    sizes = np.arange(1, n_types + 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "PIECE", piece)
+        patch.setattr(module, "WEIGHT", weight)
+        after = module.in_pieces(before, first, args, sizes)
+    assert all(np.array_equal(a, b) for a, b in zip(before, kept, strict=True))
+    ran = set()
+    for batch, t in zip(batches(after), after.batch_type, strict=True):
+        assert batch
+        assert all(types[i] == t and i not in ran and set(args[first[i] : first[i + 1]]) <= ran for i in batch)
+        ran.update(batch)
+    assert len(ran) == types.size
+    assert np.array_equal(np.sort(after.batch_begin), np.unique(after.batch_begin))
+
+
+def test_batches_that_feed_one_another_take_turns():
+    segment = Segment()
+    for label in ("product", "sum", "loss"):
+        for k in range(8):
+            segment(label, *([] if label == "product" else [len(segment.types) - 8 if label == "sum" else 15 - k]))
+    types, first, args, n_types, joins = segment.arrays()
+    before = schedule("depth", types, first, args, n_types, joins)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "PIECE", 2)
+        patch.setattr(module, "WEIGHT", 4)
+        after = module.in_pieces(before, first, args, np.ones(3, np.int64))
+    assert batches(after)[:6] == [[7, 6], [15, 14], [16, 17], [5, 4], [13, 12], [18, 19]]
+
+
+# Schedules seen before ------------------------------------------------------------------------------------------------
+
+
+def chains(lengths):
+    segment = Segment()
+    for n in lengths:
+        last = segment("word")
+        for _ in range(n):
+            last = segment("step", last)
+        segment("loss", last)
+    return segment
+
+
+@pytest.fixture
+def nothing_seen():
+    module.forget()
+
+
+def asked(policy, segment):
+    types, first, args, n_types, joins = segment.arrays()
+    return module.recalled(policy, types, first, args, n_types, joins.astype(np.uint8))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_same_graph_is_scheduled_once(policy, nothing_seen):
+    lengths = [20, 30, 40, 50]
+    result = asked(policy, chains(lengths))
+    assert asked(policy, chains(lengths)) is result
+    assert batches(result) == batches(schedule(policy, *chains(lengths).arrays()))
+    for other in (lengths[::-1], [*lengths[:-1], 51]):
+        assert batches(asked(policy, chains(other))) == batches(schedule(policy, *chains(other).arrays()))
+
+
+def test_joins_and_policies_are_told_apart(nothing_seen):
+    segment = chains([60, 80])
+    segment("sum", *[i for i, t in enumerate(segment.types) if t == segment.labels["loss"]])
+    plain = asked("ratio", segment)
+    segment.joins = {"sum"}
+    assert asked("ratio", segment) is not plain
+    assert asked("none", segment).batch_type.size == len(segment.types)
+
+
+def test_graphs_of_one_digest_are_told_apart(nothing_seen, monkeypatch):
+    monkeypatch.setattr(module, "_digest", lambda *arrays: 1)
+    for lengths in ([60, 80], [80, 60], [60, 80], [70, 70]):
+        assert batches(asked("ratio", chains(lengths))) == batches(schedule("ratio", *chains(lengths).arrays()))
+    assert module._SEEN.nodes == len(chains([70, 70]).types)
+
+
+def test_little_is_remembered(nothing_seen, monkeypatch):
+    monkeypatch.setattr(module, "REMEMBERED", 2000)
+    graphs = [chains([100 + k, 100]) for k in range(30)]
+    for segment in graphs:
+        asked("ratio", segment)
+        assert module._SEEN.nodes == sum(key[1] for key in module._SEEN.schedules) <= 2000
+    last = asked("ratio", graphs[-1])
+    assert asked("ratio", graphs[-1]) is last
+    asked("ratio", chains([2000]))  # too large to be kept
+    assert module._SEEN.nodes <= 2000

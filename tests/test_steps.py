@@ -97,7 +97,7 @@ def test_most_steps_are_pieces(name):
         builder.initial_state().transduce([ab.inputVector([1.0, 2.0, 3.0]) for _ in range(6)])
     pieces = ab.current_graph().pieces
     assert len(pieces) == 3
-    assert sum(piece.count for _, piece in pieces) > 2 * len(ab.current_graph().recorded_args)
+    assert sum(piece.count for _, _, piece in pieces) > 2 * len(ab.current_graph().recorded_args)
 
 
 def test_bidirectional_is_both_directions():

@@ -9,8 +9,8 @@ Layout. The row of a node begins with the outputs; then comes what backward need
 the value of a costly op takes that of its argument, if that was a product which nobody else reads. The gradient has the same
 layout. Where the value of a place has no gradient, gradients of arguments stand before they are handed on.
 
-Gradients. Programs are fixed, so it is known here who writes a gradient first (it stores) and who adds; what is written in parts
-that do not cover it is zeroed first.
+Gradients. Programs are fixed, so it is known here who writes a gradient first (it stores) and who adds; what is written in
+parts that do not cover it is zeroed first.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ import numpy as np
 
 from autobatch.cell.trace import Traced
 from autobatch.graph import ARGUMENTS, INPUT, OP, ROW, STOP, TYPES, NodeType
-from autobatch.kernels._errors import InternalError
+from autobatch.kernels._errors import InternalError, TraceError
 from autobatch.kernels._fused import Chain, Formulas, Line, Read
 from autobatch.kernels._jit import ACCUMULATE
 from autobatch.kernels._op import DENSE, ROWS, SHARED, Lowering, Operand, Shape
 from autobatch.kernels._rows import add_rows, copy_rows, zero_rows
-from autobatch.kernels.cell import EACH, FIXED, INCOMING, INHERIT, Programs, Slot, Step
+from autobatch.kernels.cell import EACH, FIXED, INCOMING, INHERIT, MOST_SLOTS, Programs, Slot, Step
 
 MOST_LINES = 64  # of a chain: longer ones take long to compile
+MOST_TERMS = 16  # of a line, likewise
 VALUE, ARGUMENT, CONSTANT = "value", "argument", "constant"
 
 
@@ -76,7 +77,7 @@ class Part(NamedTuple):
 
 
 class Draft(NamedTuple):
-    """A step with `Part`s for slots."""
+    """A step with `Part`s for slots. It writes the first and reads the others, unless `reads` and `writes` say otherwise."""
 
     kernel: Any
     sizes: int
@@ -84,6 +85,8 @@ class Draft(NamedTuple):
     parts: tuple[Part, ...]
     mode: int = 0
     dense: bool = False  # takes rows at even distances only
+    reads: tuple[Part, ...] | None = None
+    writes: tuple[tuple[Part, bool | None], ...] | None = None  # and whether it adds there (None: either, see `Step`)
 
 
 class _Uncovered(Exception):
@@ -105,6 +108,7 @@ class Body:
     Parameters
     ----------
     traced : what the function recorded.
+    names : what the expressions among its arguments are called.
 
     Attributes
     ----------
@@ -114,8 +118,10 @@ class Body:
     total : numbers of a row.
     """
 
-    def __init__(self, traced: Traced) -> None:
+    def __init__(self, traced: Traced, names: Sequence[str]) -> None:
         self.inputs = traced.inputs
+        self._names = list(names)
+        self._named = {p.index: p for p in traced.parameters}
         self.arguments: list[Shape] = []
         self.parameters: list[int] = []
         self.constants: list[np.ndarray] = []
@@ -171,6 +177,7 @@ class Body:
             parameters[index] = len(self.arguments)
             self.arguments.append(shape)
             self.parameters.append(index)
+            self._names.append(parameter_name(self._named[index]))
         return Place(ARGUMENT, parameters[index], 0, shape.total)
 
     def _prune(self) -> None:
@@ -209,19 +216,21 @@ class Body:
         for value in self.live:
             op = value.record.op
             assert op is not None
-            if op.formulas is not None and all(
-                p.size == value.size or (p.size == 1 and p.kind == CONSTANT) for p in value.args
-            ):
+            fits = all(p.size == value.size or (p.size == 1 and p.kind == CONSTANT) for p in value.args)
+            if op.formulas is not None and fits and len(value.args) <= MOST_TERMS:
                 value.formulas = op.formulas(len(value.args))
             for place in value.args:
-                if place.kind != VALUE:
-                    continue
-                before = self.values[place.number]
-                joined = value.formulas is not None and before.formulas is not None and before.size == value.size
-                value.level = max(value.level, before.level + (not joined))
+                if place.kind == VALUE:
+                    before = self.values[place.number]
+                    value.level = max(value.level, before.level + (not self._joined(place, value)))
+        for value in reversed(self.live):  # later, if that is where a chain reads it
+            readers = [(self.values[r], self._joined(self.values[r].args[k], self.values[r])) for r, k in value.readers]
+            latest = min((reader.level - (not joined) for reader, joined in readers), default=0)
+            if any(joined and reader.level == latest for reader, joined in readers):
+                value.level = latest
         steps: dict[Any, list[Value]] = {}
         for value in sorted(self.live, key=lambda v: (v.level, v.formulas is not None, v.number)):
-            key = (value.level, value.size) if value.formulas is not None else value.number
+            key: Any = (value.level, value.size) if value.formulas is not None else value.number
             while len(steps.get(key, ())) == MOST_LINES:
                 key = (key, "more")
             steps.setdefault(key, []).append(value)
@@ -229,6 +238,12 @@ class Body:
         for s, step in enumerate(self.steps):
             for value in step:
                 value.group = s
+
+    def _joined(self, place: Place, reader: Value) -> bool:
+        """Whether a value and one that reads it can be in one chain: whose gradients know no stop."""
+        value = self.values[place.number]
+        fused = value.formulas is not None and reader.formulas is not None
+        return fused and value.size == reader.size and not place.stopped
 
     def _overwrites(self, value: Value) -> Place | None:
         """The place of its argument, if a value of a costly op may take it: a product's, that nobody else reads."""
@@ -240,6 +255,10 @@ class Body:
         before = self.values[place.number]
         op = before.record.op
         if before.output or before.formulas is not None or op is None or not op.spaced or not before.trains:
+            return None
+        if (
+            before.record.lowering is None or before.record.lowering.prepare is not None
+        ):  # a step of an LSTM, which reads its value
             return None
         for reader, k in before.readers:
             other = self.values[reader].args[k]
@@ -282,7 +301,7 @@ class Body:
             if inside or not v.trains:
                 self.free.append((at, v.size))
             at += v.size
-        self.total = at
+        self.total = self.written = at
 
     def _room(self, size: int) -> int:
         """Return a place for a gradient of an argument."""
@@ -325,7 +344,7 @@ class Body:
 
     def _chain(self, step: list[Value]) -> tuple[Chain, tuple[Part, ...], dict[Read, Place]]:
         """The chain of a step, the slots of its rows, and what its reads are."""
-        rows: dict[tuple[str, int], int] = {("y", 0): 0}
+        rows: dict[tuple[Any, ...], int] = {("y", 0): 0}
         lines, numbers = [], {v.number: t for t, v in enumerate(step)}
         what: dict[Read, Place] = {}
         for v in step:
@@ -338,7 +357,7 @@ class Body:
                 row = rows.setdefault((part.kind, part.number), len(rows))
                 read = Read(row, part.start, place.size != v.size)
                 if read in what and what[read].stopped != place.stopped:
-                    read = Read(rows.setdefault((part.kind, part.number, "stopped"), len(rows)), part.start, read.single)  # type: ignore[call-overload]
+                    read = Read(rows.setdefault((part.kind, part.number, "stopped"), len(rows)), part.start, read.single)
                 what[read] = place
                 args.append(read)
             assert v.formulas is not None
@@ -350,8 +369,9 @@ class Body:
     def _forward(self) -> Iterator[Draft]:
         for step in self.steps:
             if step[0].formulas is not None:
-                chain, parts, _ = self._chain(step)
-                yield Draft(chain.forward(), 0, 0, parts)
+                chain, parts, what = self._chain(step)
+                reads = tuple(self._part(place) for place in what.values())
+                yield Draft(chain.forward(), 0, 0, parts, reads=reads, writes=tuple((p, None) for p in self._stored(step)))
                 continue
             (v,) = step
             record = v.record
@@ -361,6 +381,10 @@ class Body:
             yield Draft(record.lowering.forward, record.sizes.ctypes.data, 0, parts, EACH * each, _spaced(v) and not each)
         for at, place in self._copies:
             yield Draft(copy_rows, self._literal(place.size), 0, (Part("y", 0, at, place.size), self._part(place)))
+
+    def _stored(self, step: list[Value]) -> list[Part]:
+        """The places of the values of a chain that have one."""
+        return [Part("y", 0, v.at, v.size) for v in step if v.at >= 0]
 
     def _literal(self, size: int) -> int:
         """The address of a number for SIZES."""
@@ -451,7 +475,13 @@ class Body:
                 add, start = adds(place), self._gradient_part(place).start
                 taken = any(v.at == start for v in step if v.args[0] == place)  # by the value of the step: nobody else reads it
                 targets[read] = start, add and not taken
-        return Draft(chain.backward(seeds, targets), 0, 0, (Part("dy"), *parts))
+        reads = [Part("dy", 0, step[t].at, step[t].size) for t in seeds] + [self._part(place) for place in what.values()]
+        writes = [(Part("dy", 0, start, chain.size), True if add else None) for start, add in targets.values()]
+        return Draft(
+            *(chain.backward(seeds, targets), 0, 0, (Part("dy"), *parts)),
+            reads=(*reads, *self._stored(step)),
+            writes=tuple(writes),
+        )
 
     def _op_backward(self, v: Value, adds: Any, prepare: list[Draft], own: list[list[Draft]]) -> None:
         record, lowering = v.record, v.record.lowering
@@ -461,7 +491,8 @@ class Body:
         dy, y = Part("dy", 0, v.at, v.size), Part("y", 0, v.at, v.size)
         args, integers = [self._part(p) for p in v.args], self._integers(v)
         if lowering.prepare is not None:
-            prepare.append(Draft(lowering.prepare, sizes, 0, (Part(""), dy, y, *args, *integers), EACH * each))
+            parts = (Part(""), dy, y, *args, *integers)
+            prepare.append(Draft(lowering.prepare, sizes, 0, parts, EACH * each, writes=((dy, None),)))
         for k, (operand, place) in enumerate(zip(lowering.operands, v.args, strict=True)):
             if operand.backward is None or not self._wanted(place):
                 continue
@@ -481,7 +512,7 @@ class Body:
             flags |= ACCUMULATE * bool(adds(place))
             prepare.append(Draft(operand.backward, sizes, flags, (self._gradient_part(place), *rest), EACH * each, dense))
 
-    def _programs(self) -> tuple[list[list[Step]], list[np.ndarray]]:
+    def _programs(self) -> tuple[list[list[Step]], list[np.ndarray], int, int]:
         forward = list(self._forward())
         # Arguments with a gradient inside: known only once the chains are gone through; found by trying.
         self._regions: dict[int, int] = {}
@@ -514,22 +545,38 @@ class Body:
             needs = tuple(sorted({p.number for d in drafts for p in d.parts if p.kind == ARGUMENT}))
             self.needs.append(needs)
             programs.append([self._step(d, {"to": 0, "dy": 1, "y": 2}, 3, needs) for d in drafts])
-        return programs, self.constants
+        return programs, self.constants, self.zeroed, self.written
 
     def _step(self, draft: Draft, slots: dict[str, int], first: int, needs: Sequence[int] | None = None) -> Step:
-        made = []
-        for part in draft.parts:
+        if len(draft.parts) > MOST_SLOTS:
+            raise TraceError(
+                f"an operation of {len(draft.parts) - 1} arguments inside of a cell\n"
+                f"  expected  at most {MOST_SLOTS - 5}\n  try       several of them one after the other, or a plain function"
+            )
+
+        def slot(part: Part) -> Slot:
             if part.kind in slots:
-                made.append(Slot(INCOMING, slots[part.kind], part.start, part.size))
-            elif part.kind == ARGUMENT:
+                return Slot(INCOMING, slots[part.kind], part.start, part.size)
+            if part.kind == ARGUMENT:
                 position = part.number if needs is None else needs.index(part.number)
-                made.append(Slot(INCOMING, first + position, part.start, part.size))
-            elif part.kind in (CONSTANT, "integer"):
-                made.append(Slot(FIXED, part.number))
-            else:
-                made.append(Slot())
-        sizes = draft.sizes or self._literal(0)
-        return Step(draft.kernel, sizes, draft.flags, tuple(made), draft.mode)
+                return Slot(INCOMING, first + position, part.start, part.size)
+            return Slot(FIXED, part.number, 0, part.size) if part.kind in (CONSTANT, "integer") else Slot()
+
+        reads = draft.parts[1:] if draft.reads is None else draft.reads
+        writes = draft.writes
+        if writes is None:
+            inherits = draft.mode & INHERIT
+            writes = ((draft.parts[0], None if inherits else bool(draft.flags & ACCUMULATE)),)
+        return Step(
+            draft.kernel,
+            draft.sizes or self._literal(0),
+            draft.flags,
+            tuple(map(slot, draft.parts)),
+            draft.mode,
+            tuple(s for s in map(slot, reads) if s.kind == INCOMING and s.size),
+            tuple(slot(part) for part, _ in writes),
+            tuple(adds for _, adds in writes),
+        )
 
     # The node type ----------------------------------------------------------------------------------------------------
 
@@ -556,35 +603,63 @@ class Body:
 
     # Telling -----------------------------------------------------------------------------------------------------------
 
-    def explain(self, name: str) -> str:
+    def explain(self, name: str, static: Sequence[str]) -> str:
         """Return what the cell became, as a text."""
-
-        def where(part: Part) -> str:
-            if part.kind == ARGUMENT:
-                who = f"argument {part.number}" if part.number < self.inputs else f"parameter {part.number - self.inputs}"
-                return (
-                    who if part.size == self.arguments[part.number].total else f"{who}[{part.start}:{part.start + part.size}]"
-                )
-            if part.kind in ("y", "dy"):
-                return f"{part.kind}[{part.start}:{part.start + part.size}]" if part.size else part.kind
-            return part.kind
-
-        given = ", ".join(map(str, self.arguments[: self.inputs]))
-        outputs = ", ".join(f"{shape} at {at}" for at, shape, _ in self.outputs)
-        lines = [
-            f"cell {name}({given}) -> {outputs}",
-            f"  a node has {self.total} numbers and {len(self.parameters)} parameters; forward runs in {len(self.forward_steps)} steps, "
-            f"backward in {len(self.prepare_steps) + sum(map(len, self.own_steps))}",
-        ]
-        for step, draft in zip(self.steps, self.forward_steps, strict=False):
-            each = "  (call by call)" if draft.mode & EACH else ""
-            if step[0].formulas is not None:
-                ops = ", ".join(v.record.name for v in step)
-                lines.append(f"  fused     {ops}  -> " + ", ".join(f"y[{v.at}:{v.at + v.size}]" for v in step if v.at >= 0))
-            else:
-                reads = ", ".join(where(p) for p in draft.parts[1:])
-                lines.append(f"  {step[0].record.name:9} {reads}  -> {where(draft.parts[0])}{each}")
-        dropped = len(self.values) - len(self.live)
+        given = ", ".join(f"{n} {s}" for n, s in zip(self._names, self.arguments[: self.inputs], strict=False))
+        results = ", ".join(f"{self._describe(place)} {shape}" for place, shape in self._results)
+        parameters = self._names[self.inputs :]
+        lines = [f"{name}({given})" + (f" -> {results}" if results else "")]
+        if static:
+            lines.append("  static      " + ", ".join(static))
+        if parameters:
+            shapes = zip(parameters, self.arguments[self.inputs :], strict=True)
+            lines.append("  parameters  " + ", ".join(f"{n} {s}" for n, s in shapes))
+        lines.append(f"  forward     {_count(len(self.forward_steps), 'step')}, each over all calls of a batch")
+        for number, (step, draft) in enumerate(zip(self.steps, self.forward_steps, strict=False), 1):
+            if step[0].formulas is None:
+                each = ", call by call" if draft.mode & EACH else ""
+                lines.append(f"    {number:2}  {self._formula(step[0])}   {step[0].record.shape}{each}")
+                continue
+            lines.append(f"    {number:2}  fused: {_count(len(step), 'operation')} in one loop over {step[0].size} numbers")
+            lines += [f"          {self._formula(v)}{self._remark(v)}" for v in step]
+        for number, (_, place) in enumerate(self._copies, len(self.steps) + 1):
+            lines.append(f"    {number:2}  copied: {self._describe(place)}, an output")
+        own = sum(map(len, self.own_steps))
+        every = _count(len(self.prepare_steps) + own, "step")
+        lines.append(f"  backward    {every}, {own} of them for gradients of arguments and parameters")
+        lines.append(f"  memory      {self.total} numbers a call, {self.zeroed} of them outputs")
+        dropped = [v for v in self.values if v not in self.live]
         if dropped:
-            lines.append(f"  left out  {dropped} operation{'s' if dropped > 1 else ''} that no output needs")
+            lines.append("  left out, since no output needs it")
+            lines += [f"          {self._formula(v)}" for v in dropped]
         return "\n".join(lines)
+
+    def _formula(self, v: Value) -> str:
+        return f"v{v.number + 1} = {v.record.name}({', '.join(map(self._describe, v.args))})"
+
+    def _remark(self, v: Value) -> str:
+        """What becomes of a value of a chain."""
+        if v.at < 0:
+            return "   not stored: computed again by backward"
+        over = self._overwrites(v)
+        return "" if over is None else f"   in place of {self._describe(over)}"
+
+    def _describe(self, place: Place) -> str:
+        """Name an argument, a parameter, a constant or a value, or a part of it."""
+        if place.kind == CONSTANT:
+            numbers = self.constants[place.number]
+            return f"{numbers[0]:g}" if (numbers == numbers[0]).all() else "constant"
+        of = self.values[place.number].size if place.kind == VALUE else self.arguments[place.number].total
+        name = f"v{place.number + 1}" if place.kind == VALUE else self._names[place.number]
+        part = name if place.size == of else f"{name}[{place.start}:{place.start + place.size}]"
+        return f"nobackprop({part})" if place.stopped else part
+
+
+def parameter_name(parameter: Any) -> str:
+    """Return what a parameter is called, and whether it is used as a constant."""
+    of = getattr(parameter, "of", parameter)
+    return str(of.name()) if of is parameter else f"{of.name()} (constant)"
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'s' if n != 1 else ''}"

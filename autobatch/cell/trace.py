@@ -10,7 +10,7 @@ import numpy as np
 
 from autobatch import seeds
 from autobatch.expression import Expression, append, describe, input_type
-from autobatch.graph import ARGUMENTS, IMMEDIATES, TYPES, Graph
+from autobatch.graph import IMMEDIATES, RECORDED, TYPES, Graph
 from autobatch.kernels._errors import TraceError
 from autobatch.kernels._op import Shape
 
@@ -25,9 +25,8 @@ class _NoExecution:
 
     def __getattr__(self, _: str) -> NoReturn:
         raise TraceError(
-            f"cell {self._name}: it asks for a value or a gradient, and has none: it runs once, on stand-ins, and is then recorded\n"
-            "  as one node\n"
-            "  try       return the expression, and ask for the value outside of the cell; or a plain function in place of a cell"
+            f"cell {self._name}: it asks for a value or a gradient while it is traced, when there is none\n"
+            "  try       return the expression, and ask outside of the cell; or a plain function in place of a cell"
         )
 
 
@@ -60,6 +59,18 @@ class Trace(Graph):
             f"cell {self.name}: it makes an input of its own, whose numbers would stay those of the first call\n"
             "  try       make the input outside, and pass it as an argument; numbers (2.0 * x) and zeros() are fine inside"
         )
+
+    def reading(self, other: Graph | None) -> NoReturn:
+        """Refuse a value from elsewhere: it would stay that of the first call."""
+        what = "a value from outside of the cell" if other is not None else "the value of a parameter"
+        raise TraceError(
+            f"cell {self.name}: it asks for {what}, which would stay that of the first call\n"
+            "  try       pass what depends on it as an argument: a number is static, an expression is not"
+        )
+
+    def drop(self) -> NoReturn:
+        """Refuse `renew_cg`."""
+        raise TraceError(f"cell {self.name}: it drops the graph it is called in\n  try       renew_cg() before the call")
 
     def enter(self, parameter: Any, rows: bool = False) -> None:
         """Take note of a parameter; refuse rows of a table."""
@@ -102,7 +113,7 @@ def trace(name: str, function: Callable[[Sequence[Expression]], Any], shapes: Se
         types, args = graph.recorded_types, graph.all_args()
         nodes, at = [], 0
         for number in types:
-            count = int(TYPES.info[number, ARGUMENTS] + TYPES.info[number, IMMEDIATES])
+            count = int(TYPES.info[number, RECORDED] + TYPES.info[number, IMMEDIATES])
             nodes.append((number, args[at : at + count]))
             at += count
         return Traced(len(shapes), nodes, outputs, graph.constants, list(graph.parameters), result)
@@ -113,7 +124,7 @@ def trace(name: str, function: Callable[[Sequence[Expression]], Any], shapes: Se
         ) from None
     finally:
         graph.execution = None
-        graph.drop()
+        Graph.drop(graph)
 
 
 def _random(name: str) -> Exception:

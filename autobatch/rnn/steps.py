@@ -10,8 +10,8 @@ nodes, and for each entry of their arguments what it is
     IMMEDIATE  an integer that names no node
 
 The very first step may differ from all others, for it has no state before. All further steps of a graph with the same
-builder and inputs of the same shape are a `Chain`: a few numbers, written out when the graph is run. A builder whose steps are not
-all alike (one that draws a random mask for each) has no pattern, and is recorded step by step.
+builder and inputs of the same shape are a `Chain`: a few numbers, written out when the graph is run. A builder whose steps are
+not all alike (one that draws a random mask for each) has no pattern, and is recorded step by step.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from autobatch.expression import Expression
-from autobatch.graph import ARGUMENTS, IMMEDIATES, TYPES, Graph
+from autobatch.graph import IMMEDIATES, RECORDED, TYPES, Graph
 from autobatch.kernels._jit import compiled, int32s
-from autobatch.kernels._op import Shape
 
 SAME, INPUT, OWN, STATE, IMMEDIATE = range(5)
 LEARNED = 3  # steps that are recorded one by one, to see how the others look
@@ -42,12 +41,13 @@ class Pattern:
     output : where the output lies.
     """
 
-    __slots__ = ("count", "entries", "output", "states", "types", "words")
+    __slots__ = ("count", "entries", "output", "states", "type_array", "types", "words")
 
     def __init__(self, types: list[int], entries: np.ndarray, states: np.ndarray, output: int) -> None:
         self.types, self.entries, self.states, self.output = types, entries, states, output
         self.count = entries.shape[1]
-        self.words = entries.ctypes.data, states.ctypes.data, self.count, len(types)
+        self.type_array = np.array(types, np.int32)
+        self.words = entries.ctypes.data, states.ctypes.data, self.count, len(types), self.type_array.ctypes.data
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Pattern) or (self.types, self.output) != (other.types, other.output):
@@ -60,38 +60,39 @@ class Pattern:
 class Chain:
     """The entries of consecutive steps of one sequence: a piece of a graph's arguments."""
 
-    __slots__ = ("base", "count", "first", "given", "rest", "xs")
+    __slots__ = ("base", "count", "first", "given", "nodes", "rest", "xs")
 
     def __init__(self, first: Pattern, rest: Pattern, base: int, xs: Sequence[int], given: Sequence[int]) -> None:
         self.first, self.rest, self.base, self.xs, self.given = first, rest, base, xs, given
         self.count = first.count + (len(xs) - 1) * rest.count
+        self.nodes = len(first.types) + (len(xs) - 1) * len(rest.types)
 
     @staticmethod
-    def write_all(out: np.ndarray, pieces: list[tuple[int, Chain]]) -> None:
-        """Write all chains into an int32 array; each comes with the place where it begins."""
+    def write_all(types: np.ndarray, args: np.ndarray, pieces: list[tuple[int, int, Chain]]) -> None:
+        """Write all chains into two int32 arrays; each comes with the places where it begins."""
         words: list[int] = []
         nodes: list[int] = []
-        for at, chain in pieces:
-            words += (at, chain.base, len(nodes), len(chain.xs), len(chain.given), *chain.first.words, *chain.rest.words)
+        for node, at, chain in pieces:
+            words += (node, at, chain.base, len(nodes), len(chain.xs), len(chain.given), *chain.first.words, *chain.rest.words)
             nodes += chain.xs
             nodes += chain.given
-        _write(out, np.array(words, np.int64), np.array(nodes, np.int32))
+        _write(types, args, np.array(words, np.int64), np.array(nodes, np.int32))
 
 
-_WORDS = 13  # of a chain: place, first node, place of its inputs and how many, parts of its state, both patterns
+_WORDS = 16  # of a chain: places, first node, place of its inputs and how many, parts of its state, both patterns
 
 
 @compiled
-def _write(out, words, nodes):
-    """Write the entries of all chains."""
+def _write(types: Any, out: Any, words: Any, nodes: Any) -> None:
+    """Write the types and the entries of all chains."""
     for c in range(0, words.size, _WORDS):
-        at, base, xs, n = words[c], words[c + 1], words[c + 2], words[c + 3]
+        node, at, base, xs, n = words[c], words[c + 1], words[c + 2], words[c + 3], words[c + 4]
         given = xs + n
         before = 0  # first node of the step before
         for k in range(n):
-            pattern = c + 5 if k == 0 else c + 9
+            pattern = c + 6 if k == 0 else c + 11
             entries, count = int32s(words[pattern]), words[pattern + 2]
-            states = int32s(words[c + 6 if k == 1 else c + 10])
+            states = int32s(words[c + 7 if k == 1 else c + 12])
             for e in range(count):
                 kind, value = entries[e], entries[count + e]
                 if kind == INPUT:
@@ -103,6 +104,10 @@ def _write(out, words, nodes):
                 else:
                     out[at] = value
                 at += 1
+            own = int32s(words[pattern + 4])
+            for m in range(words[pattern + 3]):
+                types[node + m] = own[m]
+            node += words[pattern + 3]
             before = base
             base += words[pattern + 3]
 
@@ -152,7 +157,7 @@ def _pattern(graph: Graph, start: tuple[int, int], end: tuple[int, int], x: int,
     types = graph.recorded_types[base : end[0]]
     entries = []
     for number in types:
-        arguments = int(TYPES.info[number, ARGUMENTS])
+        arguments = int(TYPES.info[number, RECORDED])
         for k in range(arguments + int(TYPES.info[number, IMMEDIATES])):
             value = graph.recorded_args[at]
             at += 1
@@ -171,15 +176,17 @@ def _pattern(graph: Graph, start: tuple[int, int], end: tuple[int, int], x: int,
     return Pattern(types, np.array(entries, np.int32).reshape(-1, 2).T.copy(), np.array(states, np.int32), output)
 
 
-def _indices(graph: Graph, shape: Shape, xs: Sequence[Any]) -> list[int] | None:
-    """Return the numbers of the inputs; None if one of them is of another graph or shape."""
-    indices, fitting = [], _FITTING.setdefault(shape, set())
+def _indices(graph: Graph, kind: int, xs: Sequence[Any]) -> list[int] | None:
+    """Return the numbers of the inputs; None if one of them is of another graph, or of another shape than a node type has."""
+    indices, fitting = [], _FITTING.get(kind)
+    if fitting is None:
+        fitting = _FITTING[kind] = {kind}
     try:
         for e in xs:
             if e.graph is not graph:
                 return None
             if e.type not in fitting:
-                if TYPES.records[e.type].shape != shape:
+                if TYPES.records[e.type].shape != TYPES.records[kind].shape:
                     return None
                 fitting.add(e.type)
             indices.append(e.index)
@@ -188,7 +195,14 @@ def _indices(graph: Graph, shape: Shape, xs: Sequence[Any]) -> list[int] | None:
     return indices
 
 
-_FITTING: dict[Shape, set[int]] = {}  # types of a shape
+_FITTING: dict[int, set[int]] = {}  # node types of the shape of a type
+
+
+def _known(state: Any, kind: int) -> Any:
+    """Return where the steps of a builder are kept in a graph, for inputs of a type, and what is known of them."""
+    key = state._builder, "steps", TYPES.records[kind].shape, bool(state._h), state._builder._rates
+    known = state._use[0].kept.get(key)
+    return key, known
 
 
 def transduce(state: Any, xs: Sequence[Any]) -> list[Expression] | None:
@@ -196,12 +210,18 @@ def transduce(state: Any, xs: Sequence[Any]) -> list[Expression] | None:
     builder, graph = state._builder, state._use[0]
     if graph.types is None or not isinstance(xs[0], Expression):
         return None
-    shape = TYPES.records[xs[0].type].shape
-    indices = _indices(graph, shape, xs)
+    kind = xs[0].type
+    indices = _indices(graph, kind, xs)
     if indices is None:
         return None
-    key = builder, "steps", shape, bool(state._h), builder._rates
-    known = graph.kept.get(key)
+    short = builder, kind, bool(state._h)
+    steps = graph.kept.get(short)
+    if steps is not None and steps[0] is builder._rates:
+        known = steps[1]
+    else:
+        key, known = _known(state, kind)
+        if known is not None:
+            graph.kept[short] = builder._rates, known
     outputs: list[Expression] = []
     if known is None and len(xs) <= LEARNED:
         return None
@@ -218,11 +238,8 @@ def transduce(state: Any, xs: Sequence[Any]) -> list[Expression] | None:
     given: list[int] = []
     if state._h:
         first, given = rest, _parts(state)
-    types, n = rest.types, len(indices) - 1
-    base, step = len(graph.types), len(rest.types)
-    graph.types += first.types
-    graph.types += types * n
-    graph.pieces.append((len(graph.args), Chain(first, rest, base, indices, given)))
+    base = _record(graph, first, rest, indices, given)
+    types, n, step = rest.types, len(indices) - 1, len(rest.types)
     start, make = base + len(first.types) + rest.output, outputs.append
     e = _new(Expression)
     e.graph, e.index, e.type = graph, base + first.output, first.types[first.output]
@@ -235,3 +252,36 @@ def transduce(state: Any, xs: Sequence[Any]) -> list[Expression] | None:
         e.type = number
         make(e)
     return outputs
+
+
+def _record(graph: Graph, first: Pattern, rest: Pattern, xs: Sequence[int], given: Sequence[int]) -> int:
+    """Record the steps of a sequence; return its first node."""
+    base = len(graph.types)
+    graph.types += first.types
+    graph.types += rest.types * (len(xs) - 1)
+    graph.pieces.append((len(graph.args), base, Chain(first, rest, base, xs, given)))
+    return base
+
+
+def transduce_many(state: Any, kind: int, xs: list[int], sizes: Sequence[int]) -> tuple[int, np.ndarray] | None:
+    """Record many sequences, whose inputs have one shape; return the type of the outputs and their numbers.
+
+    None if no sequence of the graph has shown the pattern yet.
+    """
+    graph = state._use[0]
+    _, known = _known(state, kind)
+    if not known or graph.types is None:
+        return None
+    first, rest = known
+    given: list[int] = []
+    if state._h:
+        first, given = rest, _parts(state)
+    numbers = np.empty(len(xs), np.int32)
+    start, step = 0, len(rest.types)
+    for n in sizes:
+        base = _record(graph, first, rest, xs[start : start + n], given)
+        numbers[start] = base + first.output
+        begin = base + len(first.types) + rest.output
+        numbers[start + 1 : start + n] = np.arange(begin, begin + (n - 1) * step, step)
+        start += n
+    return rest.types[rest.output], numbers

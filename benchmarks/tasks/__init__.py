@@ -26,14 +26,14 @@ def load(name):
     return importlib.import_module(f"{__name__}.{name}")
 
 
-def sizes_of(task, hidden=None):
-    """The sizes of a task, for another `hidden` where it is given."""
+def sizes_of(task, hidden=None, others=()):
+    """The sizes of a task, for another `hidden` where it is given; of `others`, (name, size), those that it has."""
     sizes = dict(task.SIZES)
     if hidden is not None:
         sizes["hidden"] = hidden
         for name, multiple in task.FOLLOWING.items():
             sizes[name] = max(1, round(hidden * multiple))
-    return sizes
+    return sizes | {name: size for name, size in others if name in sizes}
 
 
 # ---- generated data --------------------------------------------------------------------------------------------------

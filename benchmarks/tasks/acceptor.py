@@ -45,6 +45,20 @@ class Program:
         return self.dy.esum([self.loss_of(sentence) for sentence in batch]) / len(batch)
 
 
+class Bulk(Program):
+    """The same for a whole minibatch given as arrays of integers."""
+
+    def loss(self, batch):
+        dy = self.dy
+        lengths = np.array([len(words) for words, _ in batch])
+        states = dy.scan(self.lstm, dy.rows(self.words, np.concatenate([words for words, _ in batch])), lengths)
+        last, labels = states[np.cumsum(lengths) - 1], np.array([label for _, label in batch])
+        return dy.each(self.loss_of_state, last, labels).sum() / len(batch)
+
+    def loss_of_state(self, last, label):
+        return self.dy.pickneglogsoftmax(self.dy.affine_transform([self.b, self.W, last]), label)
+
+
 class HandBatched(Hand):
     """nn.LSTM over padded rectangles, of which the last state of each sentence is taken."""
 

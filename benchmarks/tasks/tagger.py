@@ -104,6 +104,24 @@ class Manual(Program):
         return dy.sum_batches(dy.esum(losses)) / (len(batch) * len(losses))
 
 
+class Bulk(Program):
+    """The same for a whole minibatch given as arrays of integers."""
+
+    def loss(self, batch):
+        dy = self.dy
+        words, tags = (np.concatenate([sentence[k] for sentence in batch]) for k in (0, 1))
+        lengths = [len(words) for words, _ in batch]
+        vectors = dy.rows(self.words, words)
+        forwards = dy.scan(self.forwards, vectors, lengths)
+        backwards = dy.scan(self.backwards, vectors, lengths, reverse=True)
+        return dy.each(self.loss_of, forwards, backwards, tags).sum() / len(tags)
+
+    def loss_of(self, forwards, backwards, tag):
+        dy = self.dy
+        scores = self.W2 * dy.tanh(self.W1 * dy.concatenate([forwards, backwards]))
+        return dy.pickneglogsoftmax(scores, tag)
+
+
 class HandBatched(Hand):
     """nn.LSTM over padded rectangles, a direction at a time; the layers above see all words at once, without padding."""
 

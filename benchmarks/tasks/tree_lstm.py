@@ -123,6 +123,49 @@ class Program:
         return self.dy.esum(losses) / len(losses)
 
 
+class Bulk(Program):
+    """The same for a whole minibatch given as arrays of integers; those of a tree are made once."""
+
+    def __init__(self, dy, sizes):
+        super().__init__(dy, sizes, cells=True)
+        self.arrays = {}
+
+    def arrays_of(self, tree):
+        """Words, labels of the leaves and of the inner nodes, children: a leaf by its number, an inner node by -1 minus its."""
+        found = self.arrays.get(id(tree))
+        if found is None:
+            words, of_leaves, of_inner, children = [], [], [], []
+
+            def visit(node):
+                if len(node) == 2:
+                    words.append(node[1])
+                    of_leaves.append(node[0])
+                    return len(words) - 1
+                below = visit(node[1]), visit(node[2])
+                children.append(below)
+                of_inner.append(node[0])
+                return -len(children)
+
+            visit(tree)
+            arrays = [np.array(a) for a in (words, of_leaves, of_inner)]
+            found = self.arrays[id(tree)] = (*arrays, np.array(children).reshape(-1, 2), tree)  # the tree keeps its id
+        return found
+
+    def loss(self, batch):
+        dy = self.dy
+        words, of_leaves, of_inner, children, _ = zip(*map(self.arrays_of, batch), strict=True)
+        leaves, inner = (np.cumsum([0, *map(len, column)]) for column in (words, of_inner))
+        total = leaves[-1]
+        numbered = [np.where(below >= 0, below + leaves[k], total + inner[k] - 1 - below) for k, below in enumerate(children)]
+        vectors = dy.rows(self.words, np.concatenate(words))
+        states, _ = dy.tree(self.inner, np.concatenate(numbered), *dy.each(self.leaf, vectors))
+        labels = np.concatenate([*of_leaves, *of_inner])
+        return dy.each(self.loss_of, states, labels).sum() / len(labels)
+
+    def loss_of(self, h, label):
+        return self.dy.pickneglogsoftmax(self.dy.affine_transform([self.b, self.W, h]), label)
+
+
 def levels(trees):
     """Nodes by their distance from the root: [(inner nodes, leaves, order)] from the roots down.
 
