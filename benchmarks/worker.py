@@ -124,9 +124,8 @@ class Timers:
         from autobatch import execute
 
         self.seconds = dict.fromkeys(("schedule", "run"), 0.0)
-        for name in self.seconds:
-            if hasattr(execute, name):
-                setattr(execute, name, self.timed(name, getattr(execute, name)))
+        for phase, name in (("schedule", "recalled"), ("run", "run")):
+            setattr(execute, name, self.timed(phase, getattr(execute, name)))
 
     def timed(self, name, function):
         def wrapper(*args, **keywords):

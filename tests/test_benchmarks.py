@@ -248,8 +248,7 @@ def test_compare_equal_lengths_forward_only(capsys):
 
 @pytest.mark.oracle
 @pytest.mark.parametrize("infer", [[], ["--infer"]], ids=["training", "forward"])
-def test_compare_with_dynet(infer):
-    pytest.importorskip("dynet")
+def test_compare_with_dynet(dynet, infer):
     libraries = ["--libraries", "autobatch", "dynet", "dynet-compact"]
     (result,) = compare.main(["--tasks", "char_tagger", *libraries, *infer, *TINY])
     assert max(row["disagreement"] for row in result["libraries"]) < 1e-4

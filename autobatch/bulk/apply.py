@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from autobatch.bulk.expressions import Expressions, computed, expressions
+from autobatch.bulk.expressions import Expressions, as_integers, computed, expressions
 from autobatch.bulk.patterns import Call, Pattern, call_since, learn, mark
 from autobatch.expression import Expression, describe
 from autobatch.graph import TYPES, Graph, graph_of
@@ -41,9 +41,10 @@ def _as_columns(name: str, columns: Sequence[Any]) -> tuple[Graph, list[Any], in
                 raise ArgumentError(f"{name}: the arguments belong to different graphs")
             graph = own
         elif isinstance(column, (list, tuple, np.ndarray)):
-            column = np.asarray(column)
-            if column.dtype.kind not in "iu" or column.ndim != 1:
+            integers = as_integers(column)
+            if integers is None or integers.ndim != 1:
                 raise OperandError(f"{name}: argument {k} is {describe(column)}\n  expected  Expressions, or integers (N,)")
+            column = integers
         else:
             made.append(column)
             continue
@@ -174,8 +175,8 @@ def scan(step: Any, xs: Any, lengths: ArrayLike | None = None, *state: Any, reve
         lengths = [len(s) for s in xs]
         xs = Expressions([x for s in xs for x in s])
     graph, (xs,), length = _as_columns("scan", [xs])
-    sizes = np.asarray(lengths)
-    if sizes.dtype.kind not in "iu" or sizes.ndim != 1 or (sizes < 1).any() or sizes.sum() != length:
+    sizes = as_integers(lengths)
+    if sizes is None or sizes.ndim != 1 or (sizes < 1).any() or sizes.sum() != length:
         raise ArgumentError(
             f"scan: the lengths are {describe(lengths)}, and there are {length} inputs\n"
             f"  expected  whole numbers from 1 on that add up to {length}"
@@ -308,8 +309,8 @@ def tree(node: Callable[..., Any], children: ArrayLike, *leaves: Any) -> Any:
     graph, parts, n_leaves = _as_columns("tree", leaves)
     if not all(isinstance(p, Expressions) for p in parts):
         raise OperandError("tree: the leaves are Expressions, one for each part of the state")
-    below = np.asarray(children)
-    if below.dtype.kind not in "iu" or below.ndim != 2 or not below.shape[1]:
+    below = as_integers(children)
+    if below is None or below.ndim != 2 or not below.shape[1]:
         raise OperandError(
             f"tree: the children are {describe(children)}\n  expected  integers (M, K), a row for each inner node"
         )

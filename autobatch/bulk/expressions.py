@@ -142,6 +142,17 @@ def computed(graph: Graph) -> None:
         execution_of(graph).forward(graph, len(graph.recorded_types) - 1)
 
 
+def as_integers(values: Any) -> NDArray[Any] | None:
+    """Return integers as an array; None if they are none, or ragged."""
+    if isinstance(values, (str, bytes, Expression, Expressions)):
+        return None
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return array if array.dtype.kind in "iu" else None
+
+
 def rows(table: LookupParameters, indices: ArrayLike, update: bool = True) -> Expressions:
     """Return rows of a table, as ``[table[i] for i in indices]`` would.
 
@@ -157,8 +168,8 @@ def rows(table: LookupParameters, indices: ArrayLike, update: bool = True) -> Ex
     """
     if not isinstance(table, LookupParameters):
         raise OperandError(f"rows: {describe(table)}\n  expected  LookupParameters")
-    given = np.asarray(indices)
-    if given.dtype.kind not in "iu" or not given.size:
+    given = as_integers(indices)
+    if given is None or not given.size:
         raise OperandError(f"rows: {describe(indices)}\n  expected  integers, at least one")
     at = given.ravel()
     low, high = int(at.min()), int(at.max())
@@ -173,4 +184,4 @@ def rows(table: LookupParameters, indices: ArrayLike, update: bool = True) -> Ex
     return expressions(graph, first.type, numbers)
 
 
-__all__ = ["Expressions", "computed", "expressions", "rows"]
+__all__ = ["Expressions", "as_integers", "computed", "expressions", "rows"]
