@@ -159,7 +159,7 @@ def listed(words):
 
 def title(result, library):
     """A task, and which of our programs."""
-    return result["title"] + (", cells" if library == "autobatch-cell" else "")
+    return result["title"] + {"autobatch-cell": ", cells", "autobatch-bulk": ", in bulk"}.get(library, "")
 
 
 def ours(run):
