@@ -152,7 +152,7 @@ from autobatch.functions.selection import (
     transpose,
 )
 from autobatch.functions.tables import const_parameter, lookup, lookup_batch, parameter
-from autobatch.graph import Graph, current_graph
+from autobatch.graph import Graph, current_graph, inference
 from autobatch.initializers import (
     ConstInitializer,
     FromFileInitializer,
@@ -194,6 +194,7 @@ from autobatch.kernels._errors import (
     OperandError,
     ShapeError,
     StaleExpressionError,
+    TraceError,
 )
 from autobatch.params import LookupParameters, Model, ParameterCollection, Parameters
 from autobatch.persist import load, load_generator, save
@@ -299,6 +300,7 @@ __all__ = [
     "StaleExpressionError",
     "StandardSoftmaxBuilder",
     "Tensor",
+    "TraceError",
     "Trainer",
     "Tree",
     "TreeLSTMBuilder",
@@ -323,8 +325,8 @@ __all__ = [
     "bmax",
     "bmin",
     "cdiv",
-    "cell",
     "ceil",
+    "cell",
     "cg",
     "cg_checkpoint",
     "cg_revert",
@@ -373,6 +375,7 @@ __all__ = [
     "hinge_batch",
     "hinge_dim",
     "huber_distance",
+    "inference",
     "init",
     "init_from_params",
     "inputMatrix",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from autobatch import graph as graphs
@@ -54,7 +55,9 @@ def cg_checkpoint() -> None:
     """Compute everything recorded so far and set a mark to which `cg_revert` returns; marks nest."""
     graph = current_graph()
     if len(graph):
-        execution_of(graph).forward(graph, len(graph) - 1)
+        execution = execution_of(graph)
+        execution.keep(graph)
+        execution.forward(graph, len(graph) - 1)
     marks = (
         *(len(graph.recorded_types), graph.count_args(), len(graph.input_addresses)),
         *(dict(graph.numbers), dict(graph.zeros), dict(graph.kept), graph.top),
@@ -90,7 +93,12 @@ def cg_revert() -> None:
 
 
 def configure(
-    *, policy: str | None = None, dtype: str | None = None, check_nan: bool | None = None, threads: int | None = None
+    *,
+    policy: str | None = None,
+    dtype: str | None = None,
+    check_nan: bool | None = None,
+    inference: bool | None = None,
+    threads: int | None = None,
 ) -> None:
     """Set what new graphs and parameter collections take as their defaults; what is not named stays as it is.
 
@@ -99,6 +107,7 @@ def configure(
     policy : "ratio" (the default), "agenda", "depth", or "none" for node by node.
     dtype : "float32" (the default) or "float64".
     check_nan : whether each forward pass looks for NaN and names the node where the first came up.
+    inference : whether new graphs give values up as soon as nothing needs them, see `inference`.
     threads : of the BLAS; needs threadpoolctl, ``pip install "autobatch-numba[threads]"``.
 
     Raises
@@ -117,6 +126,8 @@ def configure(
         SETTINGS.dtype = dtype
     if check_nan is not None:
         SETTINGS.check_nan = bool(check_nan)
+    if inference is not None:
+        SETTINGS.inference = bool(inference)
 
 
 def _set_threads(threads: int) -> None:
@@ -136,7 +147,7 @@ def _set_threads(threads: int) -> None:
 
 def configured() -> dict[str, Any]:
     """Return the present settings by name."""
-    return {"policy": SETTINGS.policy, "dtype": SETTINGS.dtype, "check_nan": SETTINGS.check_nan}
+    return dataclasses.asdict(SETTINGS)
 
 
 def memory() -> dict[str, int]:

@@ -189,6 +189,8 @@ class _Checker:
         self.integer_spans = [(a.ctypes.data, a.ctypes.data + a.nbytes) for a in self._integer_arrays()]
         self.memory = self._memory()
         self.what = self.batch = ""
+        self.copies: dict[int, int] = {}  # in a graph for inference: where the copies of the arguments of a batch begin
+        self.first_rank = 0
         self.now = _Instruction(0, table[:0])
 
     def _integer_arrays(self) -> list[Integers]:
@@ -234,6 +236,10 @@ class _Checker:
         """Bytes of the value of a node of a type."""
         return TYPES.records[number].shape.total * self.itemsize
 
+    def total_of(self, record: NodeType, k: int) -> int:
+        """Bytes of argument k of a node."""
+        return record.shapes[k].total * self.itemsize
+
     def value_rows(self, nodes: Integers, k: int) -> Integers:
         """Return where the values of argument k of some nodes lie."""
         a = self.args[self.positions[nodes] + k]
@@ -243,7 +249,9 @@ class _Checker:
     def gather_row(self, number: int, k: int, rank: Any) -> Any:
         """Return where the copies of argument k lie, for nodes with these ranks in the block of their type."""
         s = self.segment
-        item = self.records[number].shapes[k].total * self.itemsize
+        item = self.total_of(self.records[number], k)
+        if s.last is not None:
+            return self.copies[k] + (rank - self.first_rank) * item
         return s.base + int(s.gather_at[s.gather_first[self.local[number]] + k]) + rank * item
 
     def is_active(self, nodes: Integers) -> NDArray[np.bool_]:
@@ -351,7 +359,7 @@ class _Checker:
         s, nodes = self.segment, np.arange(self.segment.n0, self.n1)
         types = self.types[nodes]
         blocks: list[tuple[int, int, str]] = []
-        for t, l in self.local.items():
+        for t, l in self.local.items() if s.last is None else ():
             record, count = self.records[t], int(s.schedule.type_start[l + 1] - s.schedule.type_start[l])
             at = s.base + int(s.value_at[l])
             blocks.append((at, at + count * self.total(t), f"the values of {record}"))
@@ -362,8 +370,37 @@ class _Checker:
                     size = count * record.shapes[k].total * self.itemsize
                     blocks.append((at, at + size, f"the copies of {self.argument_name(record, k)}"))
         self.check_blocks(blocks, self.execution.values.spans())
+        if s.last is not None:
+            self.check_batches()
         for t in np.unique(types):
             self.check_type(int(t), nodes[types == t])
+
+    def check_batches(self) -> None:
+        """Check, in a graph for inference, that no batch lies where something lies that is read at the time or later."""
+        s, o = self.segment, self.segment.schedule
+        batches = o.batch_type.size
+        batch_of, until, read = (np.zeros(o.order.size, np.int64) for _ in range(3))
+        for b in range(batches):
+            batch_of[o.order[o.batch_begin[b] : o.batch_end[b]]] = b
+        for i in range(o.order.size):
+            for a in s.edges[s.first[i] : s.first[i + 1]]:
+                until[a], read[a] = max(until[a], batch_of[i]), 1
+        until[read == 0] = batches
+        last = np.zeros(batches, np.int64)
+        np.maximum.at(last, batch_of, until)
+        living: list[tuple[int, int, str, int]] = []
+        for b in range(batches):
+            record, n = self.records[int(s.present[o.batch_type[b]])], int(o.batch_end[b] - o.batch_begin[b])
+            assert record.lowering is not None
+            start, name = s.base + int(s.batch_at[b]), f"the values of batch {b + 1}, {record}"
+            living = [block for block in living if block[3] >= b]
+            living.append((start, start + n * self.total(record.number), name, max(int(last[b]), int(s.last[b]))))
+            if s.last[b] < last[b]:
+                self.fail(f"{name} are given up after batch {s.last[b] + 1}", "", f"batch {last[b] + 1}, which reads them")
+            widths = [n * record.shapes[k].total for k, x in enumerate(record.lowering.operands) if x.reads == DENSE]
+            width = sum(-(-w * self.itemsize // 64) * 64 for w in widths)
+            copies = s.base + s.copies, s.base + s.copies + width, "its copies"
+            self.check_blocks([*((start, end, name) for start, end, name, _ in living), copies], self.execution.values.spans())
 
     def check_blocks(self, blocks: list[tuple[int, int, str]], spans: Sequence[tuple[int, int]]) -> None:
         blocks = sorted(b for b in blocks if b[0] < b[1])
@@ -382,7 +419,15 @@ class _Checker:
         if record.kind == OP:
             l = self.local[number]
             order = s.schedule.order[s.schedule.type_start[l] : s.schedule.type_start[l + 1]]
-            expected = s.base + int(s.value_at[l]) + size * np.arange(len(order))
+            if s.last is None:
+                expected = s.base + int(s.value_at[l]) + size * np.arange(len(order))
+            else:
+                mine = np.flatnonzero(s.schedule.batch_type == l)
+                mine = mine[np.argsort(s.schedule.batch_begin[mine])]
+                counts = s.schedule.batch_end[mine] - s.schedule.batch_begin[mine]
+                expected = np.concatenate(
+                    [s.base + s.batch_at[b] + size * np.arange(n) for b, n in zip(mine, counts, strict=True)]
+                )
             nodes = s.nodes[order]
         elif record.kind in (VIEW, STOP):
             start, of = self.args[at + 1], record.shapes[0].total * self.itemsize
@@ -452,6 +497,7 @@ class _Checker:
             record, nodes = self.records[t], s.nodes[o.order[o.batch_begin[b] : o.batch_end[b]]].astype(np.int64)
             rank = np.arange(o.batch_begin[b], o.batch_end[b], dtype=np.int64) - int(o.type_start[o.batch_type[b]])
             copied: set[int] = set()
+            self.copies, self.first_rank = {}, int(rank[0])
             while at < s.at[b]:
                 self.instruction(at)
                 self.what, self.batch = f"copy of rows for {record.name}", self.describe(record, nodes, b)
@@ -488,6 +534,12 @@ class _Checker:
         self.kernel(copy_rows.address(self.dtype), copy_rows.name)
         self.equal("the number of items", self.now.items, len(nodes))
         dense = [k for k, o in enumerate(record.lowering.operands) if o.reads == DENSE]
+        if self.segment.last is not None:
+            rows = self.rows(1, "the argument")
+            wanted = [k for k in dense if k > max(copied, default=-1) and np.array_equal(rows, self.value_rows(nodes, k))]
+            before = sum(-(-len(nodes) * self.total_of(record, k) // 64) * 64 for k in copied)
+            self.copies.update({k: self.segment.base + self.segment.copies + before for k in wanted[:1]})
+            dense = wanted[:1]
         to = [k for k in dense if self.gather_row(record.number, k, int(rank[0])) == self.slot(0)[0]]
         if not to:
             self.fail("slot 0 is no place for copies of this batch", self.memory.where(self.slot(0)[0]))
@@ -500,7 +552,8 @@ class _Checker:
         rows = self.operand(1, name, size * self.itemsize, self.value_rows(nodes, k))
         result = f"slot 0 (copies of {name})", places, size * self.itemsize
         reads = [(f"slot 1 ({name})", rows, size * self.itemsize)]
-        return _Call(self.now, self.what, self.batch, reads, result, ANY if self.backward else STORE, [])
+        finds = ANY if self.backward else STORE if self.segment.last is None else FRESH
+        return _Call(self.now, self.what, self.batch, reads, result, finds, [])
 
     def batch_forward(self, record: NodeType, nodes: Integers, rank: Integers, copied: set[int]) -> _Call:
         """Check the instruction of a batch."""
@@ -525,7 +578,8 @@ class _Checker:
             reads.append((f"slot {1 + k} ({name})", rows, item))
         self.immediates(1 + arguments, record, nodes)
         result = f"slot 0 (the value of {record.name})", places, size
-        return _Call(self.now, self.what, self.batch, reads, result, STORE, [])
+        finds = STORE if self.segment.last is None else FRESH
+        return _Call(self.now, self.what, self.batch, reads, result, finds, [])
 
     # Backward
 
@@ -763,6 +817,9 @@ class _Checker:
 
     def poison_values(self) -> None:
         s = self.segment
+        if s.last is not None:
+            self.memory.fill(np.array([s.base]), s.copies // self.itemsize)
+            return
         for t, l in self.local.items():
             count = int(s.schedule.type_start[l + 1] - s.schedule.type_start[l])
             record = self.records[t]

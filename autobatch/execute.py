@@ -10,6 +10,7 @@ import ctypes
 import dataclasses
 import os
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ class Segment:
     present: np.ndarray  # local type -> type
     schedule: Schedule
     value_at: np.ndarray
+    batch_at: np.ndarray
     gather_first: np.ndarray
     gather_at: np.ndarray
     base: int
@@ -49,6 +51,8 @@ class Segment:
     arena: tuple[Any, ...]
     fields: dict[str, int]  # what the passes are told about the segment
     blocks: tuple[Any, ...]  # the memory that `fields` names
+    last: np.ndarray | None = None  # for inference: the batch after which the values of each batch are given up
+    copies: int = -1  # and the offset of the place for copies
 
 
 @dataclasses.dataclass(slots=True)
@@ -82,6 +86,9 @@ class Execution:
         self.flushed = self.flushed_args = 0  # nodes and arguments taken over from the graph's lists
         self.flushed_entries = 0, 0  # of the graph's list of arguments and its pieces
         self.done = 0  # nodes with a value
+        self.freed = 0  # of these, how many gave it up
+        self.keeps = False  # whether values stay in spite of `inference`
+        self.peak = 0
         self.segments: list[Segment] = []
         self.values = Arena("values")
         self.tables = Arena("tables")
@@ -135,15 +142,26 @@ class Execution:
         self.flushed, self.flushed_args = n, m
         self.flushed_entries = len(graph.recorded_args), len(graph.pieces)
 
-    def forward(self, graph: Graph, upto: int) -> None:
-        """Compute all nodes up to number `upto` that have no value yet."""
+    def forward(self, graph: Graph, upto: int, others: Sequence[int] = ()) -> None:
+        """Compute all nodes up to number `upto` that have no value yet.
+
+        In a graph for inference, the values of `upto` and `others` are there afterwards, and those that nothing reads yet.
+        """
         n0, n1 = self.done, upto + 1
+        if self.freed and any(n < n0 and not self.address[n] for n in (upto, *others)):
+            self.restore(graph, upto)
+            return
         if n0 >= n1:
             return
         if n1 > self.flushed:
             self._flush(graph)
         self._tell()
         frame = self.frame
+        if self.freed:
+            frame.set(n0=n0, n1=n1, a0=int(self.positions[n0]))
+            if plan.misses(frame):
+                self.restore(graph, upto)
+                return
         # The reduced graph.
         a0 = int(self.positions[n0]) if n0 else 0
         size, entries = n1 - n0, self.flushed_args - a0
@@ -162,8 +180,10 @@ class Execution:
         # Batches, and where they lie.
         order = schedule(graph.policy, kinds, first, edges, n_types, joins, True)
         batches = order.batch_type.size
-        places = Block(8 * (2 * n_types + operand_count + batches))
+        frugal = graph.inference and not self.keeps and not graph.check_nan
+        places = Block(8 * (2 * n_types + operand_count + 2 * batches))
         value_at, gather_first = places.take(8 * n_types), places.take(8 * n_types)
+        batch_at = places.take(8 * batches)
         gather_at, at = places.take(8 * operand_count), places.take(8 * batches)
         fields |= {
             "n_types": n_types,
@@ -177,10 +197,27 @@ class Execution:
             "gather_at": gather_at,
             "at": at,
         }
-        frame.set(**fields, value_at=value_at)
-        total, words, lists_size = plan.layout(frame)
+        frame.set(**fields, value_at=value_at, batch_at=batch_at, copies=-1)
+        last, work, stays, copies = None, None, 0, -1
+        if frugal:
+            work = Block(count + 4 * count + 4 * batches + 8 * batches + 16 * plan.HOLES + 64)
+            keep_at, last_at = work.take(count), work.take(4 * batches)
+            ctypes.memset(keep_at, 0, count)
+            keep, reduced_of = work.view(keep_at, count, np.uint8), reduced.view(dense_at, size, np.int32)
+            for n in (upto, *others):
+                root = int(self.root[n])
+                if root >= n0 and reduced_of[root - n0] >= 0:
+                    keep[reduced_of[root - n0]] = 1
+            frame.set(keep=keep_at, last=last_at, batch_of=work.take(4 * count), released=work.take(8 * batches))
+            frame.set(holes=work.take(16 * plan.HOLES))
+            stays, copies, total, words, lists_size = plan.frugal_layout(frame)
+            frame.set(copies=copies)
+            last = work.view(last_at, batches, np.int32)
+        else:
+            total, words, lists_size = plan.layout(frame)
         marks = self.values.mark(), self.tables.mark()
         base, table, lists = self.values.take(total), self.tables.take(8 * words), self.tables.take(8 * lists_size)
+        self.peak = max(self.peak, self.values.used)
         fields |= {"value_base": base, "forward": table}
         frame.set(value_base=base, table=table, lists=lists)
         if graph.input_addresses:
@@ -197,6 +234,7 @@ class Execution:
             present=present,
             schedule=order,
             value_at=places.view(value_at, n_types, np.int64),
+            batch_at=places.view(batch_at, batches, np.int64),
             gather_first=places.view(gather_first, n_types, np.int64),
             gather_at=places.view(gather_at, operand_count, np.int64),
             base=base,
@@ -207,6 +245,8 @@ class Execution:
             arena=marks,
             fields=fields,
             blocks=(reduced, places),
+            last=last,
+            copies=copies,
         )
         try:
             self._run(graph, segment.table, words, _scratch(self.dtype), segment, None)
@@ -218,8 +258,28 @@ class Execution:
             self.values.cut(marks[0])
             self.tables.cut(marks[1])
             raise
+        if frugal:
+            self.freed += plan.forget(frame)
+            self.values.cut((self.values.mark()[0], base + stays))
+            self.tables.cut(marks[1])
+            segment.table = segment.lists = _NOTHING
+            segment.fields, segment.blocks = {}, (reduced, places)
+            segment.last = None
         self.segments.append(segment)
         self.done = n1
+
+    def restore(self, graph: Graph, upto: int) -> None:
+        """Compute everything once more, and keep it from now on."""
+        upto = max(upto, self.done - 1)
+        self.invalidate()
+        self.keeps = True
+        self.forward(graph, upto)
+
+    def keep(self, graph: Graph) -> None:
+        """Keep all values from now on, in spite of `inference`."""
+        if self.freed:
+            self.restore(graph, self.done - 1)
+        self.keeps = True
 
     def _run(
         self, graph: Graph, table: np.ndarray, words: int, scratch: int, segment: Segment, backward: Backward | None
@@ -370,7 +430,7 @@ class Execution:
 
     def invalidate(self) -> None:
         """Forget all values; they are computed again when asked for."""
-        self.done = self.flushed = self.flushed_args = 0
+        self.done = self.flushed = self.flushed_args = self.freed = 0
         self.flushed_entries = 0, 0
         self.segments.clear()
         self.backward = None
@@ -392,15 +452,17 @@ class Execution:
             self.flushed_entries = 0, 0
 
     def memory(self) -> dict[str, int]:
-        """Bytes used and reserved, by purpose."""
+        """Bytes used and reserved, by purpose; and the most that values used at any time."""
         arenas = {"values": self.values, "gradients": self.gradients, "tables": self.tables}
-        return {f"{name}_{what}": getattr(a, what) for name, a in arenas.items() for what in ("used", "reserved")}
+        held = {f"{name}_{what}": getattr(a, what) for name, a in arenas.items() for what in ("used", "reserved")}
+        return {**held, "values_peak": self.peak}
 
     def release(self) -> None:
         """Give all memory back to the pool, and this execution to the next graph of the thread."""
         self.segments.clear()
         self.backward = None
-        self.done = self.flushed = self.flushed_args = 0
+        self.done = self.flushed = self.flushed_args = self.freed = self.peak = 0
+        self.keeps = False
         self.flushed_entries = 0, 0
         for arena in (self.values, self.tables, self.gradients):
             arena.release()
@@ -412,6 +474,9 @@ def _grown(array: np.ndarray, size: int) -> np.ndarray:
     grown = np.zeros(size, array.dtype)
     grown[: array.size] = array
     return grown
+
+
+_NOTHING = np.empty(0, np.int64)
 
 
 def _integers(address: int, count: int) -> np.ndarray:

@@ -18,7 +18,7 @@ import numpy as np
 from autobatch import graph as graphs
 from autobatch.execute import execution_of
 from autobatch.graph import ARGUMENTS, IMMEDIATES, OP, PARAMETER, PARAMETERS, STOP, TYPES, VIEW, Checkpoint, Graph, graph_of
-from autobatch.kernels._errors import ArgumentError, DeviceError, OperandError
+from autobatch.kernels._errors import ArgumentError, DeviceError, OperandError, TraceError
 from autobatch.kernels._op import Op, Shape
 from autobatch.memory import read
 from autobatch.tensor import Tensor
@@ -86,16 +86,16 @@ class Expression:
 
     # Values -----------------------------------------------------------------------------------------------------------
 
-    def _ready(self, recalculate: bool = False) -> Graph | None:
-        """Compute the node if it has no value; return its graph."""
+    def _ready(self, recalculate: bool = False, others: Sequence[int] = ()) -> Graph | None:
+        """Compute the node if it has no value; return its graph. `others`: older nodes that are asked for with it."""
         if self.graph is None:
             return None
         graph = graph_of(self.graph)
         execution = execution_of(graph)
         if recalculate:
             execution.invalidate()
-        if self.index >= execution.done:
-            execution.forward(graph, self.index)
+        if self.index >= execution.done or execution.freed:
+            execution.forward(graph, self.index, others)
         return graph
 
     def _flat(self, recalculate: bool = False) -> np.ndarray:
@@ -172,10 +172,15 @@ class Expression:
 
         Raises
         ------
-        ArgumentError : the node is more than one number.
+        ArgumentError : the node is more than one number, or its graph is for inference.
         StaleExpressionError : the expression is from before the last `renew_cg`.
         """
         shape = TYPES.records[self.type].shape
+        if self.graph is not None and graph_of(self.graph).inference:
+            raise ArgumentError(
+                "backward() in a graph for inference, which does not keep what it would need\n"
+                "  try       renew_cg() outside of inference(), and record the loss there"
+            )
         if shape.total != 1:
             raise ArgumentError(
                 f"backward() of an expression of {shape.total} numbers, {shape}; a loss is one number\n"
@@ -286,9 +291,10 @@ def owner(op: str, operands: Sequence[Any]) -> Graph:
         if graph is None:
             graph = own
         elif own is not graph:
-            raise ArgumentError(
+            hint = graph.hint or own.hint
+            raise (TraceError if hint else ArgumentError)(
                 f"{op}: the arguments belong to different graphs\n"
-                "  expected  expressions of one graph (and parameters, which belong to none)" + (graph.hint or own.hint)
+                f"  expected  expressions of one graph (and parameters, which belong to none){hint}"
             )
     return graphs.current_graph() if graph is None else graph
 

@@ -31,17 +31,17 @@ from autobatch.kernels._jit import bytes_at, compiled, int32s, integers
 
 NUMBERS = """
 n0 n1 a0 n_types n_batches itemsize dtype value_base gradient_base start scratch sink loss full w r
-copy_rows zero_rows add_rows add_to_table
+copy_rows zero_rows add_rows add_to_table copies
 """.split()
 INT32 = """
 types args root local nodes kinds first edges present dense order type_start batch_type batch_begin batch_end source
-batches ends
+batches ends last batch_of released
 """.split()
 INT64 = """
 info operands needs positions address value_at gather_first gather_at input_addresses at table lists forward block_at slot
-gradient parameter_values parameter_gradients parameter_touched
+gradient parameter_values parameter_gradients parameter_touched batch_at holes
 """.split()
-UINT8 = "joins active touched".split()
+UINT8 = "joins active touched keep".split()
 FIELDS = {name: k for k, name in enumerate([*NUMBERS, *INT32, *INT64, *UINT8])}
 _POINTERS = {**dict.fromkeys(INT32, "int32s"), **dict.fromkeys(INT64, "integers"), **dict.fromkeys(UINT8, "bytes_at")}
 _SCOPE = {"int32s": int32s, "integers": integers, "bytes_at": bytes_at}

@@ -33,6 +33,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from autobatch.kernels._errors import ArgumentError, InternalError, OperandError, ShapeError, StaleExpressionError, message
+from autobatch.kernels._jit import compiled
 from autobatch.kernels._op import Lowering, Op, Shape
 
 POLICIES = ("none", "depth", "agenda", "ratio")
@@ -106,7 +107,7 @@ class NodeTypes:
         `parameters[k]` is the index of the parameter whose identity belongs to the type as its argument k, or 0.
         """
         items = tuple(attributes.items())
-        key = (kind, op and op.name, shapes, parameters, items, shape, immediates, table)
+        key = (kind, op and (op.name if op.listed else op), shapes, parameters, items, shape, immediates, table)
         with self.lock:
             number = self._numbers.get(key)
             if number is not None:
@@ -294,8 +295,9 @@ class Piece(Protocol):
     def count(self) -> int:
         """How many entries there are."""
 
-    def write(self, out: np.ndarray) -> None:
-        """Write them into an int32 array (count,)."""
+    @staticmethod
+    def write_all(out: np.ndarray, pieces: list[tuple[int, Any]]) -> None:
+        """Write all pieces of this kind into an int32 array; each comes with the place where it begins."""
 
 
 class Entries:
@@ -306,9 +308,20 @@ class Entries:
     def __init__(self, array: np.ndarray) -> None:
         self.array, self.count = array, array.size
 
-    def write(self, out: np.ndarray) -> None:
-        """Write them into an int32 array (count,)."""
-        out[:] = self.array.ravel()
+    @staticmethod
+    def write_all(out: np.ndarray, pieces: list[tuple[int, Any]]) -> None:
+        """Write all pieces, see `Piece`."""
+        for at, piece in pieces:
+            out[at : at + piece.count] = piece.array.ravel()
+
+
+@compiled
+def _move(source, out, segments):
+    """Copy segments: for each (place in `source`, place in `out`, length)."""
+    for k in range(0, segments.size, 3):
+        start, at = segments[k], segments[k + 1]
+        for i in range(segments[k + 2]):
+            out[at + i] = source[start + i]
 
 
 # The graph ------------------------------------------------------------------------------------------------------------
@@ -321,6 +334,7 @@ class Graph:
     ----------
     dtype : "float32" or "float64"; None takes the configured one. Parameters used in the graph must have the same.
     policy : "none", "depth", "agenda" or "ratio"; None takes the configured one.
+    inference : whether values are given up as soon as nothing needs them, see `inference`; None: as configured.
 
     Notes
     -----
@@ -345,6 +359,7 @@ class Graph:
         "dtype",
         "execution",
         "immediate",
+        "inference",
         "input_addresses",
         "input_chunk",
         "input_chunks",
@@ -364,11 +379,13 @@ class Graph:
     )
 
     hint = ""  # what to say to one who mixes expressions of this graph with others
+    stale = ""  # what to say to one who uses its expressions after it was dropped
 
-    def __init__(self, dtype: str | None = None, policy: str | None = None) -> None:
+    def __init__(self, dtype: str | None = None, policy: str | None = None, inference: bool | None = None) -> None:
         settings = SETTINGS
         self.dtype: str = check_dtype(dtype or settings.dtype)
         self.policy: str = check_policy(policy or settings.policy)
+        self.inference = bool(settings.inference or _THREAD.inference if inference is None else inference)
         self.check_nan = settings.check_nan
         self.check_infinity = False  # whether an infinity counts as NaN there
         self.immediate = False
@@ -478,15 +495,24 @@ class Graph:
 
     def write_args(self, out: np.ndarray, entries: int = 0, pieces: int = 0) -> None:
         """Write what was recorded behind the first `entries` of the list and the first `pieces` into an int32 array."""
-        at = 0
+        if pieces == len(self.pieces):
+            out[:] = self.recorded_args[entries:]
+            return
+        at, source, segments = 0, 0, []
+        jobs: dict[Any, list[tuple[int, Any]]] = {}
         for before, piece in self.pieces[pieces:]:
-            if before > entries:
-                out[at : at + before - entries] = self.recorded_args[entries:before]
-                at += before - entries
-                entries = before
-            piece.write(out[at : at + piece.count])
+            length = before - entries - source
+            if length > 0:
+                segments += (source, at, length)
+                at += length
+                source += length
+            jobs.setdefault(piece.__class__, []).append((at, piece))
             at += piece.count
-        out[at:] = self.recorded_args[entries:]
+        listed = np.array(self.recorded_args[entries:], np.int32)
+        segments += (source, at, listed.size - source)
+        _move(listed, out, np.array(segments, np.int64))
+        for kind, of_kind in jobs.items():
+            kind.write_all(out, of_kind)
 
     def all_args(self) -> list[int]:
         """Return the entries of all nodes."""
@@ -519,7 +545,7 @@ class Graph:
             excess -= tail
             if excess < piece.count:
                 rest = np.empty(piece.count, np.int32)
-                piece.write(rest)
+                piece.write_all(rest, [(0, piece)])
                 self.recorded_args += rest[: piece.count - excess].tolist()
                 return
             excess -= piece.count
@@ -624,6 +650,8 @@ def graph_of(owner: Any, what: str = "this expression") -> Graph:
     """Return the graph behind the `graph` slot of an expression; raise StaleExpressionError if it was dropped."""
     graph = owner.graph if isinstance(owner, Checkpoint) else owner
     if graph is None or graph.recorded_types is None:
+        if graph is not None and graph.stale:
+            raise StaleExpressionError(f"{what} is stale: {graph.stale}")
         why = "cg_revert()" if isinstance(owner, Checkpoint) else "renew_cg()"
         raise StaleExpressionError(
             f"{what} is stale: it was made before the last {why}, which dropped it\n"
@@ -659,15 +687,17 @@ class Settings:
     policy: str = "ratio"
     dtype: str = "float32"
     check_nan: bool = False
+    inference: bool = False
 
 
 SETTINGS = Settings()
 
 
 class _Thread(threading.local):
-    """The current graph of each thread, and how many it had."""
+    """The current graph of each thread, how many it had, and whether new ones are for inference."""
 
     graph: Graph | None = None
+    inference: bool = False
     version: int = 0
 
 
@@ -694,6 +724,33 @@ def new_current_graph(policy: str | None = None) -> Graph:
         old.drop()
     _THREAD.graph = graph
     return graph
+
+
+@contextlib.contextmanager
+def inference() -> Iterator[Graph]:
+    """Make the graphs of this thread for inference: memory of a value is used again as soon as nothing needs the value.
+
+    The block begins with a graph of its own, `renew_cg` in it makes more like it, and behind it the graph from before is the
+    current one again. What stays is what was asked for (by `value()` and its like, all expressions of `forward`, `values` and
+    `npvalues`) and what nothing reads yet. Any other value can still be asked for, and used in new nodes: then all of the graph
+    is computed once more, from the parameters as they are at that time, and from there on all of it is kept. To go on from
+    values step by step in little memory, ask for all that the next step needs at once::
+
+        with ab.inference():
+            for word in words:
+                state = state.add_input(E[word])
+                ab.forward([W * state.output(), *state.s()])
+
+    `backward` in such a graph raises ArgumentError. ``configure(inference=True)`` makes all graphs so.
+    """
+    before = _THREAD.inference
+    graph = Graph(inference=True)
+    _THREAD.inference = True
+    try:
+        with graph:
+            yield graph
+    finally:
+        _THREAD.inference = before
 
 
 def graph_version() -> int:

@@ -10,6 +10,9 @@ An argument whose items already lie at even distances is read in place; otherwis
 Arguments that a matrix product reads (DENSE) are copied together first where they do not lie together, into a block of their
 own, also type by type: what was gathered for one batch stands beside what was gathered for the next.
 
+In a graph for inference (`frugal_layout`) each batch has a block of its own, which is free for others after the last batch that
+reads it; only what is asked for, and what nothing of the segment reads, stays. Copies share one place, as each is read at once.
+
 Backward. The gradients have the same blocks. Batches run in reverse. Whether a batch may store a gradient or has to add to it
 is known here: the first one to write to a node stores; where firsts and others mix in one batch, the firsts are zeroed and the
 batch adds. Gradients of parameters that a whole type shares are formed last, once, from the blocks of the type.
@@ -71,6 +74,7 @@ from autobatch.kernels._op import DENSE, SHARED
 
 ALIGN = 64
 REACH = 1 << 30  # bytes: BLAS takes a distance between columns as an int32 of numbers
+HOLES = 1024  # free pieces between blocks that are remembered
 THIN = 256  # columns: weight gradients formed from thinner runs than this are worth a copy of their operands
 _ROWS_WORDS = SLOTS + 4 + 1  # a copy of rows: two slots and the literal that SIZES points to
 _ZERO_WORDS = SLOTS + 2 + 1
@@ -136,11 +140,12 @@ def _aligned(n):
 
 
 @over_frame
-def layout(n_types, n_batches, present, type_start, batch_type, info, operands, itemsize, value_at, gather_first, gather_at):
+def layout(n_types, n_batches, present, type_start, batch_type, batch_begin, info, operands, itemsize, value_at, batch_at,
+           gather_first, gather_at):  # fmt: skip
     """Give each type its block of values, and each DENSE argument of a type its block for copies.
 
-    Fills value_at[l], gather_first[l] and gather_at (offsets in bytes); returns the bytes of all blocks, and upper bounds for
-    the words of the table and of the lists of addresses.
+    Fills value_at[l], batch_at[b], gather_first[l] and gather_at (offsets in bytes); returns the bytes of all blocks, and upper
+    bounds for the words of the table and of the lists of addresses.
     """
     at, lists, words, g = 0, 0, 0, 0
     for l in range(n_types):
@@ -158,9 +163,146 @@ def layout(n_types, n_batches, present, type_start, batch_type, info, operands, 
                 at += _aligned(count * operands[o + ELEMENTS] * itemsize)
             g += 1
     for b in range(n_batches):
-        t = present[batch_type[b]] * TYPE_COLUMNS
+        l = batch_type[b]
+        t = present[l] * TYPE_COLUMNS
+        batch_at[b] = value_at[l] + (batch_begin[b] - type_start[l]) * info[t + SIZE] * itemsize
         words += SLOTS + 2 * (1 + info[t + ARGUMENTS] + info[t + IMMEDIATES]) + _ROWS_WORDS * info[t + ARGUMENTS]
     return at, words, lists
+
+
+@over_frame
+def frugal_layout(n_batches, present, order, first, edges, batch_type, batch_begin, batch_end, info, operands, itemsize, keep,
+                  batch_at, batch_of, last, released, holes):  # fmt: skip
+    """Give each batch a block of values that is free for others after the last batch that reads it.
+
+        | batches with a node to keep | batches that come and go | copies of DENSE arguments, of one batch at a time |
+
+    `keep[i]` tells which nodes of the reduced graph stay; nodes without a reader are added to them here. Fills batch_at[b]
+    (offsets in bytes) and last[b], the batch after which b is free (n_batches: it stays). Each new block goes into the first
+    hole that is large enough. `batch_of` (one a node), `released` (two a batch) and `holes` (HOLES pairs of start and end, one
+    after the other in memory) are work space; of more holes the smallest is given up.
+
+    Returns the end of what stays, of what comes and goes, and of the copies, and upper bounds as `layout`.
+    """
+    words, lists, copies, next_ = 0, 0, 0, n_batches
+    for b in range(n_batches):
+        t, n, width = present[batch_type[b]] * TYPE_COLUMNS, batch_end[b] - batch_begin[b], 0
+        for p in range(batch_begin[b], batch_end[b]):
+            batch_of[order[p]] = b
+        last[b] = -1
+        released[b] = released[next_ + b] = -1
+        words += SLOTS + 2 * (1 + info[t + ARGUMENTS] + info[t + IMMEDIATES]) + _ROWS_WORDS * info[t + ARGUMENTS]
+        lists += n * (info[t + ARGUMENTS] + info[t + IMMEDIATES])
+        for k in range(info[t + ARGUMENTS]):
+            o = (info[t + OPERANDS] + k) * OPERAND_COLUMNS
+            if operands[o + READS] == DENSE:
+                width += _aligned(n * operands[o + ELEMENTS] * itemsize)
+        copies = max(copies, width)
+    # keep[i] is 2 where some node reads i.
+    for b in range(n_batches):
+        for p in range(batch_begin[b], batch_end[b]):
+            i = order[p]
+            for e in range(first[i], first[i + 1]):
+                a = edges[e]
+                last[batch_of[a]] = max(last[batch_of[a]], b)
+                keep[a] |= 2
+    for b in range(n_batches):
+        for p in range(batch_begin[b], batch_end[b]):
+            if keep[order[p]] != 2:
+                last[b] = n_batches
+    stays = 0
+    for b in range(n_batches):
+        t = present[batch_type[b]] * TYPE_COLUMNS
+        if last[b] == n_batches:
+            batch_at[b] = stays
+            stays += _aligned((batch_end[b] - batch_begin[b]) * info[t + SIZE] * itemsize)
+        else:
+            released[next_ + b] = released[last[b]]
+            released[last[b]] = b
+    top, end, count = stays, stays, 0
+    for b in range(n_batches):
+        t = present[batch_type[b]] * TYPE_COLUMNS
+        if last[b] != n_batches:
+            size = _aligned((batch_end[b] - batch_begin[b]) * info[t + SIZE] * itemsize)
+            h = 0
+            while h < count and holes[2 * h + 1] - holes[2 * h] < size:
+                h += 1
+            if h < count:
+                batch_at[b] = holes[2 * h]
+                holes[2 * h] += size
+                if holes[2 * h] == holes[2 * h + 1]:
+                    for j in range(2 * h, 2 * count - 2):
+                        holes[j] = holes[j + 2]
+                    count -= 1
+            else:
+                batch_at[b] = top
+                top += size
+                end = max(end, top)
+        freed = released[b]
+        while freed >= 0:
+            t = present[batch_type[freed]] * TYPE_COLUMNS
+            start = batch_at[freed]
+            stop = start + _aligned((batch_end[freed] - batch_begin[freed]) * info[t + SIZE] * itemsize)
+            freed = released[next_ + freed]
+            h = 0
+            while h < count and holes[2 * h] < start:
+                h += 1
+            before, after = h > 0 and holes[2 * h - 1] == start, h < count and holes[2 * h] == stop
+            if before and after:
+                holes[2 * h - 1] = holes[2 * h + 1]
+                for j in range(2 * h, 2 * count - 2):
+                    holes[j] = holes[j + 2]
+                count -= 1
+            elif before:
+                holes[2 * h - 1] = stop
+            elif after:
+                holes[2 * h] = start
+            else:
+                if count == HOLES:
+                    smallest = 0
+                    for j in range(count):
+                        if holes[2 * j + 1] - holes[2 * j] < holes[2 * smallest + 1] - holes[2 * smallest]:
+                            smallest = j
+                    for j in range(2 * smallest, 2 * count - 2):
+                        holes[j] = holes[j + 2]
+                    count -= 1
+                    h -= smallest < h
+                for j in range(2 * count - 1, 2 * h - 1, -1):
+                    holes[j + 2] = holes[j]
+                holes[2 * h], holes[2 * h + 1] = start, stop
+                count += 1
+            if count > 0 and holes[2 * count - 1] == top:
+                top = holes[2 * count - 2]
+                count -= 1
+    return stays, end, end + copies, words, lists
+
+
+@over_frame
+def forget(n0, n1, n_batches, root, dense, batch_of, last, address):
+    """Set the addresses of the nodes n0 to n1 - 1 whose values do not stay to 0; returns how many there are."""
+    count = 0
+    for n in range(n0, n1):
+        r = root[n]
+        if r >= n0:
+            d = dense[r - n0]
+            if d >= 0 and last[batch_of[d]] != n_batches:
+                address[n] = 0
+                count += 1
+    return count
+
+
+@over_frame
+def misses(n0, n1, a0, types, args, info, address):
+    """Return whether one of the nodes n0 to n1 - 1 reads an older one without a value."""
+    at = a0
+    for n in range(n0, n1):
+        t = types[n] * TYPE_COLUMNS
+        for k in range(info[t + ARGUMENTS]):
+            a = args[at + k]
+            if 0 <= a < n0 and address[a] == 0:
+                return True
+        at += info[t + ARGUMENTS] + info[t + IMMEDIATES]
+    return False
 
 
 @inline
@@ -180,13 +322,13 @@ def _value(a, address, parameter_values):
 
 
 @over_frame
-def place(n0, n1, n_types, types, args, positions, info, nodes, order, type_start, present, value_at, value_base, itemsize,
-          parameter_values, input_addresses, address):  # fmt: skip
+def place(n0, n1, n_batches, types, args, positions, info, nodes, order, batch_type, batch_begin, batch_end, present, batch_at,
+          value_base, itemsize, parameter_values, input_addresses, address):  # fmt: skip
     """Fill in the address of each node from n0 to n1 - 1; `value_base` is that of the blocks."""
-    for l in range(n_types):
-        size = info[present[l] * TYPE_COLUMNS + SIZE] * itemsize
-        at = value_base + value_at[l]
-        for p in range(type_start[l], type_start[l + 1]):
+    for b in range(n_batches):
+        size = info[present[batch_type[b]] * TYPE_COLUMNS + SIZE] * itemsize
+        at = value_base + batch_at[b]
+        for p in range(batch_begin[b], batch_end[b]):
             address[nodes[order[p]]] = at
             at += size
     for n in range(n0, n1):
@@ -204,9 +346,12 @@ def place(n0, n1, n_types, types, args, positions, info, nodes, order, type_star
 
 @over_frame
 def forward_table(n_batches, args, positions, info, operands, nodes, order, type_start, present, batch_type, batch_begin,
-                  batch_end, value_at, gather_first, gather_at, value_base, itemsize, dtype, parameter_values, address,
+                  batch_end, batch_at, gather_first, gather_at, copies, value_base, itemsize, dtype, parameter_values, address,
                   copy_rows, table, lists, at):  # fmt: skip
-    """Write the table of a segment; at[b] is where the instruction of batch b begins. Returns words of table and of lists."""
+    """Write the table of a segment; at[b] is where the instruction of batch b begins. Returns words of table and of lists.
+
+    `copies` is the offset of the place for copies that all batches share, -1 if each type has blocks of its own.
+    """
     w, r = 0, 0
     for b in range(n_batches):
         l, lo, hi = batch_type[b], batch_begin[b], batch_end[b]
@@ -217,7 +362,8 @@ def forward_table(n_batches, args, positions, info, operands, nodes, order, type
         # The gathers of DENSE arguments come first, and then the instruction: its slots are kept here until it can be written.
         main = w + _ROWS_WORDS * arguments
         slots = main + SLOTS
-        write_slot(table, slots, value_base + value_at[l] + (lo - type_start[l]) * size, size)
+        write_slot(table, slots, value_base + batch_at[b], size)
+        shared = value_base + copies
         for k in range(arguments):
             o = (info[t + OPERANDS] + k) * OPERAND_COLUMNS
             where = slots + 2 + 2 * k
@@ -243,7 +389,11 @@ def forward_table(n_batches, args, positions, info, operands, nodes, order, type
             if operands[o + READS] == DENSE and not (
                 even and (stride == item or (operands[o + COLUMNS] == 1 and item < stride < REACH))
             ):
-                to = value_base + gather_at[gather_first[l] + k] + (lo - type_start[l]) * item
+                if copies < 0:
+                    to = value_base + gather_at[gather_first[l] + k] + (lo - type_start[l]) * item
+                else:
+                    to = shared
+                    shared += _aligned(n * item)
                 w = _copy(table, w, copy_rows, n, operands[o + ELEMENTS], 0, to, item, table[where], table[where + 1])
                 write_slot(table, where, to, item)
         for k in range(immediates):
@@ -325,7 +475,7 @@ def gradient_layout(n0, n1, n_types, n_batches, types, info, operands, itemsize,
         for k in range(arguments):
             o = (info[t + OPERANDS] + k) * OPERAND_COLUMNS
             item = operands[o + ELEMENTS] * itemsize
-            if operands[o + WRITES] != SHARED:  # the gradient of a weight goes straight to the parameter
+            if operands[o + WRITES] != SHARED:
                 widest = max(widest, item)
             if operands[o + WRITES] == DENSE:
                 scratch = max(scratch, n * item)

@@ -40,10 +40,12 @@ LIBRARIES = {  # name -> (the distribution it needs, what it is)
     "dynet": ("dyNET38", "the program, autobatching by agenda"),
     "dynet-none": ("dyNET38", "the program, without autobatching"),
     "dynet-compact": ("dyNET38", "the program, with CompactVanillaLSTMBuilder"),
-    "torch": ("torch", "batched by hand"),
+    "torch": ("torch", "batched by hand in the best way found"),
+    "torch-padded": ("torch", "batched by hand, all sentences in one padded rectangle (not tree_lstm)"),
     "floor": (None, "the matrix products alone"),
 }
-DEFAULT = ("autobatch", "autobatch-cell", "dynet", "dynet-none", "torch", "floor")
+DEFAULT = ("autobatch", "autobatch-cell", "dynet", "dynet-none", "torch", "torch-padded", "floor")
+RIVALS = ("dynet", "torch", "torch-padded", "floor")  # what ratios are to
 TOLERANCE = 1e-3  # of these losses, relative: sums in float32 in another order, through as many updates
 MEGABYTE = 1 << 20
 
@@ -126,7 +128,11 @@ def installed(library):
 def contestants(task, libraries, equal_length):
     """Those of `libraries` that the task has a program for."""
     cells = getattr(task, "CELLS", False) and has_cells()
-    missing = {"autobatch-cell": not cells, "autobatch-manual": not (equal_length and hasattr(task, "Manual"))}
+    missing = {
+        "torch-padded": not hasattr(task, "Rectangles"),
+        "autobatch-cell": not cells,
+        "autobatch-manual": not (equal_length and hasattr(task, "Manual")),
+    }
     return [library for library in libraries if not missing.get(library)]
 
 
@@ -138,7 +144,10 @@ def has_cells():
 
 def measure(name, libraries, args):
     """Run one task with all `libraries`: its sizes and a record for each library."""
-    job = {key: getattr(args, key) for key in ("batch", "minibatches", "threads", "infer", "hidden", "equal_length", "seed")}
+    job = {
+        key: getattr(args, key)
+        for key in ("batch", "minibatches", "threads", "infer", "hidden", "equal_length", "repeat", "seed")
+    }
     job |= {"task": name, "data": args.data and str(pathlib.Path(args.data).resolve())}
     workers = []
     try:
@@ -159,7 +168,7 @@ def measure(name, libraries, args):
 
 
 def records(workers):
-    """One record for each worker; ratios are to DyNet with its autobatching, to PyTorch, to the products alone."""
+    """One record for each worker; ratios are to those of RIVALS, where they take part."""
     by_name = {w.library: w for w in workers}
     first = next((w for w in workers if w.library != "floor"), workers[0])
     return [
@@ -167,7 +176,7 @@ def records(workers):
             "library": w.library,
             "name": w.about["name"],
             "sentences_per_second": summary(w.speeds()),
-            **{f"of_{other}": ratio(w, by_name.get(other)) for other in ("dynet", "torch", "floor")},
+            **{f"of_{other}": ratio(w, by_name.get(other)) for other in RIVALS},
             "ms_per_minibatch": {p: statistics.median(r["seconds"][p] for r in w.rounds) * 1000 for p in PHASES},
             "memory": w.checked["memory"],
             **{key: w.checked["counts"].get(key) for key in ("arenas", "nodes", "batches", "lower_bound")},
@@ -204,9 +213,9 @@ def print_report(result, args):
         else "generated data"
     )
     print(f"\n{result['title']} ({describe(result['sizes'])}; {data})\n")
-    table = [("library", "sentences/s", "of DyNet", "of PyTorch", "of floor")]
+    table = [("library", "sentences/s", "of DyNet", "of PyTorch", "of padded", "of floor")]
     for row in result["libraries"]:
-        ratios = [spread(row[f"of_{other}"]) for other in ("dynet", "torch", "floor")]
+        ratios = [spread(row[f"of_{other}"]) for other in RIVALS]
         table.append((row["library"], spread(row["sentences_per_second"], 0, ","), *ratios))
     print_table(table)
     print()
@@ -231,9 +240,10 @@ def verdict(results):
 
 
 LEGEND = """
-Median (least-most) over the rounds. `of DyNet`, `of PyTorch`, `of floor`: how many times faster than `dynet`, `torch`, and the
-matrix products alone, within a round. MB: memory that one minibatch touches, beyond what its smallest instance alone does;
-arenas: what autobatch itself counts as handed out. Bound: the least batches any policy can do with."""
+Median (least-most) over the rounds. `of DyNet`, `of PyTorch`, `of padded`, `of floor`: how many times faster than `dynet`,
+`torch`, `torch-padded` and the matrix products alone, within a round. MB: memory that one minibatch touches, beyond what its
+smallest instance alone does; arenas: what autobatch itself counts as handed out. Bound: the least batches any policy can do
+with."""
 
 
 def make_parser(prog, description):
@@ -250,6 +260,8 @@ def make_parser(prog, description):
     parser.add_argument("--infer", action="store_true", help="forward passes alone")
     parser.add_argument("--hidden", type=int, metavar="N", help="size of the states; some other sizes follow")
     parser.add_argument("--equal-length", type=int, metavar="N", help="tagger: sentences of N words; adds autobatch-manual")
+    about = "the same minibatches in every round (default: instances are shuffled, as in training)"
+    parser.add_argument("--repeat", action="store_true", help=about)
     parser.add_argument(
         "--data", metavar="DIR", help="folder with wikiner/, sst/, ud/, ptb/; a task without its own generates data"
     )
@@ -282,7 +294,7 @@ def compare(args):
     libraries = [library for library in args.libraries if installed(library)]
     mode = "forward passes" if args.infer else "training"
     print(
-        f"\n{mode.capitalize()}, minibatches of {args.batch}, float32, {args.threads} threads (DyNet 1); {args.minibatches}",
+        f"\n{mode.capitalize()}, minibatches of {args.batch}, float32, threads {args.threads} (DyNet 1); {args.minibatches}",
         end="",
     )
     print(

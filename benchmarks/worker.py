@@ -150,6 +150,8 @@ class ByHand:
         self.torch, self.infer = torch, job["infer"]
         self.name = f"PyTorch {torch.__version__}"
         self.program = task.HandBatched(torch, sizes, values)
+        if job["library"] == "torch-padded":
+            self.program.rectangles = 1
         self.initial = [parameter.detach().clone() for parameter in self.program.trained]
         self.trainer = torch.optim.SGD(self.program.trained, RATE)
 
@@ -241,8 +243,12 @@ def load_instances(job, task):
 
 
 def runner_of(job, task, sizes, values):
-    kind = {"torch": ByHand, "floor": Products}.get(job["library"], Dynamic)
+    kind = {"torch": ByHand, "torch-padded": ByHand, "floor": Products}.get(job["library"], Dynamic)
     return kind(job, task, sizes, values)
+
+
+def split(instances, size):
+    return [instances[i : i + size] for i in range(0, len(instances), size)]
 
 
 def run_round(runner, parts):
@@ -305,9 +311,10 @@ def work():
     instances, known, real = load_instances(job, task)
     sizes = {**tasks.sizes_of(task, job["hidden"]), **known}
     runner = runner_of(job, task, sizes, tasks.draw(task.shapes(sizes), job["seed"]))
-    parts = [instances[i : i + job["batch"]] for i in range(0, len(instances), job["batch"])]
-    counted = parts[: job["minibatches"]]
-    answer({"name": runner.name, "sizes": sizes, "real": real, "sentences": sum(map(len, counted))})
+    parts = split(instances, job["batch"])
+    counted = instances[: job["batch"] * job["minibatches"]]
+    answer({"name": runner.name, "sizes": sizes, "real": real, "sentences": len(counted)})
+    shuffled = random.Random(job["seed"])
     for line in sys.stdin:
         if json.loads(line)["do"] == "check":
             memory = memory_of(runner, parts)
@@ -315,7 +322,9 @@ def work():
             runner.reset()
             answer(run_round(runner, parts[:CHECKED]) | {"memory": memory, "counts": counts})
         else:
-            answer(run_round(runner, counted))
+            if not job["repeat"]:  # the same shuffle for all libraries
+                shuffled.shuffle(counted)
+            answer(run_round(runner, split(counted, job["batch"])))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The exceptions of all rooms, and the form of their messages.
 
-Three kinds: the caller's argument (`ShapeError`, `ArgumentError`, `ConstructionError`: ValueErrors, `OperandError`: a
-TypeError), the state of the world (`StaleExpressionError`, `DeviceError`, `NumericalError`, `ModelFileError`: RuntimeErrors),
+Three kinds: the caller's argument (`ShapeError`, `ArgumentError`, `ConstructionError`, `TraceError`: ValueErrors,
+`OperandError`: a TypeError), the state of the world (`StaleExpressionError`, `DeviceError`, `NumericalError`, `ModelFileError`: RuntimeErrors),
 and our own bug (`InternalError`). Where DyNet raises another built-in type than the kind asks for, the class is of both types.
 """
 
@@ -50,6 +50,25 @@ class ConstructionError(ArgumentError, RuntimeError):
     Cure::
 
         model.add_parameters((10, 20), name="Wout")
+    """
+
+
+class TraceError(ArgumentError):
+    """A function does what a cell cannot do: a cell runs once, on stand-ins without numbers, and is then recorded as one node.
+
+    Cause::
+
+        @ab.cell
+        def layer(x):
+            return ab.tanh(W * x) if x.value() > 0 else x
+
+    Cure::
+
+        @ab.cell
+        def layer(x):
+            return ab.tanh(W * x)
+
+        y = layer(x) if x.value() > 0 else x
     """
 
 

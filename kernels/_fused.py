@@ -15,12 +15,14 @@ overlap: a loop over many pointers would be checked at run time, or not be vecto
 from __future__ import annotations
 
 import dataclasses
-import dis
 import functools
 import hashlib
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
+
+from numba.core import ir
+from numba.core.compiler import run_frontend
 
 from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, Kernel, inline, item, kernel_from_source
 
@@ -47,13 +49,20 @@ class Formulas:
         slope = self.slopes[0]
         if slope is None:
             return False
-        name = slope.__code__.co_varnames[2]
-        return any(i.opname.startswith("LOAD_FAST") and name in str(i.argval) for i in dis.get_instructions(slope))
+        _, _, x = slope.__code__.co_varnames[:3]
+        made = run_frontend(slope)  # Numba's form of the function, which does not change with the version of Python
+        statements = [s for block in made.blocks.values() for s in block.body]
+        return any(v.name == x for s in statements if not _binds(s) for v in s.list_vars())
 
     @functools.cached_property
     def compiled(self) -> tuple[Any, tuple[Any, ...]]:
         """The formulas as helpers of kernels."""
         return inline(self.value, always=True), tuple(s and inline(s, always=True) for s in self.slopes)
+
+
+def _binds(statement: Any) -> bool:
+    """Whether a statement of Numba's only names an argument, or forgets one."""
+    return isinstance(statement, ir.Del) or (isinstance(statement, ir.Assign) and isinstance(statement.value, ir.Arg))
 
 
 @functools.cache

@@ -231,6 +231,19 @@ def order_of(typingctx, x):
     return result(x), codegen
 
 
+@intrinsic
+def number_of(typingctx, order, like):
+    """number_of(order, like): the number x of the type of `like` with order_of(x) = order (0 for -0)."""
+    integer, real, _, _ = _layout(like)
+
+    def codegen(context, builder, signature, args):
+        low = integer((1 << (integer.width - 1)) - 1)
+        sign = builder.ashr(args[0], integer(integer.width - 1))
+        return builder.bitcast(builder.sub(builder.xor(args[0], builder.and_(sign, low)), sign), real)
+
+    return like(types.int32 if integer.width == 32 else types.int64, like), codegen
+
+
 def _instruction(builder: ir.IRBuilder, name: str, *args: ir.Value) -> ir.Value:
     """Call of an LLVM intrinsic whose arguments and result are all of one type."""
     kind = args[0].type

@@ -182,8 +182,11 @@ def matmul_items(ins, T):
         y, a, x = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T)
         run = 1
         if batch_a == 1:
-            shared, first, step = row(ins, 1, i), row(ins, 2, i), k * count * batch_x * itemsize(T)
+            shared, first, to = row(ins, 1, i), row(ins, 2, i), row(ins, 0, i)
+            step, step_to = k * count * batch_x * itemsize(T), m * count * batch_x * itemsize(T)
             while i + run < n and row(ins, 1, i + run) == shared and row(ins, 2, i + run) == first + run * step:
+                if row(ins, 0, i + run) != to + run * step_to:  # the values of a cell stand among others
+                    break
                 run += 1
             if count * batch_x * run == 1:
                 if sizes[5]:

@@ -251,6 +251,71 @@ def test_disagreement_fails(monkeypatch):
     assert exit.value.code == 1
 
 
+def measured(library, speed, **ratios):
+    """A record of one library."""
+    around = {"median": speed, "min": speed * 0.9, "max": speed * 1.1}
+    counts = {"nodes": 1000, "batches": 12, "lower_bound": 11, "memory": 3 << 20, "arenas": 2 << 20, "disagreement": 2e-7}
+    none = {f"of_{rival}": None for rival in compare.RIVALS}
+    of = {f"of_{rival}": {"median": r, "min": r, "max": r} for rival, r in ratios.items()}
+    milliseconds = dict.fromkeys(compare.PHASES, 1.5)
+    times = {"sentences_per_second": around, "ms_per_minibatch": milliseconds}
+    return {"library": library, "name": library, **counts, **none, **of, **times}
+
+
+def a_run(*places):
+    """A run of one task; places are (batch, hidden)."""
+    calls = []
+    for batch, hidden in places:
+        rows = [measured("autobatch", 800.0 * batch, dynet=1.6, torch=0.8), measured("dynet", 500.0), measured("torch", 1e4)]
+        rows.append(measured("autobatch-manual", 820.0 * batch))
+        about = {"task": "tagger", "title": "BiLSTM tagger", "sizes": {"hidden": hidden}, "real": False}
+        calls.append({"arguments": {"batch": batch, "threads": 2}, "results": [{**about, "libraries": rows}]})
+    machine = {"cores": 2, "architecture": "x86_64", "system": "Linux", "versions": {"numpy": "2.0"}}
+    return {"machine": machine, "quick": False, "calls": calls}
+
+
+def test_performance_document(tmp_path):
+    pytest.importorskip("matplotlib")
+    found = {"training": a_run((64, 50)), "inference": a_run((64, 50)), "equal": a_run((64, 50))}
+    found |= {"batch": a_run((1, 50), (10, 50)), "hidden": a_run((64, 25), (64, 50))}
+    file = tmp_path / "measured.json"
+    file.write_text(json.dumps(found))
+    options = ["--plot-only", "--json", str(file), "--docs", str(tmp_path)]
+    assert performance.main(options) == found
+    text = (tmp_path / "performance.md").read_text()
+    assert (
+        "Against DyNet, the programs run at 1.60 (BiLSTM tagger) to 1.60 times its speed (BiLSTM tagger), ahead on 1 of 1."
+        in text
+    )
+    assert "ahead on 0 of 1; behind: BiLSTM tagger." in text
+    assert "| BiLSTM tagger | autobatch | 800 | 8,000 |" in text
+    assert "| BiLSTM tagger | autobatch | 51,200 (25) | 51,200 (50) |" in text
+    assert "At hidden 50 automatic batching takes 1.02 times the time of batching by hand" in text
+    pictures = {picture.name: picture.read_bytes() for picture in (tmp_path / "performance").iterdir()}
+    assert pictures.keys() == {"phases.svg", "batch.svg", "hidden.svg"}
+    assert all(f"performance/{name}" in text for name in pictures)
+    performance.main(options)
+    assert all((tmp_path / "performance" / name).read_bytes() == picture for name, picture in pictures.items())
+
+
+def test_performance_measures(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(performance, "RIVALS", ("autobatch",))
+    file = tmp_path / "results" / "measured.json"
+    options = ["--quick", "--runs", "hidden", "--tasks", "acceptor", "--threads", "1"]
+    found = performance.main([*options, "--json", str(file), "--docs", str(tmp_path)])
+    assert json.loads(file.read_text()) == json.loads(json.dumps(found))
+    assert [result["sizes"]["hidden"] for _, result, _ in performance.entries(found["hidden"])] == [50, 100]
+    assert "**From a quick run, with too few rounds to quote:** hidden." in (tmp_path / "performance.md").read_text()
+
+
+def test_nothing_to_plot(tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit:
+        performance.main(["--plot-only", "--json", str(tmp_path / "none.json")])
+    assert exit.value.code == 2
+    assert "measure first" in capsys.readouterr().err
+
+
 def test_a_loss_that_is_no_number_disagrees():
     class Worker:
         def __init__(self, losses):

@@ -1,5 +1,6 @@
 """The softmax family and losses, where the laws do not look: errors, ties, kinks, NaN and infinities, DyNet's defects."""
 
+import itertools
 import math
 
 import numpy as np
@@ -360,3 +361,23 @@ def test_poisson_loss_of_minibatches():
     y = ab.poisson_loss(p, [3, 0, 1])
     assert y.dim() == ((1,), 3)
     close(gradients(y, p)[0], [3 * math.exp(0.5) - 4], EXACT)
+
+
+@pytest.mark.parametrize("n", [1, 5, 33, 700])
+def test_the_largest_score_is_found_wherever_it_stands(n):
+    """Scores are compared as integers, side by side; NaN is above all."""
+    ab.configure(dtype="float32")
+    functions = [
+        ab.pickneglogsoftmax,
+        lambda x, v: -ab.pick(ab.log_softmax(x), v),
+        lambda x, v: -ab.log(ab.pick(ab.softmax(x), v)),
+    ]
+    for function, at in itertools.product(functions, {0, n // 2, n - 1}):
+        scores = np.random.default_rng(at).normal(-5, 1, n)
+        scores[at] = 1e4
+        assert function(ab.inputVector(scores), at).value() == 0
+        assert function(ab.inputVector(scores - 2e4), at).value() == 0
+        scores[at] = np.nan
+        assert np.isnan(function(ab.inputVector(scores), 0).value())
+        scores[:] = -0.0
+        assert function(ab.inputVector(scores), at).value() == pytest.approx(np.log(n), rel=1e-6)

@@ -216,3 +216,13 @@ def test_inputs_after_a_revert_take_the_places_of_others():
         assert y.value() == 11 + k
         ab.cg_revert()
     assert (x + ab.inputVector([5.0])).value() == 6
+
+
+def test_work_space_of_backward_holds_no_copies_of_weights():
+    """A large weight shared by many items: its gradient is formed in its place, so nothing as large is kept for each item."""
+    model = ab.ParameterCollection()
+    W, table = model.add_parameters((500, 20)), model.add_lookup_parameters((10, 20))
+    ab.esum([ab.pickneglogsoftmax(W * table[k % 10], k) for k in range(200)]).backward()
+    held = ab.memory()
+    assert held["gradients_used"] <= 2 * held["values_used"]  # without that: 30 times as much
+    assert held["gradients_reserved"] <= 2 * held["values_used"] + (1 << 20)

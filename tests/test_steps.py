@@ -34,7 +34,7 @@ def run(name, one_by_one, lengths=(5, 1, 7, 4, 6), change=lambda b: None, start=
             ab.current_graph().policy = policy
         losses = []
         for length in lengths:
-            xs = [table[int(i)] for i in numbers.integers(0, 9, length)]
+            xs = [table[int(i)] if i % 4 else ab.tanh(table[int(i)]) for i in numbers.integers(0, 9, length)]
             state = builder.initial_state() if start is None else builder.initial_state(start())
             if one_by_one:
                 outputs = []
@@ -179,12 +179,10 @@ def test_errors_are_those_of_add_input(bad):
         builder.initial_state().transduce([*xs, ab.inputVector([1.0])])
 
 
-def test_drawing_knows_the_nodes(capsys):
+def test_drawing_knows_the_nodes(capfd):
     model = ab.ParameterCollection()
     builder = BUILDERS["lstm"](model)
     ab.renew_cg()
     builder.initial_state().transduce([ab.inputVector([1.0, 2.0, 3.0]) for _ in range(6)])
     ab.print_text_graphviz()
-    text = capsys.readouterr().out
-    assert text.count("lstm_step") == 6
-    assert text.count("->") >= 6 * (7 + 2)
+    assert capfd.readouterr().err.count('label="lstm_step') == 6

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from autobatch.cell.trace import Traced
-from autobatch.graph import ARGUMENTS, INPUT, OP, PARAMETER, ROW, STOP, TYPES, NodeType
+from autobatch.graph import ARGUMENTS, INPUT, OP, ROW, STOP, TYPES, NodeType
 from autobatch.kernels._errors import InternalError
 from autobatch.kernels._fused import Chain, Formulas, Line, Read
 from autobatch.kernels._jit import ACCUMULATE
@@ -110,7 +110,7 @@ class Body:
     ----------
     arguments : shapes of the arguments, those of the function first, then parameters.
     parameters : their indices.
-    outputs : where each output lies in the row of a node: (start, shape).
+    outputs : where each output lies in the row of a node: (start, shape, whether no gradient comes back through it).
     total : numbers of a row.
     """
 
@@ -157,13 +157,7 @@ class Body:
                     places.append(Place(of.kind, of.number, of.start + entries[1], record.shape.total, stopped))
         self._results: list[tuple[Place, Shape]] = []
         for index in traced.outputs:
-            if index >= 0:
-                shape = TYPES.records[traced.nodes[index][0]].shape
-                place = places[index]
-            else:
-                shape = next(TYPES.records[p.type].shape for p in traced.parameters if p.index == index)
-                place = self._parameter(index, shape, parameters)
-            self._results.append((place, shape))
+            self._results.append((places[index], TYPES.records[traced.nodes[index][0]].shape))
 
     def _constant(self, numbers: np.ndarray) -> int:
         self.constants.append(numbers)
@@ -267,12 +261,12 @@ class Body:
         for v in stored[: sum(v.output for v in self.live)]:
             v.at = at
             at += v.size
-        self.outputs: list[tuple[int, Shape]] = []
+        self.outputs: list[tuple[int, Shape, bool]] = []
         for place, shape in self._results:
             if place.kind == VALUE:
-                self.outputs.append((self.values[place.number].at + place.start, shape))
+                self.outputs.append((self.values[place.number].at + place.start, shape, place.stopped))
             else:
-                self.outputs.append((at, shape))
+                self.outputs.append((at, shape, place.stopped))
                 self._copies.append((at, place))
                 at += place.size
         self.zeroed = at
@@ -316,11 +310,18 @@ class Body:
         return parts
 
     def _each(self, value: Value) -> bool:
-        """Whether an op has to run item by item."""
+        """Whether an op has to run item by item: its kernels want columns at even distances, and they are not."""
         op, lowering = value.record.op, value.record.lowering
         assert op is not None and lowering is not None
+        if not _spaced(value):
+            return False
         one_column = len(value.record.shape.dims) == 1 and value.record.shape.batch == 1
-        return _spaced(value) and not (op.spaced and one_column)
+        dense = [p for o, p in zip(lowering.operands, value.args, strict=True) if DENSE in (o.reads, o.writes)]
+        return not (op.spaced and one_column) or any(self._is_fixed(p) for p in dense)
+
+    def _is_fixed(self, place: Place) -> bool:
+        """Whether a place is the same for all calls: a parameter or a constant."""
+        return place.kind == CONSTANT or (place.kind == ARGUMENT and place.number >= self.inputs)
 
     def _chain(self, step: list[Value]) -> tuple[Chain, tuple[Part, ...], dict[Read, Place]]:
         """The chain of a step, the slots of its rows, and what its reads are."""
@@ -467,7 +468,8 @@ class Body:
             needs = range(len(args)) if operand.needs is None else operand.needs
             rest = (dy, y, *(args[q] for q in needs), *integers)
             flags = k << 8
-            direct = place.kind == ARGUMENT and place.number not in self._regions
+            # A gradient that the kernel forms for all calls at once belongs to none of them.
+            direct = operand.writes == SHARED or (place.kind == ARGUMENT and place.number not in self._regions)
             if direct and (place.number >= self.inputs or place.size == self.arguments[place.number].total):
                 shared = place.number >= self.inputs
                 inherit = not shared and not own[place.number]
@@ -568,7 +570,7 @@ class Body:
             return part.kind
 
         given = ", ".join(map(str, self.arguments[: self.inputs]))
-        outputs = ", ".join(f"{shape} at {at}" for at, shape in self.outputs)
+        outputs = ", ".join(f"{shape} at {at}" for at, shape, _ in self.outputs)
         lines = [
             f"cell {name}({given}) -> {outputs}",
             f"  a node has {self.total} numbers and {len(self.parameters)} parameters; forward runs in {len(self.forward_steps)} steps, "

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import functools
 import inspect
-import itertools
+import threading
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from autobatch.cell.body import Body
-from autobatch.cell.trace import Trace, TraceError, trace
+from autobatch.cell.trace import Given, Trace, rebuilt, trace
 from autobatch.expression import Expression, append, describe, owner
-from autobatch.graph import OP, TYPES, VIEW
+from autobatch.graph import OP, STOP, TYPES, VIEW, Graph
+from autobatch.kernels._errors import TraceError
 from autobatch.kernels._op import Op, Shape
 
 MOST_SIGNATURES = 1000  # of a cell; more are a static argument that ought to be none
 _new = object.__new__
-_names = itertools.count()
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -33,10 +33,9 @@ class Signature(NamedTuple):
     types: tuple[int, ...]  # of the node and the views of its outputs
     parameters: tuple[int, ...]  # behind the arguments of the node
     starts: tuple[int, ...]  # of the outputs
-    result: Any  # what is returned: positions of outputs, in tuples and lists
+    result: Any  # what is returned, see `Traced`
     entered: tuple[Any, ...]  # parameters to keep alive
     body: Body
-    type: int
 
 
 def cell(function: Function) -> Function:
@@ -90,7 +89,13 @@ class _Cell:
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         self.name = getattr(function, "__name__", type(function).__name__)
-        self.signature = inspect.signature(function)
+        try:
+            self.signature = inspect.signature(function)
+        except ValueError:
+            raise TypeError(
+                f"cell: {describe(function)}\n  expected  a function in Python: this one does not tell its arguments"
+            ) from None
+        self.lock = threading.RLock()
         self.known: dict[Any, Signature] = {}
         self.by_types: dict[Any, Any] = {}  # of calls with expressions only: what the short way needs, by their types
 
@@ -120,38 +125,48 @@ class _Cell:
         if isinstance(graph, Trace):
             return self.function(*args, **named)
         shapes = tuple(TYPES.records[e.type].shape for e in expressions)
-        full = (key, shapes)
-        signature = self.known.get(full)
+        signature = self.known.get((key, shapes))
         if signature is None:
-            signature = self.known[full] = self._trace(bound, shapes, graph.dtype)
+            with self.lock, graph.attempt():
+                signature = self.known.get((key, shapes))
+                if signature is None:
+                    signature = self._trace(bound, shapes, graph)
+                    self.known[key, shapes] = signature
         if signature.key not in graph.kept:
             for parameter in signature.entered:
                 graph.enter(parameter)
             graph.kept[signature.key] = True
         nodes = len(graph.recorded_types)
+        outputs: list[Expression] = []
         try:
-            node = append(graph, signature.type, [*(e.index for e in expressions), *signature.parameters])
+            if not signature.starts:  # it returns nothing but arguments and parameters
+                return rebuilt(signature.result, lambda part: _output(part, outputs, expressions))
+            node = append(graph, signature.types[0], [*(e.index for e in expressions), *signature.parameters])
             outputs = [append(graph, t, (node.index, s)) for t, s in zip(signature.types[1:], signature.starts, strict=True)]
         except BaseException:
             graph.undo(nodes)
             raise
         if expressions and not named and all(isinstance(a, Expression) and a.graph is not None for a in args):
             types = tuple(e.type for e in expressions)
-            returned = 1 if signature.result == 0 else 2 if signature.result == (0, 1) else 0
+            pair = type(signature.result) is tuple and signature.result == (0, 1)
+            returned = 1 if signature.result == 0 else 2 if pair else 0
             self.by_types[types if len(types) > 1 else types[0]] = (
                 *(signature.key, returned, signature.types, signature.parameters, signature.starts),
             )
-        return _filled(signature.result, outputs)
+        return rebuilt(signature.result, lambda part: _output(part, outputs, expressions))
 
     def _flatten(self, value: Any, name: str, expressions: list[Expression]) -> Hashable:
         """Return the static part of an argument, and collect its expressions; a parameter is static."""
         if isinstance(value, Expression):
             if value.graph is None:
-                return ("parameter", value.index, value)
+                return ("parameter", value.index)
             expressions.append(value)
             return "expression"
-        if type(value) in (tuple, list):
-            return (type(value).__name__, *(self._flatten(v, name, expressions) for v in value))
+        if isinstance(value, (tuple, list)):
+            return (type(value), *(self._flatten(v, f"{name}[{k}]", expressions) for k, v in enumerate(value)))
+        if isinstance(value, dict):
+            parts = ((k, self._flatten(v, f"{name}[{k!r}]", expressions)) for k, v in value.items())
+            return (type(value), *parts)
         if isinstance(value, np.ndarray):
             raise TraceError(
                 f"cell {self.name}: argument {name} is {describe(value)}\n"
@@ -162,11 +177,14 @@ class _Cell:
         except TypeError:
             raise TraceError(
                 f"cell {self.name}: argument {name} is {describe(value)}, which has no hash\n"
-                "  expected  expressions, lists and tuples of them, or something static with a hash: a number, a string, None"
+                "  expected  expressions, lists, tuples and dicts of them, or something static with a hash: a number, a string, None"
             ) from None
-        return ("static", type(value), value)
+        if isinstance(value, (float, np.floating)):
+            return (type(value), float(value).hex())  # 0.0 and -0.0 are equal, and NaN is not equal to itself
+        return (type(value), value)
 
-    def _trace(self, bound: inspect.BoundArguments, shapes: tuple[Shape, ...], dtype: str) -> Signature:
+    def _trace(self, bound: inspect.BoundArguments, shapes: tuple[Shape, ...], graph: Graph) -> Signature:
+        """Run the function, and make a node type of what it records."""
         if len(self.known) >= MOST_SIGNATURES:
             raise TraceError(
                 f"cell {self.name}: it has {MOST_SIGNATURES} signatures already, each traced and compiled\n"
@@ -175,16 +193,24 @@ class _Cell:
 
         def function(stands: Sequence[Expression]) -> Any:
             left = iter(stands)
-            arguments = inspect.BoundArguments(
-                self.signature,
-                {name: _replaced(value, left) for name, value in bound.arguments.items()},  # type: ignore[arg-type]
-            )
+
+            def stand(value: Any) -> Any:
+                return next(left) if isinstance(value, Expression) and value.graph is not None else value
+
+            given = {name: rebuilt(value, stand) for name, value in bound.arguments.items()}
+            arguments = inspect.BoundArguments(self.signature, given)  # type: ignore[arg-type]
             return self.function(*arguments.args, **arguments.kwargs)
 
-        traced = trace(self.name, function, shapes, dtype)
+        nodes = len(graph)
+        traced = trace(self.name, function, shapes, graph.dtype)
+        if len(graph) != nodes:
+            raise TraceError(
+                f"cell {self.name}: it records nodes outside of the cell, of expressions that are no arguments\n"
+                "  try       pass the expressions it uses as arguments"
+            )
         body = Body(traced)
         op = Op(
-            name=f"{self.name}#{next(_names)}",
+            name=f"cell {self.name}",
             doc=f"The cell {self.name}.",
             shape=lambda _: Shape((body.total,)),
             lower=lambda *_: body.lowering(),
@@ -196,10 +222,13 @@ class _Cell:
         shared = (*(0 for _ in range(body.inputs)), *body.parameters)
         number = TYPES.intern(OP, op, arguments, shared, {})
         whole = Shape((body.total,))
-        views = tuple(TYPES.intern(VIEW, None, (whole,), (), {}, shape=shape, immediates=1) for _, shape in body.outputs)
-        starts = tuple(start for start, _ in body.outputs)
+        views = tuple(
+            TYPES.intern(STOP if stopped else VIEW, None, (whole,), (), {}, shape=shape, immediates=1)
+            for _, shape, stopped in body.outputs
+        )
+        starts = tuple(start for start, _, _ in body.outputs)
         parameters = tuple(traced.parameters)
-        return Signature(object(), (number, *views), tuple(body.parameters), starts, traced.result, parameters, body, number)
+        return Signature(object(), (number, *views), tuple(body.parameters), starts, traced.result, parameters, body)
 
     def explain(self) -> str:
         """Return what the cell became for each signature it was called with: steps, places, what is fused."""
@@ -208,22 +237,11 @@ class _Cell:
         return "\n\n".join(s.body.explain(self.name) for s in self.known.values())
 
 
-def _replaced(value: Any, stands: Any) -> Any:
-    """Return an argument with its expressions replaced by stand-ins."""
-    if isinstance(value, Expression) and value.graph is not None:
-        return next(stands)
-    if type(value) in (tuple, list):
-        return type(value)(_replaced(v, stands) for v in value)
-    return value
-
-
-def _filled(result: Any, outputs: list[Expression]) -> Any:
-    """Return a result with expressions in place of positions."""
-    if isinstance(result, int):
-        return outputs[result]
-    if type(result) in (tuple, list):
-        return type(result)(_filled(r, outputs) for r in result)
-    return type(result)(*(_filled(r, outputs) for r in result))
+def _output(part: Any, outputs: Sequence[Expression], arguments: Sequence[Expression]) -> Expression:
+    """Return what a part of `Signature.result` stands for."""
+    if isinstance(part, int):
+        return outputs[part]
+    return arguments[part.position] if isinstance(part, Given) else part
 
 
 def _fast_source(names: list[str]) -> str:

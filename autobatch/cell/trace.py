@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from autobatch import seeds
-from autobatch.expression import Expression, append, input_type
+from autobatch.expression import Expression, append, describe, input_type
 from autobatch.graph import ARGUMENTS, IMMEDIATES, TYPES, Graph
-from autobatch.kernels._errors import ArgumentError
+from autobatch.kernels._errors import TraceError
 from autobatch.kernels._op import Shape
-
-
-class TraceError(ArgumentError):
-    """A function that cannot be a cell: the message names what it did, and what to do instead."""
 
 
 class _NoExecution:
@@ -39,6 +36,10 @@ class Trace(Graph):
 
     __slots__ = ("constants", "name")
     hint = "\n  try       inside of a cell, nothing but its arguments and parameters: pass the expression as an argument"
+    stale = (
+        "it stood for a value inside of a cell while that was traced\n"
+        "  try       return it from the cell, and take what the call returns"
+    )
 
     def __init__(self, name: str, dtype: str) -> None:
         super().__init__(dtype, "none")
@@ -78,7 +79,7 @@ class Traced(NamedTuple):
     outputs: list[int]
     constants: list[np.ndarray]
     parameters: list[Any]
-    result: Any  # structure of what it returned, with expressions replaced by their position in `outputs`
+    result: Any  # what it returned, with positions in `outputs`, `Given` and parameters in place of expressions
 
 
 def trace(name: str, function: Callable[[Sequence[Expression]], Any], shapes: Sequence[Shape], dtype: str) -> Traced:
@@ -89,25 +90,30 @@ def trace(name: str, function: Callable[[Sequence[Expression]], Any], shapes: Se
     TraceError : it does what a cell cannot do, or returns something else than expressions of its own.
     """
     graph = Trace(name, dtype)
-    with graph, seeds.refused(_random(name)):
-        stands = [append(graph, input_type(shape), (k,)) for k, shape in enumerate(shapes)]
-        graph.constants += [np.empty(0)] * len(shapes)
-        returned = function(stands)
-        outputs: list[int] = []
-        result = _structure(name, graph, returned, outputs)
-    if not outputs:
-        raise TraceError(f"cell {name}: it returns no expression\n  expected  an expression, or a tuple or list of expressions")
-    types, args = graph.recorded_types, graph.recorded_args
-    nodes, at = [], 0
-    for number in types:
-        count = int(TYPES.info[number, ARGUMENTS] + TYPES.info[number, IMMEDIATES])
-        nodes.append((number, args[at : at + count]))
-        at += count
-    parameters = list(graph.parameters)
-    traced = Traced(len(shapes), nodes, outputs, graph.constants, parameters, result)
-    graph.execution = None
-    graph.drop()
-    return traced
+    try:
+        with graph, seeds.refused(_random(name)):
+            stands = [append(graph, input_type(shape), (k,)) for k, shape in enumerate(shapes)]
+            graph.constants += [np.empty(0)] * len(shapes)
+            returned = function(stands)
+            outputs: list[int] = []
+            result = _structure(name, graph, len(shapes), returned, outputs)
+        if empty(result):
+            raise TraceError(f"cell {name}: it returns no expression{_EXPECTED}")
+        types, args = graph.recorded_types, graph.all_args()
+        nodes, at = [], 0
+        for number in types:
+            count = int(TYPES.info[number, ARGUMENTS] + TYPES.info[number, IMMEDIATES])
+            nodes.append((number, args[at : at + count]))
+            at += count
+        return Traced(len(shapes), nodes, outputs, graph.constants, list(graph.parameters), result)
+    except RecursionError:
+        raise TraceError(
+            f"cell {name}: it calls itself, and does not come to an end\n"
+            "  try       an argument that is static and ends it (a depth); or a plain function that recurs, around a cell"
+        ) from None
+    finally:
+        graph.execution = None
+        graph.drop()
 
 
 def _random(name: str) -> Exception:
@@ -117,20 +123,52 @@ def _random(name: str) -> Exception:
     )
 
 
-def _structure(name: str, graph: Trace, returned: Any, outputs: list[int]) -> Any:
-    """Return what a function returned with expressions replaced by positions in `outputs`."""
-    if isinstance(returned, Expression):
-        if returned.graph is not None and returned.graph is not graph:
+class Given(NamedTuple):
+    """Stands in a result for an argument that the function returns as it is."""
+
+    position: int
+
+
+def _structure(name: str, graph: Trace, inputs: int, returned: Any, outputs: list[int]) -> Any:
+    """Return what a function returned with positions in `outputs` in place of expressions; parameters stay."""
+
+    def part(value: Any) -> Any:
+        if not isinstance(value, Expression):
+            raise TraceError(f"cell {name}: it returns {describe(value)}{_EXPECTED}")
+        if value.graph is None:
+            return value
+        if value.graph is not graph:
             raise TraceError(
-                f"cell {name}: it returns an expression of another graph\n  try       pass that expression as an argument"
+                f"cell {name}: it returns an expression from outside of the cell\n  try       pass it as an argument"
             )
-        outputs.append(returned.index)
-        return len(outputs) - 1
-    if isinstance(returned, (tuple, list)):
-        parts = [_structure(name, graph, part, outputs) for part in returned]
-        if type(returned) in (tuple, list):
-            return tuple(parts) if isinstance(returned, tuple) else parts
-        return type(returned)(*parts) if hasattr(returned, "_fields") else type(returned)(parts)
-    raise TraceError(
-        f"cell {name}: it returns {type(returned).__name__}\n  expected  an expression, or a tuple or list of expressions"
-    )
+        if value.index < inputs:
+            return Given(value.index)
+        if value.index not in outputs:
+            outputs.append(value.index)
+        return outputs.index(value.index)
+
+    return rebuilt(returned, part)
+
+
+def empty(result: Any) -> bool:
+    """Whether there is no expression in a result."""
+    found: list[Any] = []
+    rebuilt(result, found.append)
+    return not found
+
+
+def rebuilt(value: Any, leaf: Callable[[Any], Any]) -> Any:
+    """Return the same tuples, lists and dicts with `leaf(x)` in place of each x in them."""
+    if isinstance(value, (tuple, list)) and not isinstance(value, Given):
+        parts = [rebuilt(v, leaf) for v in value]
+        if type(value) is list:
+            return parts
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    if isinstance(value, dict):
+        made = copy.copy(value)
+        made.update({k: rebuilt(v, leaf) for k, v in value.items()})
+        return made
+    return leaf(value)
+
+
+_EXPECTED = "\n  expected  an expression, or a tuple, list or dict of expressions"

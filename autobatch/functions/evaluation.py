@@ -29,7 +29,8 @@ def forward(exps: list[Expression], recalculate: bool = False) -> None:
 def _forward(name: str, exprs: Any, recalculate: bool) -> None:
     expressions = _newest(name, exprs)
     owner(name, expressions)
-    max(expressions, key=lambda e: e.index).forward(recalculate)
+    newest = max(expressions, key=lambda e: e.index)
+    newest._ready(recalculate, [e.index for e in expressions if e.index >= 0])
 
 
 def values(exps: list[Expression], recalculate: bool = False) -> list[Any]:

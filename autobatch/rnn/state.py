@@ -92,7 +92,7 @@ class RNNState:
         """Return the output after each of the inputs."""
         if isinstance(xs, Iterable) and not isinstance(xs, (list, np.ndarray, Expression)):
             xs = list(xs)
-        if isinstance(xs, list) and len(xs) > 3:
+        if isinstance(xs, list) and xs:
             self._check()
             outputs = transduce(self, xs)
             if outputs is not None:

@@ -9,9 +9,9 @@ nodes, and for each entry of their arguments what it is
     STATE    a part of the state before: h or c of some layer
     IMMEDIATE  an integer that names no node
 
-The very first step may differ from all others, for it has no state before. All further steps of a graph with the same builder
-and inputs of the same type are a `Chain`: a few numbers, written out when the graph is run. A builder whose steps are not all alike
-(one that draws a random mask for each) has no pattern, and is recorded step by step.
+The very first step may differ from all others, for it has no state before. All further steps of a graph with the same
+builder and inputs of the same shape are a `Chain`: a few numbers, written out when the graph is run. A builder whose steps are not
+all alike (one that draws a random mask for each) has no pattern, and is recorded step by step.
 """
 
 from __future__ import annotations
@@ -23,19 +23,38 @@ import numpy as np
 
 from autobatch.expression import Expression
 from autobatch.graph import ARGUMENTS, IMMEDIATES, TYPES, Graph
-from autobatch.kernels._jit import compiled
+from autobatch.kernels._jit import compiled, int32s
+from autobatch.kernels._op import Shape
 
 SAME, INPUT, OWN, STATE, IMMEDIATE = range(5)
+LEARNED = 3  # steps that are recorded one by one, to see how the others look
 _new = object.__new__
 
 
-class Pattern(NamedTuple):
-    """What a step records, with positions counted from the step's first node."""
+class Pattern:
+    """What a step records, with positions counted from the step's first node.
 
-    types: list[int]
-    entries: np.ndarray  # int32 (2, entries): what each is, and its value
-    states: np.ndarray  # int32: where the parts of the state lie after the step
-    output: int
+    Parameters
+    ----------
+    types : of the nodes.
+    entries : int32 (2, entries), what each is, and its value.
+    states : int32, where the parts of the state lie after the step.
+    output : where the output lies.
+    """
+
+    __slots__ = ("count", "entries", "output", "states", "types", "words")
+
+    def __init__(self, types: list[int], entries: np.ndarray, states: np.ndarray, output: int) -> None:
+        self.types, self.entries, self.states, self.output = types, entries, states, output
+        self.count = entries.shape[1]
+        self.words = entries.ctypes.data, states.ctypes.data, self.count, len(types)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Pattern) or (self.types, self.output) != (other.types, other.output):
+            return False
+        return np.array_equal(self.entries, other.entries) and np.array_equal(self.states, other.states)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 class Chain:
@@ -45,40 +64,47 @@ class Chain:
 
     def __init__(self, first: Pattern, rest: Pattern, base: int, xs: Sequence[int], given: Sequence[int]) -> None:
         self.first, self.rest, self.base, self.xs, self.given = first, rest, base, xs, given
-        self.count = first.entries.shape[1] + (len(xs) - 1) * rest.entries.shape[1]
+        self.count = first.count + (len(xs) - 1) * rest.count
 
-    def write(self, out: np.ndarray) -> None:
-        """Write the entries into an int32 array (count,)."""
-        f, r = self.first, self.rest
-        given = np.array(self.given or (0,), np.int32)
-        xs = np.array(self.xs, np.int32)
-        _write(out, xs, given, self.base, f.entries, f.states, len(f.types), r.entries, r.states, len(r.types))
+    @staticmethod
+    def write_all(out: np.ndarray, pieces: list[tuple[int, Chain]]) -> None:
+        """Write all chains into an int32 array; each comes with the place where it begins."""
+        words: list[int] = []
+        nodes: list[int] = []
+        for at, chain in pieces:
+            words += (at, chain.base, len(nodes), len(chain.xs), len(chain.given), *chain.first.words, *chain.rest.words)
+            nodes += chain.xs
+            nodes += chain.given
+        _write(out, np.array(words, np.int64), np.array(nodes, np.int32))
+
+
+_WORDS = 13  # of a chain: place, first node, place of its inputs and how many, parts of its state, both patterns
 
 
 @compiled
-def _write(out, xs, given, base, first, first_states, first_nodes, rest, rest_states, rest_nodes):
-    """Write the entries of all steps. `given` is the state before the first one."""
-    at = 0
-    before = 0  # first node of the step before
-    for k in range(xs.size):
-        entries = first if k == 0 else rest
-        for e in range(entries.shape[1]):
-            kind, value = entries[0, e], entries[1, e]
-            if kind == INPUT:
-                value = xs[k]
-            elif kind == OWN:
-                value += base
-            elif kind == STATE:
-                if k == 0:
-                    value = given[value]
-                elif k == 1:
-                    value = before + first_states[value]
+def _write(out, words, nodes):
+    """Write the entries of all chains."""
+    for c in range(0, words.size, _WORDS):
+        at, base, xs, n = words[c], words[c + 1], words[c + 2], words[c + 3]
+        given = xs + n
+        before = 0  # first node of the step before
+        for k in range(n):
+            pattern = c + 5 if k == 0 else c + 9
+            entries, count = int32s(words[pattern]), words[pattern + 2]
+            states = int32s(words[c + 6 if k == 1 else c + 10])
+            for e in range(count):
+                kind, value = entries[e], entries[count + e]
+                if kind == INPUT:
+                    out[at] = nodes[xs + k]
+                elif kind == OWN:
+                    out[at] = value + base
+                elif kind == STATE:
+                    out[at] = nodes[given + value] if k == 0 else before + states[value]
                 else:
-                    value = before + rest_states[value]
-            out[at] = value
-            at += 1
-        before = base
-        base += first_nodes if k == 0 else rest_nodes
+                    out[at] = value
+                at += 1
+            before = base
+            base += words[pattern + 3]
 
 
 class Steps(NamedTuple):
@@ -97,7 +123,7 @@ def learn(graph: Graph, state: Any, xs: Sequence[Expression]) -> tuple[Steps | N
     state._builder._masks(graph, batch)  # what the first step of a graph would make for all of them
     state._builder._zero(batch)
     before = state
-    for x in xs[:3]:
+    for x in xs[:LEARNED]:
         marks.append((len(graph.recorded_types), len(graph.recorded_args)))
         states.append((states[-1] if states else before).add_input(x))
     marks.append((len(graph.recorded_types), len(graph.recorded_args)))
@@ -105,21 +131,12 @@ def learn(graph: Graph, state: Any, xs: Sequence[Expression]) -> tuple[Steps | N
         return None, states
     found = [_pattern(graph, marks[k], marks[k + 1], xs[k].index, states[k - 1] if k else state, states[k]) for k in range(3)]
     first, second, third = found
-    if second is None or third is None or second.types != third.types or not _same(second, third):
+    if third is None or second != third:
         return None, states
     same = third.entries[1][third.entries[0] == SAME]
     if not state._h and (first is None or xs[0].index in same):
         return None, states
     return Steps(first, third), states
-
-
-def _same(a: Pattern, b: Pattern) -> bool:
-    return (
-        a.entries.shape == b.entries.shape
-        and bool((a.entries == b.entries).all())
-        and bool((a.states == b.states).all())
-        and a.output == b.output
-    )
 
 
 def _parts(state: Any) -> list[int]:
@@ -154,34 +171,45 @@ def _pattern(graph: Graph, start: tuple[int, int], end: tuple[int, int], x: int,
     return Pattern(types, np.array(entries, np.int32).reshape(-1, 2).T.copy(), np.array(states, np.int32), output)
 
 
-def _indices(graph: Graph, kind: int, xs: Sequence[Any]) -> list[int] | None:
-    """Return the numbers of the inputs; None if one of them is of another graph or type."""
-    indices = []
+def _indices(graph: Graph, shape: Shape, xs: Sequence[Any]) -> list[int] | None:
+    """Return the numbers of the inputs; None if one of them is of another graph or shape."""
+    indices, fitting = [], _FITTING.setdefault(shape, set())
     try:
         for e in xs:
-            if e.graph is not graph or e.type != kind:
+            if e.graph is not graph:
                 return None
+            if e.type not in fitting:
+                if TYPES.records[e.type].shape != shape:
+                    return None
+                fitting.add(e.type)
             indices.append(e.index)
     except AttributeError:
         return None
     return indices
 
 
+_FITTING: dict[Shape, set[int]] = {}  # types of a shape
+
+
 def transduce(state: Any, xs: Sequence[Any]) -> list[Expression] | None:
     """Record all steps; return the outputs, None if they have to be recorded one by one."""
     builder, graph = state._builder, state._use[0]
-    kind = getattr(xs[0], "type", None)
-    indices = None if graph.types is None or kind is None else _indices(graph, kind, xs)
+    if graph.types is None or not isinstance(xs[0], Expression):
+        return None
+    shape = TYPES.records[xs[0].type].shape
+    indices = _indices(graph, shape, xs)
     if indices is None:
         return None
-    key = builder, "steps", kind, bool(state._h), builder._rates
+    key = builder, "steps", shape, bool(state._h), builder._rates
     known = graph.kept.get(key)
     outputs: list[Expression] = []
+    if known is None and len(xs) <= LEARNED:
+        return None
     if known is None:
         found, states = learn(graph, state, xs)
         known = graph.kept[key] = found or ()
         outputs = [s._output or s._h[-1] for s in states]
-        state, xs, indices = states[-1], xs[3:], indices[3:]
+        state, xs, indices = states[-1], xs[LEARNED:], indices[LEARNED:]
         if not known:
             return outputs + [s._output or s._h[-1] for s in state.add_inputs(xs)]
     if not known:

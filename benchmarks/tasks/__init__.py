@@ -91,6 +91,8 @@ def fill(model, values):
 class Hand:
     """A network batched by hand; `th` is PyTorch, a parameter so that this file does not import it."""
 
+    rectangles = 8  # of padded sequences, at most; 1 is what is mostly done
+
     def __init__(self, th, sizes, values):
         self.th, self.sizes, self.values = th, sizes, values
         self.trained = []
@@ -128,44 +130,59 @@ class Hand:
         return self.th.nn.functional.cross_entropy(scores, labels)
 
 
-class Padded:
-    """Where the items of sequences of unequal lengths lie in a (T, B) rectangle, read forwards and backwards.
+class Rectangles:
+    """Where the items of sequences of unequal lengths lie in padded rectangles (T, B), read forwards and backwards.
 
         sequences  a b c | d | e f      forwards  a d e      backwards  c d f       items are numbered in the order
                                                   b . f                 b . e       a b c d e f
                                                   c . .                 a . .
 
-    Each direction begins in the first row, so what stands in the padding is never seen by an item. `gather_*` names an item for
-    each place of the rectangle (0 in the padding), `at_*` a place for each item.
+    Each direction begins in the first row, so what stands in the padding is never seen by an item. Sequences are sorted by
+    length and shared out among rectangles, `hand.rectangles` at most, so that little is padded. For 64 sentences three are 1.9
+    times as fast as one in the tagger, 1.7 times in the parser, on one thread; packed sequences do no better than one. For ten
+    sentences one is best.
+
+    `gather[way]` names an item for each place of a rectangle (0 in the padding), `at[way]` a place for each item, `last` the
+    place of each sequence's last step; places count on from one rectangle to the next.
     """
 
     def __init__(self, hand, lengths, backwards=True):
-        lengths = np.asarray(lengths)
-        self.batch, self.steps = len(lengths), int(lengths.max())
-        items = int(lengths.sum())
-        row = np.repeat(np.arange(self.batch), lengths)
-        self.ends = np.cumsum(lengths)
-        step = np.arange(items) - np.repeat(self.ends - lengths, lengths)
-        ways = {"forwards": step}
-        if backwards:
-            ways["backwards"] = np.repeat(lengths, lengths) - 1 - step
-        self.at, self.gather = {}, {}
-        for way, steps in ways.items():
-            at = steps * self.batch + row
-            gather = np.zeros(self.steps * self.batch, np.int64)
-            gather[at] = np.arange(items)
-            self.at[way], self.gather[way] = hand.indices(at), hand.indices(gather)
-        self.last = hand.indices((lengths - 1) * self.batch + np.arange(self.batch))  # of each sequence, either way
+        self.th, lengths = hand.th, np.asarray(lengths)
+        items, ends = int(lengths.sum()), np.cumsum(lengths)
+        count = max(1, min(hand.rectangles, len(lengths) // 20, len(set(lengths.tolist()))))
+        groups = np.array_split(np.argsort(lengths, kind="stable"), count)
+        ways = ("forwards", "backwards")[: 1 + backwards]
+        at, self.gather = {way: np.empty(items, np.int64) for way in ways}, {way: [] for way in ways}
+        last, self.shapes, start = np.empty(len(lengths), np.int64), [], 0
+        for group in groups:
+            sizes = lengths[group]
+            batch, steps = len(group), int(sizes.max())
+            before = np.cumsum(sizes) - sizes
+            step = np.arange(sizes.sum()) - np.repeat(before, sizes)
+            row, item = np.repeat(np.arange(batch), sizes), np.repeat(ends[group] - sizes, sizes) + step
+            for way in ways:
+                place = (step if way == "forwards" else np.repeat(sizes, sizes) - 1 - step) * batch + row
+                gather = np.zeros(steps * batch, np.int64)
+                gather[place] = item
+                self.gather[way].append(hand.indices(gather))
+                at[way][item] = start + place
+            last[group] = start + (sizes - 1) * batch + np.arange(batch)
+            self.shapes.append((steps, batch))
+            start += steps * batch
+        self.at, self.last = {way: hand.indices(places) for way, places in at.items()}, hand.indices(last)
 
     def run(self, lstm, items, way):
-        """The states h of an LSTM that reads items (N, D) one way, as (T B, H)."""
-        inputs = items.index_select(0, self.gather[way]).view(self.steps, self.batch, -1)
-        return lstm(inputs)[0].view(self.steps * self.batch, -1)
+        """The states h of an LSTM that reads items (N, D) one way, at their places, (places, H)."""
+        states = [
+            lstm(items.index_select(0, gather).view(steps, batch, -1))[0].view(steps * batch, -1)
+            for gather, (steps, batch) in zip(self.gather[way], self.shapes, strict=True)
+        ]
+        return states[0] if len(states) == 1 else self.th.cat(states)
 
-    def both(self, th, lstms, items):
+    def both(self, lstms, items):
         """For each item the states of both directions, (N, 2H)."""
         ways = zip(lstms, ("forwards", "backwards"), strict=True)
-        return th.cat([self.run(lstm, items, way).index_select(0, self.at[way]) for lstm, way in ways], 1)
+        return self.th.cat([self.run(lstm, items, way).index_select(0, self.at[way]) for lstm, way in ways], 1)
 
 
 # ---- products --------------------------------------------------------------------------------------------------------

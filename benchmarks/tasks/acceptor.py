@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from benchmarks.tasks import Hand, Padded, lstm_products, lstm_shapes
+from benchmarks.tasks import Hand, Rectangles, lstm_products, lstm_shapes
 
 TITLE = "LSTM acceptor"
 SIZES = {"word": 100, "hidden": 100}
@@ -46,7 +46,7 @@ class Program:
 
 
 class HandBatched(Hand):
-    """A padded nn.LSTM, of which the last state of each sentence is taken."""
+    """nn.LSTM over padded rectangles, of which the last state of each sentence is taken."""
 
     def __init__(self, th, sizes, values):
         super().__init__(th, sizes, values)
@@ -54,7 +54,7 @@ class HandBatched(Hand):
         self.W, self.b = self.tensor("W"), self.tensor("b")
 
     def prepare(self, batch):
-        padded = Padded(self, [len(words) for words, _ in batch], backwards=False)
+        padded = Rectangles(self, [len(words) for words, _ in batch], backwards=False)
         words = np.concatenate([np.array(words) for words, _ in batch])
         return padded, self.indices(words), self.indices([label for _, label in batch])
 

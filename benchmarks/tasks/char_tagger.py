@@ -8,7 +8,7 @@ import collections
 
 import numpy as np
 
-from benchmarks.tasks import Padded, lstm_products, lstm_shapes, quantile, tagger, zipf
+from benchmarks.tasks import Rectangles, lstm_products, lstm_shapes, quantile, tagger, zipf
 
 TITLE = "BiLSTM tagger with characters"
 SIZES = {"word": 128, "letter": 20, "hidden": 50, "mlp": 32}
@@ -80,7 +80,7 @@ class Program(tagger.Program):
 
 
 class HandBatched(tagger.HandBatched):
-    """The letters of all rare words of a minibatch are one padded minibatch of their own."""
+    """The letters of all rare words of a minibatch are a minibatch of their own."""
 
     def __init__(self, th, sizes, values):
         super().__init__(th, sizes, values)
@@ -94,8 +94,8 @@ class HandBatched(tagger.HandBatched):
         # Rows of frequent words come first, then those of the rare ones; `place` is where the row of each word is.
         is_rare = np.array([not isinstance(word, int) for word in words])
         place = np.where(is_rare, len(frequent) + np.cumsum(is_rare) - 1, np.cumsum(~is_rare) - 1)
-        padded = Padded(self, [len(sentence) for sentence, _ in batch])
-        spelled = Padded(self, [len(word) for word in rare]) if rare else None
+        padded = Rectangles(self, [len(sentence) for sentence, _ in batch])
+        spelled = Rectangles(self, [len(word) for word in rare]) if rare else None
         tags = np.concatenate([np.array(tags) for _, tags in batch])
         letters = [letter for word in rare for letter in word]
         return padded, spelled, *map(self.indices, (frequent, letters, place, tags))

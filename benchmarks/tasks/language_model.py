@@ -9,7 +9,7 @@ import pathlib
 
 import numpy as np
 
-from benchmarks.tasks import Hand, Padded, lstm_products, lstm_shapes, quantile, zipf
+from benchmarks.tasks import Hand, Rectangles, lstm_products, lstm_shapes, quantile, zipf
 
 TITLE = "LSTM language model"
 SIZES = {"word": 128, "hidden": 256}
@@ -66,7 +66,7 @@ class Program:
 
 
 class HandBatched(Hand):
-    """A padded nn.LSTM; the scores of all words of all sentences, without padding, at once."""
+    """nn.LSTM over padded rectangles; the scores of all words of all sentences, without padding, at once."""
 
     def __init__(self, th, sizes, values):
         super().__init__(th, sizes, values)
@@ -74,7 +74,7 @@ class HandBatched(Hand):
         self.W, self.b = self.tensor("W"), self.tensor("b")
 
     def prepare(self, batch):
-        padded = Padded(self, [len(sentence) + 1 for sentence in batch], backwards=False)
+        padded = Rectangles(self, [len(sentence) + 1 for sentence in batch], backwards=False)
         read = np.concatenate([np.array([EDGE, *sentence]) for sentence in batch])
         return padded, self.indices(read), self.indices(np.append(read[1:], EDGE))  # an edge ends one and begins the next
 

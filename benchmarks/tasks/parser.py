@@ -9,7 +9,7 @@ import pathlib
 
 import numpy as np
 
-from benchmarks.tasks import Hand, Padded, lstm_products, lstm_shapes, quantile, zipf
+from benchmarks.tasks import Hand, Rectangles, lstm_products, lstm_shapes, quantile, zipf
 
 TITLE = "arc-hybrid parser"
 SIZES = {"word": 100, "tag": 25, "hidden": 125, "mlp": 100}
@@ -143,7 +143,7 @@ class Program:
 
 
 class HandBatched(Hand):
-    """Padded nn.LSTMs; the states of all sentences, known beforehand, are scored at once."""
+    """nn.LSTM over padded rectangles; the states of all sentences, known beforehand, are scored at once."""
 
     def __init__(self, th, sizes, values):
         super().__init__(th, sizes, values)
@@ -159,14 +159,14 @@ class HandBatched(Hand):
         starts = np.repeat(np.cumsum(lengths) - lengths, [len(way) for _, _, way in batch])[:, None]
         positions = np.where(positions < 0, sum(lengths), positions + starts)  # behind all words comes nowhere
         transitions = [transition for _, _, way in batch for _, transition in way]
-        return Padded(self, lengths), *map(self.indices, (words, tags, positions.ravel(), transitions))
+        return Rectangles(self, lengths), *map(self.indices, (words, tags, positions.ravel(), transitions))
 
     def loss(self, prepared):
         th, linear = self.th, self.th.nn.functional.linear
         padded, words, tags, positions, transitions = prepared
         vectors = th.cat([self.rows(self.words, words), self.rows(self.tags, tags)], 1)
         for lstms in self.lstms:
-            vectors = padded.both(th, lstms, vectors)
+            vectors = padded.both(lstms, vectors)
         seen = th.cat([vectors, self.nowhere[None]]).index_select(0, positions).view(len(transitions), -1)
         return self.mean_loss(linear(th.tanh(linear(seen, self.W1, self.b1)), self.W2, self.b2), transitions)
 

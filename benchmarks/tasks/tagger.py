@@ -7,7 +7,7 @@ import pathlib
 
 import numpy as np
 
-from benchmarks.tasks import Hand, Padded, lstm_products, lstm_shapes, quantile, zipf
+from benchmarks.tasks import Hand, Rectangles, lstm_products, lstm_shapes, quantile, zipf
 
 TITLE = "BiLSTM tagger"
 SIZES = {"word": 128, "hidden": 50, "mlp": 32}
@@ -105,7 +105,7 @@ class Manual(Program):
 
 
 class HandBatched(Hand):
-    """A padded nn.LSTM for each direction; the layers above see the words of all sentences, without padding, at once."""
+    """nn.LSTM over padded rectangles, a direction at a time; the layers above see all words at once, without padding."""
 
     def __init__(self, th, sizes, values):
         super().__init__(th, sizes, values)
@@ -114,7 +114,7 @@ class HandBatched(Hand):
         self.W1, self.W2 = self.tensor("W1"), self.tensor("W2")
 
     def prepare(self, batch):
-        padded = Padded(self, [len(words) for words, _ in batch])
+        padded = Rectangles(self, [len(words) for words, _ in batch])
         words, tags = (np.concatenate([np.array(s[k]) for s in batch]) for k in (0, 1))
         return padded, self.indices(words), self.indices(tags)
 
@@ -123,7 +123,7 @@ class HandBatched(Hand):
         return self.tagged(padded, self.rows(self.words, words), tags)
 
     def tagged(self, padded, vectors, tags):
-        states = padded.both(self.th, self.lstms, vectors)
+        states = padded.both(self.lstms, vectors)
         return self.mean_loss(self.th.tanh(states @ self.W1.T) @ self.W2.T, tags)
 
 
