@@ -268,8 +268,9 @@ def walk(builder, inputs, *, short):
     return seen, graph.recorded_types[nodes:], graph.recorded_args[args:]
 
 
-def test_a_known_step_records_what_an_unknown_one_does(model):
-    lstm = ab.VanillaLSTMBuilder(1, 4, 3, model)
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_a_known_step_records_what_an_unknown_one_does(model, layers):
+    lstm = ab.VanillaLSTMBuilder(layers, 4, 3, model)
     table = model.add_lookup_parameters((9, 4))
     results = []
     for short in (True, False):
@@ -296,8 +297,9 @@ def test_states_after_a_known_step(model):
     np.testing.assert_array_equal(three.output().npvalue(), alone.npvalue())
 
 
-def test_a_known_step_checks_what_any_step_checks(model):
-    lstm = ab.VanillaLSTMBuilder(1, 2, 3, model)
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_known_step_checks_what_any_step_checks(model, layers):
+    lstm = ab.VanillaLSTMBuilder(layers, 2, 3, model)
     g = ab.renew_cg()
     x, wrong = ab.inputVector([1.0, 2.0]), ab.inputVector([1.0])
     state = lstm.initial_state().add_input(x).add_input(x).add_input(x)
@@ -317,8 +319,9 @@ def test_a_known_step_checks_what_any_step_checks(model):
         state.add_input(ab.inputVector([1.0, 2.0]))
 
 
-def test_a_state_of_another_graph_with_vectors_of_this_one_is_noticed(model):
-    lstm = ab.VanillaLSTMBuilder(1, 2, 3, model)
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_state_of_another_graph_with_vectors_of_this_one_is_noticed(model, layers):
+    lstm = ab.VanillaLSTMBuilder(layers, 2, 3, model)
     a, b = ab.Graph(), ab.Graph()
     with b:
         x = ab.inputVector([1.0, 2.0])
@@ -331,28 +334,30 @@ def test_a_state_of_another_graph_with_vectors_of_this_one_is_noticed(model):
         mixed.add_input(x)
 
 
-def test_dropout_switched_on_between_two_steps(model):
-    lstm = ab.VanillaLSTMBuilder(1, 2, 3, model)
+@pytest.mark.parametrize("layers", [1, 2])
+def test_dropout_switched_on_between_two_steps(model, layers):
+    lstm = ab.VanillaLSTMBuilder(layers, 2, 3, model)
     g = ab.renew_cg()
     x = ab.inputVector([1.0, 2.0])
     state = lstm.initial_state().add_input(x).add_input(x).add_input(x)
     nodes = len(g)
     plain = state.add_input(x)
-    assert len(g) == nodes + 3
+    assert len(g) == nodes + 3 * layers
     lstm.set_dropout(0.5)
     nodes = len(g)
     state.add_input(x)
-    assert len(g) > nodes + 3
+    assert len(g) > nodes + 3 * layers
     lstm.disable_dropout()
     for _ in range(2):
         nodes = len(g)
         after = state.add_input(x)
-        assert len(g) == nodes + 3
+        assert len(g) == nodes + 3 * layers
     np.testing.assert_array_equal(after.output().npvalue(), plain.output().npvalue())
 
 
-def test_known_steps_across_checkpoints_and_failed_calls(model):
-    lstm = ab.VanillaLSTMBuilder(1, 2, 3, model, forget_bias=0.25)
+@pytest.mark.parametrize("layers", [1, 2])
+def test_known_steps_across_checkpoints_and_failed_calls(model, layers):
+    lstm = ab.VanillaLSTMBuilder(layers, 2, 3, model, forget_bias=0.25)
     ab.renew_cg()
     x = ab.inputVector([1.0, 2.0])
     state = lstm.initial_state().add_input(x).add_input(x).add_input(x)

@@ -35,8 +35,9 @@ _MISS = AttributeError, IndexError, KeyError, TypeError
 class _LSTMState(RNNState):
     """A state after at least one input of a plain LSTM of one layer, whose next step may be one that is known.
 
-    `_steps` says for types of inputs what a step appends; it is the graph's (`Graph.steps`), and this kind of state is the only
-    one that reads it. Anything unusual goes the way of all states.
+    `_steps` says for types of inputs what a step appends: for each layer the type of its node and the numbers of its
+    parameters; the type of h and c, and where c begins; the number of the forget bias; the rates of dropout, which are all 0.
+    It is the graph's (`Graph.steps`), and only states of this kind read it. Anything unusual goes the way of all states.
     """
 
     __slots__ = ("_steps",)
@@ -49,7 +50,7 @@ class _LSTMState(RNNState):
         try:
             (h,), (c,), use, builder = self._h, self._c, self._use, self._builder
             graph = x.graph
-            number, part, start, wx, wh, b, forget, rates = self._steps[x.type]
+            ((number, wx, wh, b),), part, start, forget, rates = self._steps[x.type]
             if (
                 h.graph is not graph
                 or c.graph is not graph
@@ -88,8 +89,57 @@ class _LSTMState(RNNState):
     add_input.__doc__ = RNNState.add_input.__doc__
 
     def output(self) -> Expression:
-        """Return h."""
-        return self._h[0]
+        """Return h of the top layer."""
+        return self._h[-1]
+
+
+class _DeepLSTMState(_LSTMState):
+    """The same for several layers."""
+
+    __slots__ = ()
+
+    def add_input(self, x: Expression) -> RNNState:
+        try:
+            hs, cs, use, builder = self._h, self._c, self._use, self._builder
+            graph = x.graph
+            layers, part, start, forget, rates = self._steps[x.type]
+            if use[0] is not graph or _THREAD.graph is not graph or builder._rates is not rates:
+                raise KeyError
+            for e in hs + cs:
+                if e.graph is not graph or e.type != part:
+                    raise KeyError
+            types, args = graph.types, graph.args
+            index = len(types)
+        except _MISS:
+            return RNNState.add_input(self, x)
+        below = x.index
+        new_h, new_c = [], []
+        for (kind, wx, wh, b), h, c in zip(layers, hs, cs, strict=True):
+            types += (kind, part, part)
+            args += (below, h.index, c.index, wx, wh, b, forget, index, 0, index, start)
+            below = index + 1
+            h = Node()
+            h.graph = graph
+            h.index = below
+            h.type = part
+            new_h.append(h)
+            c = Node()
+            c.graph = graph
+            c.index = index + 2
+            c.type = part
+            new_c.append(c)
+            index += 3
+        return _after(_DeepLSTMState, self, use, new_h, new_c, self._steps)
+
+    add_input.__doc__ = RNNState.add_input.__doc__
+
+
+def _after(kind: Any, before: RNNState, use: Any, h: Sequence[Expression], c: Sequence[Expression], steps: Any) -> RNNState:
+    """Return the state after another one."""
+    state: _LSTMState = kind()
+    state._builder, state._prev, state._use, state._output = before._builder, before, use, None
+    state._h, state._c, state._steps = tuple(h), tuple(c), steps
+    return state
 
 
 class VanillaLSTMBuilder(RNNBuilder):
@@ -189,8 +239,7 @@ class VanillaLSTMBuilder(RNNBuilder):
         if not cs:
             cs = hs = (self._zero(batch),) * self.layers
         masks = self._masks(graph, batch)
-        if self.layers == 1 and masks is None:
-            return self._one(x, state, hs[0], cs[0])
+        input_type, recorded = x.type, []
         new_c, new_h = [], []
         for layer, (wx, wh, b) in enumerate(expressions):
             h, c = hs[layer], cs[layer]
@@ -200,23 +249,17 @@ class VanillaLSTMBuilder(RNNBuilder):
             x, c = self._parts(node)
             new_c.append(c)
             new_h.append(x)
-        return make_state(self, state, state._use, tuple(new_c), tuple(new_h))
-
-    def _one(self, x: Expression, state: RNNState, h: Expression, c: Expression) -> RNNState:
-        """Record a step of the only layer, without dropout; note in the graph how to record another of the kind."""
-        graph, ((wx, wh, b),), (forget, _) = state._use
-        node = _nary(_LSTM_STEP, [x, h, c, wx, wh, b, forget], _LSTM_STEP.types)
-        new_h, new_c = self._parts(node)
+            recorded.append((node.type, wx.index, wh.index, b.index))
+        if masks is not None or type(self)._step is not VanillaLSTMBuilder._step:  # a subclass may do more in a step
+            return make_state(self, state, state._use, tuple(new_c), tuple(new_h))
         steps = graph.steps.get(self)
         if steps is None:
             steps = graph.steps[self] = {}
-        if h.type == c.type == new_h.type and node.graph is graph:
-            kinds = node.type, *self._views[node.type]
-            steps[x.type] = *kinds, wx.index, wh.index, b.index, forget.index, self._rates
-        after = _LSTMState()
-        after._builder, after._prev, after._use, after._c, after._h = self, state, state._use, (new_c,), (new_h,)
-        after._output, after._steps = None, steps
-        return after
+        if input_type not in steps or steps[input_type][-1] is not self._rates:
+            part = x.type
+            if x.graph is graph and all(e.type == part for e in (*hs, *cs, *new_h, *new_c)):
+                steps[input_type] = tuple(recorded), part, self._views[recorded[0][0]][1], forget.index, self._rates
+        return _after(_DeepLSTMState if self.layers > 1 else _LSTMState, state, state._use, new_h, new_c, steps)
 
     def _cell(self, weights: Sequence[Expression], at: Inputs) -> tuple[Expression, Expression | None]:
         Wx, Wh, b = weights[:3]
