@@ -76,7 +76,7 @@ def plan(run, args):
     if run == "inference":
         return [call(libraries=(*RIVALS, "torch-padded", "floor"), more=["--infer"])]
     if run == "batch":
-        return [call(batch=n) for n in ((1, 10) if few else BATCHES)]
+        return [call(batch=n) for n in BATCHES]
     if run == "hidden":
         return [
             call(names=[name], more=["--hidden", str(round(tasks.load(name).SIZES["hidden"] * multiple))])
