@@ -21,12 +21,13 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from autobatch.kernels import _jit
+from autobatch.kernels import _jit, _lanes
 from autobatch.kernels._fused import Formulas
 from autobatch.kernels._jit import Kernel, inline, kernel_from_source
 from autobatch.kernels._op import Lowering, Op, Operand, Shape, common_batch, wrong
 
 _SCOPE = {name: getattr(_jit, name) for name in ("ITEMS", "SIZES", "FLAGS", "ACCUMULATE", "integers", "item", "whole")}
+_SCOPE |= {name: getattr(_lanes, name) for name in ("items", "lanes", "joined", "leader", "meet")}
 
 
 # Shapes ---------------------------------------------------------------------------------------------------------------
@@ -124,7 +125,7 @@ for begin in range(0, size, 1024):
 
 def _plain(ordinary: str, by: int) -> str:
     """Text of a loop over j."""
-    return _indent(f"for j in range(size):\n    {ordinary}", by)
+    return _indent(f"for j in lanes(size):\n    {ordinary}", by)
 
 
 def _forward_source(name: str, form: str, rare: bool = False) -> str:
@@ -147,7 +148,7 @@ def {name}(ins, T):
     return (
         loops
         + f"""
-    for i in range(n):
+    for i in items(n):
         y = item(ins, 0, i, T)
 {_indent(fetch, 8)}
 {_unless_rare("test(x0[j])", inner, "y[j] = rare_value(x0[j])", 8) if rare else _plain(inner, 8)}
@@ -172,7 +173,7 @@ def {name}(ins, T):
         n, size = 1, n * size
 """
     head += f"""
-    for i in range(n):
+    for i in items(n):
         dx, dy, y = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T)
 {_indent(fetch, 8)}
 """
@@ -194,9 +195,11 @@ def {name}(ins, T):
         head
         + f"""
         total = dy[0] * 0
-        for j in range(size):
+        for j in lanes(size):
             total += slope(dy[j], y[j], {args})
-        dx[0] = dx[0] + total if add else total
+        total = joined(total)
+        if leader():
+            dx[0] = dx[0] + total if add else total
 """
     )
 

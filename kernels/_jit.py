@@ -29,8 +29,8 @@ import functools
 import hashlib
 import inspect
 import pathlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -104,8 +104,54 @@ def inline(function: Callable[..., Any] | None = None, *, reductions: bool = Fal
 # Kernels --------------------------------------------------------------------------------------------------------------
 
 
+class Count(NamedTuple):
+    """How many blocks an instruction of n items needs: plus + n * items / per, rounded up; at least 1, at most `most` (if not 0)."""
+
+    plus: int = 1
+    items: int = 0
+    per: int = 1
+    most: int = 0
+
+    def of(self, n: int) -> int:
+        """Return the count for n items."""
+        count = max(self.plus - (-n * self.items // self.per), 1)
+        return min(count, self.most) if self.most else count
+
+
+class Stage(NamedTuple):
+    """One launch of a kernel that exists on a card only: blocks of `threads` (x, y), and how many of them in x, y and z.
+
+    It is left out where an instruction has less than `least` items or more than `upto`. `scratch`: numbers of work space that
+    the instruction needs behind the scratch pointer.
+    """
+
+    function: Callable[..., None]
+    threads: tuple[int, int]
+    x: Count
+    y: Count = Count()
+    z: Count = Count()
+    scratch: Count = Count(0)
+    least: int = 0
+    upto: int = 1 << 62
+
+
+class Card(NamedTuple):
+    """How a kernel runs on a card.
+
+    function    what runs there, if something else than on a processor (`_lanes.py` tells how one source serves both)
+    work        from the sizes of a node type: how many lanes an item keeps busy. None: its largest operand's numbers
+    stages      from the sizes: the launches that an instruction becomes. None: one, of teams of lanes
+    """
+
+    function: Callable[..., None] | None = None
+    work: Callable[[tuple[int, ...]], int] | None = None
+    stages: Callable[[tuple[int, ...]], Sequence[Stage]] | None = None
+
+
 class Kernel:
     """One kernel of the ABI above, compiled for a dtype when `address` first asks for it."""
+
+    card = Card()
 
     def __init__(
         self, function: Callable[..., None], reductions: bool = False, before: Callable[[], None] | None = None
@@ -115,6 +161,24 @@ class Kernel:
         self.name = function.__qualname__
         self._fastmath = _FASTMATH | {"reassoc"} if reductions else _FASTMATH
         self._compiled: dict[str, Any] = {}
+
+    def on_card(
+        self,
+        function: Callable[..., None] | None = None,
+        *,
+        work: Callable[[tuple[int, ...]], int] | None = None,
+        stages: Callable[[tuple[int, ...]], Sequence[Stage]] | None = None,
+    ) -> Any:
+        """Say how the kernel runs on a card, see `Card`; as a decorator, with another function than on a processor."""
+
+        def take(own: Callable[..., None]) -> Callable[..., None]:
+            self.card = Card(own, work, None)
+            return own
+
+        if function is not None:
+            return take(function)
+        self.card = Card(self.card.function, work, stages)
+        return take
 
     def inside(self, dtype: str) -> Any:
         """Return the steps that the kernel takes, if others than itself (cells), for debug mode; None: it takes none."""

@@ -1,0 +1,65 @@
+"""Words for kernels that exist on a card only: blocks of threads that share memory.
+
+    x      threads of a block in x and y, blocks of the grid in x, y and z; see `Stage` in `_jit.py` for who chooses them
+    shared(count, like)     memory for `count` numbers (a literal) of the dtype of `like`, one for the block; each mention its own
+    sync()                  wait for all threads of the block; each sees what the others wrote before
+
+A processor has no such kernels; called there, these words raise.
+"""
+
+from typing import Any
+
+from autobatch.kernels._errors import InternalError
+
+
+def _only_on_a_card(*arguments: Any) -> Any:
+    raise InternalError("this word is for kernels of a card")
+
+
+def thread_x() -> int:
+    """Return the thread's place in its block, in x."""
+    return int(_only_on_a_card())
+
+
+def thread_y() -> int:
+    """Return the thread's place in its block, in y."""
+    return int(_only_on_a_card())
+
+
+def block_x() -> int:
+    """Return the block's place in the grid, in x."""
+    return int(_only_on_a_card())
+
+
+def block_y() -> int:
+    """Return the block's place in the grid, in y."""
+    return int(_only_on_a_card())
+
+
+def block_z() -> int:
+    """Return the block's place in the grid, in z."""
+    return int(_only_on_a_card())
+
+
+def blocks_z() -> int:
+    """Return the size of the grid in z."""
+    return int(_only_on_a_card())
+
+
+def shared(count: int, like: Any) -> Any:
+    """Return a pointer to memory of the block."""
+    return _only_on_a_card(count, like)
+
+
+def sync() -> None:
+    """Wait for all threads of the block."""
+    _only_on_a_card()
+
+
+WORDS = (shared, sync, thread_x, thread_y, block_x, block_y, block_z, blocks_z)
+
+
+def uses_blocks(function: Any) -> bool:
+    """Return whether a kernel is one of blocks, not of teams."""
+    names = set(function.__code__.co_names)
+    return any(function.__globals__.get(name) is word for name in names for word in WORDS)

@@ -1,0 +1,139 @@
+"""Runs the tables of a processor in the simulator: each kernel as it would run on a card, on the same memory.
+
+Where a graph is evaluated inside `simulated()`, its instructions become launches of `Simulator`. A quick way to see whether the
+kernels of an op are right on a card; `tests/test_cuda.py` goes the whole way, through the tables and memory of a card.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import numpy as np
+from simulator import Simulator, _Span
+
+from autobatch import execute
+from autobatch.graph import TYPES
+from autobatch.kernels import _rows
+from autobatch.kernels._device import works_together
+from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, KERNEL, LENGTH, SIZES, SLOTS, Kernel
+from autobatch.kernels.cell import Programs, cell_forward, cell_gradient, cell_prepare
+
+_LARGEST = 1 << 24
+
+
+class _Anywhere(Simulator):
+    """A simulator for which all memory of the process is that of the card."""
+
+    def span(self, address: int) -> Any:
+        memory = np.frombuffer((ctypes.c_uint8 * _LARGEST).from_address(address), np.uint8)
+        return _Span(address, address + _LARGEST, memory)
+
+    def _together(self, other: tuple[Any, ...]) -> bool:
+        """Tables of a processor may add to one place from several items; only lanes of one team are looked at."""
+        return super()._together(other) and other[3] == self.now.team
+
+
+def geometry(n: int, work: int, together: bool, widest: int = 64) -> tuple[tuple[int, int, int], tuple[int, int]]:
+    """Return grid and threads of an instruction of teams."""
+    width = 1
+    while width < min(work, widest):
+        width *= 2
+    height = max(32 // width, 1)
+    return (-(-n // height), 1 if together or work <= width else 2, 1), (width, height)
+
+
+class _Machine:
+    def __init__(self, dtype: str, scratch: int, only: str) -> None:
+        self.sim = _Anywhere()
+        self.real_scratch = scratch
+        self.dtype = dtype
+        self.work_space = np.zeros(1 << 16, np.float64)
+        self.scratch = self.work_space.ctypes.data
+        rows = [k for k in vars(_rows).values() if isinstance(k, Kernel)] if not only else []
+        self.kernels: dict[int, Kernel] = {k.address(dtype): k for k in rows}
+        self.programs: dict[int, Programs] = {}
+        for record in TYPES.records:
+            low = record.lowering
+            if low is None or record.op is None or (only and record.op.name != only):
+                continue
+            for k in (low.forward, low.prepare, *(o.backward for o in low.operands)):
+                if k is not None and hasattr(k, "_programs"):
+                    self.programs[k._programs.table.ctypes.data] = k._programs
+                elif k is not None and dtype in k._compiled:
+                    self.kernels[k.address(dtype)] = k
+
+    def kernel(self, address: int) -> Kernel | None:
+        return self.kernels.get(address)
+
+    def run(self, ins: int) -> None:
+        words = np.frombuffer((ctypes.c_int64 * 5).from_address(ins), np.int64).tolist()
+        kernel = self.kernel(words[KERNEL])
+        if kernel is not None:
+            self.launch(kernel, ins)
+        elif words[KERNEL] in [k.address(self.dtype) for k in (cell_forward, cell_prepare, cell_gradient)]:
+            self.steps(ins, words)
+        else:
+            ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64)(words[KERNEL])(ins, self.real_scratch)
+
+    def steps(self, ins: int, words: list[int]) -> None:
+        table = ctypes.c_int64.from_address(words[SIZES]).value
+        programs = self.programs[table]
+        count = np.frombuffer((ctypes.c_int64 * (words[LENGTH])).from_address(ins), np.int64)
+        which = (
+            0
+            if words[KERNEL] == cell_forward.address(self.dtype)
+            else 1
+            if words[KERNEL] == cell_prepare.address(self.dtype)
+            else 2 + (words[FLAGS] >> 8)
+        )
+        for inside in programs.inside(which, self.dtype):
+            _, sizes, flags = inside.head
+            if inside.inherit:
+                flags |= words[FLAGS] & ACCUMULATE
+            rounds = words[ITEMS] if inside.each else 1
+            for i in range(rounds):
+                step = np.zeros(SLOTS + 2 * len(inside.places), np.int64)
+                step[:SLOTS] = 0, len(step), 1 if inside.each else words[ITEMS], sizes, flags
+                for k, (source, offset, item) in enumerate(inside.places):
+                    address, stride = offset, item if inside.each else 0
+                    if source is not None:
+                        at, distance = int(count[SLOTS + 2 * source]), int(count[SLOTS + 2 * source + 1])
+                        if inside.each:
+                            address += ctypes.c_int64.from_address(at + 8 * i).value if distance < 0 else at + i * distance
+                        else:
+                            address, stride = offset + at, distance
+                    step[SLOTS + 2 * k : SLOTS + 2 * k + 2] = address, stride
+                self.launch(inside.step.kernel, step.ctypes.data)
+
+    def launch(self, kernel: Kernel, ins: int) -> None:
+        head = np.frombuffer((ctypes.c_int64 * 5).from_address(ins), np.int64)
+        n = int(head[ITEMS])
+        card = kernel.card
+        sizes_of = lambda: tuple(np.frombuffer((ctypes.c_int64 * 16).from_address(int(head[SIZES])), np.int64).tolist())
+        if card.stages is not None:
+            for s in card.stages(sizes_of()):
+                if s.least <= n <= s.upto:
+                    self.sim.launch(s.function, (s.x.of(n), s.y.of(n), s.z.of(n)), s.threads, ins, self.dtype, self.scratch)
+            return
+        function = card.function or kernel.function
+        work = card.work(sizes_of()) if card.work else 24
+        grid, threads = geometry(n, work, works_together(function))
+        self.sim.launch(function, grid, threads, ins, self.dtype, self.scratch)
+
+
+@contextlib.contextmanager
+def simulated(only: str = "") -> Iterator[None]:
+    """Run all tables of graphs in the simulator; or `only` the kernels of one op, the others as ever."""
+
+    def run(self: Any, graph: Any, table: Any, words: int, scratch: int, segment: Any, backward: Any) -> None:
+        machine, at = _Machine(self.dtype, scratch, only), 0
+        while at < words:
+            machine.run(table.ctypes.data + 8 * at)
+            at += int(table[at + LENGTH])
+
+    with mock.patch.object(execute.Execution, "_run", run):
+        yield

@@ -1,0 +1,377 @@
+"""A card in plain Python: runs kernels thread by thread, and sees what a card does not tell.
+
+The kernels are those of the package, made for this target by `autobatch.kernels._device` as they are made for CUDA. Threads
+that wait for each other are greenlets; a kernel whose threads do not is a plain loop. Memory is NumPy arrays, told to the
+`Simulator`; an address outside of them raises, and so does
+
+    a race         two threads touch a number, at least one of them writes, and nothing keeps them apart
+    a deadlock     some threads of a team wait for others that are gone or wait elsewhere
+
+Only what `_lanes.py` and `_tiles.py` promise holds here: teams run one after the other, in any order.
+"""
+
+from __future__ import annotations
+
+import bisect
+import types
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from greenlet import greenlet
+
+from autobatch.kernels import _jit, _lanes, _math, _math_hyperbolic, _math_power, _math_special, _math_trigonometric
+from autobatch.kernels import _reduce, _tiles, _update
+from autobatch.kernels._device import Target, works_together
+from autobatch.kernels._jit import FLAGS, SLOTS
+
+
+class SimulatorError(AssertionError):
+    """A kernel did what it must not do."""
+
+
+class _Span(NamedTuple):
+    start: int
+    end: int
+    memory: np.ndarray
+
+
+class _Thread(greenlet):
+    """One thread: where it stands, and what it waits for."""
+
+    block: tuple[int, int, int]
+    x: int
+    y: int
+    team: tuple[Any, ...]
+    waits: tuple[str, Any] | None
+    handed: Any
+    shared_calls: int
+    team_epoch: int
+
+
+class _Block:
+    """What the threads of a block share."""
+
+    def __init__(self) -> None:
+        self.arrays: list[np.ndarray] = []
+        self.epoch = 0
+
+
+class Pointer:
+    """A typed address; checks each access."""
+
+    __slots__ = ("_base", "_size", "_view", "address", "dtype", "sim")
+
+    def __init__(self, sim: Simulator, address: int, dtype: Any) -> None:
+        self.sim, self.address, self.dtype = sim, int(address), np.dtype(dtype)
+        self._view: Any = None
+        self._base = self._size = 0
+
+    def _resolve(self) -> None:
+        span = self.sim.span(self.address)
+        size = self.dtype.itemsize
+        if span is None:
+            raise SimulatorError(f"{self.sim.where()}: address {self.address:#x} is in no memory of the card")
+        if (self.address - span.start) % size:
+            raise SimulatorError(f"{self.sim.where()}: address {self.address:#x} is not one of a {self.dtype}")
+        whole = (span.end - span.start) // size * size
+        self._view = span.memory[:whole].view(self.dtype)
+        self._base = (self.address - span.start) // size
+        self._size = self._view.size
+
+    def __getitem__(self, j: int) -> Any:
+        if self._view is None:
+            self._resolve()
+        at = self._base + int(j)
+        if not 0 <= at < self._size:
+            raise SimulatorError(f"{self.sim.where()}: reads number {j} behind {self.address:#x}, outside of its memory")
+        self.sim.saw_read(self.address + int(j) * self.dtype.itemsize)
+        value = self._view[at]
+        return value if self.dtype.kind == "f" else int(value)
+
+    def __setitem__(self, j: int, value: Any) -> None:
+        if self._view is None:
+            self._resolve()
+        at = self._base + int(j)
+        if not 0 <= at < self._size:
+            raise SimulatorError(f"{self.sim.where()}: writes number {j} behind {self.address:#x}, outside of its memory")
+        self.sim.saw_write(self.address + int(j) * self.dtype.itemsize)
+        self._view[at] = value
+
+
+class _Shared:
+    """Shared memory of a block."""
+
+    __slots__ = ("array", "base", "sim")
+
+    def __init__(self, sim: Simulator, array: np.ndarray, base: int) -> None:
+        self.sim, self.array, self.base = sim, array, base
+
+    def __getitem__(self, j: int) -> Any:
+        if not 0 <= j < self.array.size:
+            raise SimulatorError(f"{self.sim.where()}: reads number {j} of {self.array.size} shared ones")
+        self.sim.saw_read((self.base, int(j)))
+        return self.array[j]
+
+    def __setitem__(self, j: int, value: Any) -> None:
+        if not 0 <= j < self.array.size:
+            raise SimulatorError(f"{self.sim.where()}: writes number {j} of {self.array.size} shared ones")
+        self.sim.saw_write((self.base, int(j)))
+        self.array[j] = value
+
+
+class Simulator:
+    """Memory and threads of a card that is not there."""
+
+    def __init__(self, races: bool = True) -> None:
+        self._starts: list[int] = []
+        self._spans: list[_Span] = []
+        self.races = races
+        self.launches = 0
+        self.now: Any = None
+        self._kernel = ""
+        self.grid = (1, 1, 1)
+        self.width = self.height = 1
+        self._blocks: dict[tuple[int, int, int], _Block] = {}
+        self._writes: dict[Any, Any] = {}
+        self._reads: dict[Any, Any] = {}
+        self.target = Target(_twins(self), lambda f: f)
+        self._functions: dict[int, tuple[Any, Any, bool]] = {}
+
+    # Memory
+
+    def add(self, memory: np.ndarray) -> int:
+        """Make an array (of bytes, contiguous) memory of the card; returns its address."""
+        start = memory.ctypes.data
+        at = bisect.bisect(self._starts, start)
+        self._starts.insert(at, start)
+        self._spans.insert(at, _Span(start, start + memory.nbytes, memory))
+        return start
+
+    def remove(self, start: int) -> None:
+        """Take memory away."""
+        at = self._starts.index(start)
+        del self._starts[at], self._spans[at]
+
+    def span(self, address: int) -> _Span | None:
+        """Return the memory in which an address lies."""
+        at = bisect.bisect(self._starts, address) - 1
+        return self._spans[at] if at >= 0 and address < self._spans[at].end else None
+
+    # Races
+
+    def where(self) -> str:
+        """Return the kernel and the thread that runs now."""
+        t = self.now
+        return self._kernel if t is None else f"{self._kernel}, block {t.block}, thread ({t.x}, {t.y})"
+
+    def _together(self, other: tuple[Any, ...]) -> bool:
+        """Whether what another thread did may come before or after what this one does."""
+        thread, block, block_epoch, team, team_epoch = other
+        t = self.now
+        if thread is t:
+            return False
+        if block is not self._blocks[t.block]:
+            return True
+        if block_epoch != block.epoch:
+            return False
+        return bool(team != t.team or team_epoch == t.team_epoch)
+
+    def _mark(self) -> tuple[Any, ...]:
+        t = self.now
+        block = self._blocks[t.block]
+        return t, block, block.epoch, t.team, t.team_epoch
+
+    def saw_read(self, at: Any) -> None:
+        """Note that the thread reads."""
+        if not self.races or self.now is None:
+            return
+        writer = self._writes.get(at)
+        if writer is not None and self._together(writer):
+            raise SimulatorError(
+                f"{self.where()}: reads what thread ({writer[0].x}, {writer[0].y}) of block {writer[0].block} wrote"
+            )
+        readers = self._reads.setdefault(at, [])
+        mark = self._mark()
+        if not readers or readers[-1][0] is not mark[0] or readers[-1] != mark:
+            readers.append(mark)
+
+    def saw_write(self, at: Any) -> None:
+        """Note that the thread writes."""
+        if not self.races or self.now is None:
+            return
+        for other in (*([self._writes[at]] if at in self._writes else []), *self._reads.get(at, [])):
+            if self._together(other):
+                raise SimulatorError(
+                    f"{self.where()}: writes what thread ({other[0].x}, {other[0].y}) of block {other[0].block} uses"
+                )
+        self._writes[at] = self._mark()
+        self._reads.pop(at, None)
+
+    # Threads
+
+    def wait(self, kind: str, group: Any, value: Any = None) -> Any:
+        """Stop this thread until all of its group wait too; returns the values of all, in their order."""
+        t = self.now
+        t.waits, t.handed = (kind, group), value
+        result = t.parent.switch()
+        return result
+
+    def launch(
+        self,
+        function: Callable[..., Any],
+        grid: tuple[int, int, int],
+        block: tuple[int, int],
+        ins: int,
+        dtype: str,
+        scratch: int,
+    ) -> None:
+        """Run a kernel of the package.
+
+        Parameters
+        ----------
+        function : as written for a processor.
+        grid, block : blocks in x, y, z; threads in x, y.
+        ins, scratch : addresses in the card's memory.
+        """
+        if id(function) not in self._functions:
+            made = self.target.kernel(function)
+            self._functions[id(function)] = made, function, works_together(function) or _tiles.uses_blocks(function)
+        made, _, together = self._functions[id(function)]
+        self.launches += 1
+        self._kernel, self.grid, (self.width, self.height) = function.__qualname__, grid, block
+        self._blocks.clear()
+        self._writes.clear()
+        self._reads.clear()
+        arguments = Pointer(self, ins, np.int64), Pointer(self, scratch, dtype)
+        with np.errstate(all="ignore"):
+            for z, y, x in np.ndindex(grid[::-1]):
+                self._run_block((x, y, z), made, arguments, together)
+        self.now = None
+
+    def _run_block(self, at: tuple[int, int, int], made: Any, arguments: Any, together: bool) -> None:
+        self._blocks[at] = _Block()
+        threads = []
+        for y, x in np.ndindex(self.height, self.width):
+            t = _Thread(lambda: made(*arguments))
+            t.block, t.x, t.y, t.team = at, x, y, (at, y)
+            t.waits, t.handed, t.shared_calls, t.team_epoch = None, None, 0, 0
+            threads.append(t)
+        for t in threads:
+            self.now = t
+            if together:
+                t.switch()
+            else:
+                made(*arguments)
+        if not together:
+            return
+        while True:
+            alive = [t for t in threads if not t.dead]
+            if not alive:
+                return
+            moved = False
+            for wanted in dict.fromkeys(t.waits for t in alive if t.waits):
+                kind, group = wanted
+                members = threads if group == "block" else [t for t in threads if t.team == group]
+                if any(t.dead or t.waits != wanted for t in members):
+                    continue
+                moved = True
+                if group == "block":
+                    self._blocks[at].epoch += 1
+                handed = [t.handed for t in members]
+                for t in members:
+                    t.waits = None
+                    t.team_epoch += kind != "exchange"
+                for t in members:
+                    self.now = t
+                    t.switch(handed)
+            if not moved:
+                raise SimulatorError(f"{self._kernel}: threads of block {at} wait for ever, for {set(t.waits for t in alive)}")
+
+
+def _twins(sim: Simulator) -> dict[Any, Any]:
+    """What takes the place of each word, in Python."""
+
+    def pointer_to(dtype: Any) -> Any:
+        return lambda address: Pointer(sim, address, dtype)
+
+    def row(ins: Pointer, k: int, i: int) -> int:
+        address, stride = ins[SLOTS + 2 * k], ins[SLOTS + 2 * k + 1]
+        return int(Pointer(sim, address, np.int64)[i]) if stride < 0 else int(address + i * stride)
+
+    def number(value: Any, like: Any) -> Any:
+        return like.dtype.type(value)
+
+    def immediate(ins: Pointer, k: int, i: int) -> int:
+        return int(Pointer(sim, ins[SLOTS + 2 * k] + i * ins[SLOTS + 2 * k + 1], np.int64)[0])
+
+    def wait(kind: str, value: Any = None) -> Any:
+        t = sim.now
+        return sim.wait(kind, "block" if sim.width > 32 else t.team, value)
+
+    def together(combine: Callable[[Any, Any], Any]) -> Any:
+        def combined(x: Any) -> Any:
+            values = list(wait("exchange", x))
+            if sim.width == 1:
+                return x
+            while len(values) > 1:
+                half = len(values) // 2
+                values = [combine(values[k], values[k + half]) for k in range(half)]
+            return values[0]
+
+        return combined
+
+    def larger(x: Any, z: Any) -> Any:
+        return x if x > z or x != x else z
+
+    def smaller(x: Any, z: Any) -> Any:
+        return x if x < z or x != x else z
+
+    def shared(count: int, like: Any) -> _Shared:
+        t, block = sim.now, sim._blocks[sim.now.block]
+        if t.shared_calls == len(block.arrays):
+            block.arrays.append(np.full(count, np.nan, like.dtype))
+        array = block.arrays[t.shared_calls]
+        t.shared_calls += 1
+        return _Shared(sim, array, id(array))
+
+    twins: dict[Any, Any] = {
+        "first_item": lambda: sim.now.block[0] * sim.height + sim.now.y,
+        "item_step": lambda: sim.grid[0] * sim.height,
+        "first_lane": lambda: sim.now.block[1] * sim.width + sim.now.x,
+        "lane_step": lambda: sim.grid[1] * sim.width,
+        _jit.integers: pointer_to(np.int64),
+        _jit.int32s: pointer_to(np.int32),
+        _jit.bytes_at: pointer_to(np.uint8),
+        _update.doubles: pointer_to(np.float64),
+        _jit.pointer: lambda address, like: Pointer(sim, address, like.dtype),
+        _jit.address_of: lambda p: p.address,
+        _jit.itemsize: lambda p: p.dtype.itemsize,
+        _jit.number: number,
+        _jit.slot: lambda k: SLOTS + 2 * k,
+        _jit.row: row,
+        _jit.item: lambda ins, k, i, like: Pointer(sim, row(ins, k, i), like.dtype),
+        _jit.whole: lambda ins, k, size, like: False,
+        _jit.immediate: immediate,
+        _jit.argument: lambda ins: ins[FLAGS] >> 8,
+        _lanes.joined: together(lambda x, z: x + z),
+        _lanes.largest: together(larger),
+        _lanes.smallest: together(smaller),
+        _lanes.meet: lambda: wait("meet") and None,
+        _lanes.leader: lambda: sim.now.x == 0,
+        _reduce.larger: larger,
+        _reduce.smaller: smaller,
+        _tiles.thread_x: lambda: sim.now.x,
+        _tiles.thread_y: lambda: sim.now.y,
+        _tiles.block_x: lambda: sim.now.block[0],
+        _tiles.block_y: lambda: sim.now.block[1],
+        _tiles.block_z: lambda: sim.now.block[2],
+        _tiles.blocks_z: lambda: sim.grid[2],
+        _tiles.shared: shared,
+        _tiles.sync: lambda: sim.wait("sync", "block") and None,
+    }
+    for module in (_math, _math_hyperbolic, _math_power, _math_special, _math_trigonometric):
+        for name, value in vars(module).items():
+            if isinstance(value, types.FunctionType) and value.__module__ == module.__name__ and not name.startswith("_"):
+                twins[value] = value
+    return twins
