@@ -5,8 +5,8 @@
         card.calls                      what was called, in order
         card.fail("cuMemAlloc_v2", 2)   the next call of it returns an error
 
-Work of a stream is done as late as is allowed: when somebody waits for it. So memory of the host that is changed before its copy
-is done shows, as it would on a card, and so does a result that is read too early. Memory of the card is NaN when it is new.
+Work of a stream is done as late as is allowed: when somebody waits for it. So memory of the host that is changed before its
+copy is done shows, as it would on a card, and so does a result that is read too early. New memory of the card is NaN.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ class FakeDriver:
         array = np.full(size + 512, 0xFF, np.uint8)
         start = -array.ctypes.data % 512
         address = self.sim.add(array[start : start + size])
-        self.alive["memory"][address] = array
+        self.alive["memory"][address] = array[start : start + size]
         _put(out, ctypes.c_uint64, address)
         return 0
 
