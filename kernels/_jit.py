@@ -43,6 +43,9 @@ from numba.extending import intrinsic
 
 KERNEL, LENGTH, ITEMS, SIZES, FLAGS, SLOTS = range(6)
 ACCUMULATE = 1  # flag of a backward instruction: add to what the slot holds; without it, overwrite
+# Of the steps of a cell (`cell.py`): what a slot is, and the mode of a step.
+EMPTY, INCOMING, FIXED = range(3)
+EACH, INHERIT = 1, 2
 
 # NaN and infinities keep their meaning; sums are reordered only where a kernel asks for it (`reductions=True`).
 _FASTMATH = {"contract", "nsz", "arcp"}

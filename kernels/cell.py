@@ -39,7 +39,12 @@ from autobatch.kernels._errors import InternalError
 from autobatch.kernels._jit import (
     ACCUMULATE,
     DTYPES,
+    EACH,
+    EMPTY,
+    FIXED,
     FLAGS,
+    INCOMING,
+    INHERIT,
     ITEMS,
     KERNEL,
     LENGTH,
@@ -56,8 +61,6 @@ from autobatch.kernels._jit import (
     slot,
 )
 
-EMPTY, INCOMING, FIXED = range(3)
-EACH, INHERIT = 1, 2
 _STEP, _SLOT = 5, 4  # words
 ROOM = 4096  # words of the longest instruction of a step
 MOST_SLOTS = (ROOM - SLOTS) // 2
