@@ -61,8 +61,8 @@ class _Machine:
             if low is None or record.op is None or (only and record.op.name != only):
                 continue
             for k in (low.forward, low.prepare, *(o.backward for o in low.operands)):
-                if k is not None and hasattr(k, "_programs"):
-                    self.programs[k._programs.table.ctypes.data] = k._programs
+                if k is not None and hasattr(k, "programs"):
+                    self.programs[k.programs.table.ctypes.data] = k.programs
                 elif k is not None and dtype in k._compiled:
                     self.kernels[k.address(dtype)] = k
 

@@ -100,7 +100,7 @@ def main(names):
                 continue
             low = record.lowering
             for k in (low.forward, low.prepare, *(o.backward for o in low.operands)):
-                if k is None or k.name in seen or hasattr(k, "_programs"):
+                if k is None or k.name in seen or hasattr(k, "programs"):
                     continue
                 seen.add(k.name)
                 functions = [k.card.function or k.function]

@@ -20,16 +20,18 @@ The KERNEL word holds the address of a *record*, which is one of
 A kernel gets the address of its instruction on the card and that of the scratch. The loop asks Python for nothing: grid and
 threads come from the record and the number of items (`geometry`), and `cuLaunchKernel` is called by its address.
 
-A planned table stands in memory of the host, but the addresses in it that point into itself or its lists are those of the card
-already: address of the host + `shift`. Where SIZES points behind the slots of its own instruction it is moved with it.
+A planned table stands in memory of the host, and so do its lists: slots that point into a list get its place on the card while
+the table is written out (`moves`). Where SIZES points behind the slots of its own instruction it is moved with it. All other
+addresses are those of the card.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -51,6 +53,7 @@ from autobatch.kernels._jit import (
     inline,
     integers,
 )
+from autobatch.memory import address_of
 
 TEAMS, STAGES, PROGRAM = range(3)
 FORM = 0
@@ -152,10 +155,21 @@ def _needs(record, n, itemsize):
     return launches, scratch
 
 
+@inline
+def _moved(address, moves, count):
+    """An address on the card for one that may lie in lists of the host."""
+    for k in range(count):
+        start = moves[3 * k]
+        if start <= address < start + moves[3 * k + 1]:
+            return address - start + moves[3 * k + 2]
+    return address
+
+
 @compiled
-def _expand(table, words, shift, out, card, itemsize):
+def _expand(table, words, moves, n_moves, out, card, itemsize):
     """See `expand`. With out == 0 nothing is written. Returns words, launches, bytes of scratch, trouble, and where it is."""
     at, w, launches, scratch = 0, 0, 0, 0
+    moves = integers(moves)
     while at < words:
         ins = integers(table + 8 * at)
         record, n, length = integers(ins[KERNEL]), ins[ITEMS], ins[LENGTH]
@@ -167,7 +181,9 @@ def _expand(table, words, shift, out, card, itemsize):
                 to = integers(out + 8 * w)
                 for k in range(length):
                     to[k] = ins[k]
-                behind = ins[SIZES] - (table + shift + 8 * at)
+                for k in range(SLOTS, length, 2):
+                    to[k] = _moved(to[k], moves, n_moves)
+                behind = ins[SIZES] - (table + 8 * at)
                 if 0 <= behind < 8 * length:
                     to[SIZES] = card + 8 * w + behind
             w += length
@@ -201,10 +217,10 @@ def _expand(table, words, shift, out, card, itemsize):
                         source = SLOTS + 2 * record[s + SLOT_SOURCE]
                         first, stride = ins[source], ins[source + 1]
                         if rounds > 1:
-                            first = first + i * stride if stride >= 0 else integers(first - shift)[i]
+                            first = first + i * stride if stride >= 0 else integers(first)[i]
                         elif stride < 0 and address != 0:
                             return w, launches, scratch, _LISTED_PART, at
-                        address += first
+                        address += _moved(first, moves, n_moves)
                     if rounds > 1:
                         stride = record[s + SLOT_ITEM]
                     to[SLOTS + 2 * k], to[SLOTS + 2 * k + 1] = address, stride
@@ -229,20 +245,21 @@ def measure(table: int, words: int, itemsize: int) -> Size:
     table, words : where it lies in the host's memory, and its length.
     itemsize : bytes of a number.
     """
-    return Size(*_expand(table, words, 0, 0, 0, itemsize)[:3])
+    return Size(*_expand(table, words, 0, 0, 0, 0, itemsize)[:3])
 
 
-def expand(table: int, words: int, shift: int, out: int, card: int, itemsize: int) -> Size:
+def expand(table: int, words: int, moves: Sequence[tuple[int, int, int]], out: int, card: int, itemsize: int) -> Size:
     """Write out what a planned table becomes; returns what `measure` does.
 
     Parameters
     ----------
     table, words, itemsize : as for `measure`.
-    shift : what was added to addresses that point into the table, or its lists.
+    moves : lists: where each lies in the host's memory, its bytes, and where it will lie on the card.
     out : address in the host's memory (a staging slot) with room for what `measure` returned.
     card : where it will lie on the card.
     """
-    *size, trouble, at = _expand(table, words, shift, out, card, itemsize)
+    flat = np.array([k for move in moves for k in move] or [0], np.int64)
+    *size, trouble, at = _expand(table, words, address_of(flat), len(moves), out, card, itemsize)
     if trouble:
         raise InternalError(f"a step of a cell reads a part of rows that are listed (word {at} of the planned table)")
     return Size(*size)
