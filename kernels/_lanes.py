@@ -59,7 +59,7 @@ def leader(typingctx):
     return types.boolean(), lambda context, builder, signature, args: context.get_constant(types.boolean, True)
 
 
-@inline(always=True)
-def quotient(x, y):
-    """quotient(x, y): x // y of integers from 0 on and below 2³²: a card divides those of 64 bits slowly."""
-    return np.int64(np.uint32(x) // np.uint32(y))
+@inline
+def quotient(a, b):
+    """quotient(a, b): a // b for 0 <= a < 2**32 and 0 < b < 2**32, which a card does in a fraction of the time of `//`."""
+    return np.int64(np.uint32(a) // np.uint32(b))
