@@ -19,8 +19,11 @@ A processor is a team of one lane: here the words mean next to nothing, and cost
     - `joined`, `largest`, `smallest` and `meet` are called by all lanes of a team, or by none
 """
 
+import numpy as np
 from numba import types
 from numba.extending import intrinsic
+
+from autobatch.kernels._jit import inline
 
 items = range
 lanes = range
@@ -54,3 +57,9 @@ def meet(typingctx):
 def leader(typingctx):
     """leader(): whether this is the first lane of its team: for what one of them does alone."""
     return types.boolean(), lambda context, builder, signature, args: context.get_constant(types.boolean, True)
+
+
+@inline
+def quotient(a, b):
+    """quotient(a, b): a // b for 0 <= a < 2**32 and 0 < b < 2**32, which a card does in a fraction of the time of `//`."""
+    return np.int64(np.uint32(a) // np.uint32(b))
