@@ -122,7 +122,8 @@ class Stage(NamedTuple):
     """One launch of a kernel that exists on a card only: blocks of `threads` (x, y), and how many of them in x, y and z.
 
     It is left out where an instruction has less than `least` items or more than `upto`, and where the kernel is compiled for
-    another dtype than `dtype` (if not ""). `scratch`: numbers of work space that the instruction needs behind the scratch pointer.
+    another dtype than `dtype` (if not ""). `scratch`: numbers of work space that the instruction needs behind the scratch
+    pointer.
     """
 
     function: Callable[..., None]
