@@ -32,8 +32,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from autobatch.kernels import _jit, _lanes, _tiles
-from autobatch.kernels._jit import Count, Stage, inline, itemsize, pointer, row, slot
+from autobatch.kernels import _jit, _tiles
+from autobatch.kernels._jit import Count, Stage, inline, itemsize, number, pointer, row, slot
+from autobatch.kernels._lanes import joined, lanes, leader
 
 # Vectors --------------------------------------------------------------------------------------------------------------
 
@@ -98,7 +99,7 @@ def fetch(address, at, end, T):
     p = pointer(where, T)
     if at + 4 <= end and where & 15 == 0:
         return _tiles.four(p, 0)
-    x0 = x1 = x2 = x3 = _jit.number(0, T)
+    x0 = x1 = x2 = x3 = number(0, T)
     if at < end:
         x0 = p[0]
     if at + 1 < end:
@@ -128,10 +129,33 @@ def put(address, at, end, x0, x1, x2, x3, T):
         p[3] = x3
 
 
+@inline
+def small_product(m, n, k, a, a_row, a_deep, b, b_column, b_deep, add, c):
+    """C (m,n) = or += A (m,k) B (k,n) by one team; numbers of A lie `a_row` and `a_deep` apart, those of B likewise."""
+    if m * n >= 32 or m * n >= k:
+        for j in lanes(m * n):
+            column = quotient(j, m)
+            at_a, at_b = (j - column * m) * a_row, column * b_column
+            total = number(0, c)
+            for d in range(k):
+                total += a[at_a + d * a_deep] * b[at_b + d * b_deep]
+            c[j] = c[j] + total if add else total
+    else:
+        for j in range(m * n):
+            column = quotient(j, m)
+            at_a, at_b = (j - column * m) * a_row, column * b_column
+            total = number(0, c)
+            for d in lanes(k):
+                total += a[at_a + d * a_deep] * b[at_b + d * b_deep]
+            total = joined(total)
+            if leader():
+                c[j] = c[j] + total if add else total
+
+
 _SCOPE: dict[str, Any] = {name: getattr(_jit, name) for name in "ITEMS SIZES FLAGS ACCUMULATE SLOTS".split()}
 _SCOPE |= {name: getattr(_jit, name) for name in "integers row slot itemsize pointer number address_of argument".split()}
 _SCOPE |= {word.__name__: word for word in _tiles.WORDS}
-_SCOPE |= {"joined": _lanes.joined, "int32": np.int32}
+_SCOPE |= {"joined": joined, "int32": np.int32}
 _SCOPE |= {f.__name__: f for f in (quotient, spacing, column, fetch, put)}
 
 
@@ -215,6 +239,10 @@ class Product:
         """Return the kernel for few columns, each on its own."""
         source = _deep_vector_source if self.a_deep else _vector_source
         return self._function("vector", "vector", lambda name: source(name, self))
+
+    def total(self, cut: bool = False) -> Callable[..., None]:
+        """Return the kernel for the sum of the vectors of A: C is one column. `cut` as for `tile`."""
+        return self._function(("total", cut), "total_cut" if cut else "total", lambda name: _total_source(name, self, cut))
 
     def added(self) -> Callable[..., None]:
         """Return the kernel that adds up what a cut product left in the scratch; columns of C lie one after the other."""
@@ -332,6 +360,7 @@ def _tile_source(name: str, product: Product, tile: Tile, cut: bool) -> str:
     ]
     pitch = [side.pitch for side in sides]
     numbers = [2 * BK * p * slices for p in pitch]
+    numbers[0] = max(numbers[0], (slices - 1) * BM * BN)  # where slices meet
     totals = [f"t{i}_{j}" for j in range(TN) for i in range(TM)]
 
     def each_side(what: str, by: int) -> str:
@@ -477,6 +506,33 @@ def _deep_vector_source(name: str, product: Product) -> str:
 """
 
 
+def _total_source(name: str, product: Product, cut: bool) -> str:
+    """Text of the kernel for a sum of vectors: 32 numbers of it a block, every 8th vector a warp."""
+    return f"""
+def {name}(ins, T):
+    n_items, sizes = ins[ITEMS], integers(ins[SIZES])
+{_indent(product.head, 4)}
+    M, K = int32({product.m}), int32({product.k})
+    r = int32(block_x() * 32 + thread_x())
+    length = quotient(K + blocks_z() - 1, blocks_z())
+    place = int32(block_z() * length + thread_y())
+    stop = min(K, int32((block_z() + 1) * length))
+{_indent(_sides(product, "a"), 4)}
+    total = number(0, T)
+    if r < M:
+        while place < stop:
+            total += pointer({product.a.address("a", "place")}, T)[r]
+            place = int32(place + {VECTOR})
+    sums = shared({32 * VECTOR}, T)
+    sums[thread_y() * 32 + thread_x()] = total
+    sync()
+    if thread_y() == 0 and r < M:
+        for other in range(1, {VECTOR}):
+            total += sums[other * 32 + thread_x()]
+{_indent("T[block_z() * M + r] = total" if cut else "j = 0" + chr(10) + _last(product), 8)}
+"""
+
+
 def _added_source(name: str, product: Product) -> str:
     """Text of the kernel that adds up the parts in the scratch. Launched with as many blocks in z as there are parts."""
     return f"""
@@ -568,6 +624,34 @@ def summed(product: Product, m: int, n: int, each: int) -> list[Stage]:
             added = Stage(product.added(), (256, 1), Count(_up(m * n, 256 * pieces)), z=z, least=upto + 1, dtype=dtype)
             stages += [cut, added]
     return stages
+
+
+def totals(product: Product, m: int, each: int) -> list[Stage]:
+    """Launches of a sum of vectors of m numbers, `each` of them an item: cut into pieces where they are many."""
+    threads, x = (32, VECTOR), Count(_up(m, 32))
+    pieces = min(_up(2 * FULL, x.plus), 64)
+    upto = SHORTEST // each if pieces > 1 else 1 << 62
+    stages = [Stage(product.total(), threads, x, upto=upto)] if upto else []
+    if pieces > 1:
+        z = Count(0, each, SHORTEST, pieces)
+        scratch = Count(m, each * m, SHORTEST, pieces * m)
+        stages.append(Stage(product.total(cut=True), threads, x, z=z, scratch=scratch, least=upto + 1))
+        stages.append(Stage(product.added(), (256, 1), Count(_up(m, 256 * pieces)), z=z, least=upto + 1))
+    return stages
+
+
+def of_items(product: Product, team: Callable[..., None], m: int, n: int, k: int, each: int) -> list[Stage]:
+    """Launches of products of which each item has `each` of its own: small ones by a team an item, its kernel is `team`."""
+    if m * n * k <= 4096 or m * n <= 8:
+        return [teams(team, m * n if m * n >= min(32, k) else k)]
+    return [vectors(product, m, each * n)] if n < 8 and product.b_deep else own(product, m, n, each)
+
+
+def teams(function: Callable[..., None], work: int) -> Stage:
+    """Launch of a kernel of teams, a team an item, which has work for so many lanes."""
+    width = min(1 << (work - 1).bit_length(), 128)
+    height = max(128 // width, 1) if width <= 32 else 1
+    return Stage(function, (width, height), Count(0, 1, height))
 
 
 CUBLAS = 1 << 27  # multiplications from which on cuBLAS is taken, if it is there

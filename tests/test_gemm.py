@@ -223,6 +223,16 @@ def test_single_columns(dtype, m, k, each, n):
         close(whole(dx, k), expected, dtype)
 
 
+@pytest.mark.parametrize("tile", [SMALL, MIDDLE, BIG], ids=str)
+def test_shipped_tiles_multiply(tile):
+    m, k, n = 40, 37, 35
+    memory = Memory("float32")
+    y, a, x, start = (memory.operand(*o) for o in ((n, m), (1, m * k), (n, k, LISTED), (1, m)))
+    expected = whole(a, m) @ whole(x, k) + np.asarray(start[0], np.float64)[:, None]
+    memory.run(FORWARD.tile(tile), n, (m, k, 1), (up(n, tile.BN), up(m, tile.BM), 1), (tile.threads, 1))
+    close(whole(y, m), expected, "float32")
+
+
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Launches are chosen as ever, among tiles that the simulator has the patience for."""
