@@ -654,6 +654,13 @@ def teams(function: Callable[..., None], work: int) -> Stage:
     return Stage(function, (width, height), Count(0, 1, height))
 
 
+def numbers(function: Callable[..., None], work: int) -> Stage:
+    """Launch of a kernel of teams whose lanes have nothing to tell each other, with work for so many of them."""
+    width = min(1 << (work - 1).bit_length(), 128)
+    height = 128 // width
+    return Stage(function, (width, height), Count(0, 1, height), Count(_up(work, 4 * width)))
+
+
 CUBLAS = 1 << 27  # multiplications from which on cuBLAS is taken, if it is there
 
 
