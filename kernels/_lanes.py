@@ -19,8 +19,11 @@ A processor is a team of one lane: here the words mean next to nothing, and cost
     - `joined`, `largest`, `smallest` and `meet` are called by all lanes of a team, or by none
 """
 
+import numpy as np
 from numba import types
 from numba.extending import intrinsic
+
+from autobatch.kernels._jit import inline
 
 items = range
 lanes = range
@@ -54,3 +57,9 @@ def meet(typingctx):
 def leader(typingctx):
     """leader(): whether this is the first lane of its team: for what one of them does alone."""
     return types.boolean(), lambda context, builder, signature, args: context.get_constant(types.boolean, True)
+
+
+@inline(always=True)
+def quotient(x, y):
+    """quotient(x, y): x // y of integers from 0 on and below 2³²: a card divides those of 64 bits slowly."""
+    return np.int64(np.uint32(x) // np.uint32(y))

@@ -8,6 +8,7 @@
 A processor has no such kernels; called there, these words raise.
 """
 
+import types
 from typing import Any
 
 from autobatch.kernels._errors import InternalError
@@ -76,7 +77,15 @@ def put_four(p: Any, j: int, a: Any, b: Any, c: Any, d: Any) -> None:
 WORDS = (shared, sync, four, put_four, thread_x, thread_y, block_x, block_y, block_z, blocks_x, blocks_z)
 
 
-def uses_blocks(function: Any) -> bool:
-    """Return whether a kernel is one of blocks, not of teams."""
-    names = set(function.__code__.co_names)
-    return any(function.__globals__.get(name) is word for name in names for word in WORDS)
+def uses_blocks(function: Any, seen: set[int] | None = None) -> bool:
+    """Return whether a kernel, or a helper it calls, is one of blocks, not of teams."""
+    function, seen = getattr(function, "py_func", function), seen or set()
+    seen.add(id(function))
+    for value in (function.__globals__.get(name) for name in function.__code__.co_names):
+        if any(value is word for word in WORDS):
+            return True
+        inner = getattr(value, "py_func", value)
+        ours = isinstance(inner, types.FunctionType) and inner.__module__.startswith("autobatch.")
+        if ours and id(inner) not in seen and uses_blocks(inner, seen):
+            return True
+    return False
