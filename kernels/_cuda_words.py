@@ -336,6 +336,11 @@ def blocks_z():
 
 
 @cuda.jit(device=True)
+def blocks_x():
+    return np.int32(cuda.gridDim.x)
+
+
+@cuda.jit(device=True)
 def sync():
     cuda.syncthreads()
 
@@ -359,6 +364,40 @@ def shared(typingctx, count, like):
         return builder.addrspacecast(first, context.get_value_type(signature.return_type))
 
     return like(count, like), codegen
+
+
+def _four_at(context: Any, builder: Any, p: Any, j: Any, kind: Any) -> Any:
+    """Pointer to four numbers from p[j] on."""
+    at = builder.gep(p, [context.cast(builder, j, kind, types.int64)])
+    return builder.bitcast(at, ir.PointerType(ir.VectorType(p.type.pointee, 4), p.type.addrspace))
+
+
+@intrinsic
+def four(typingctx, p, j):
+    """See `_tiles.four`. Numbers of 8 bytes become two loads of 16."""
+
+    def codegen(context, builder, signature, args):
+        loaded = builder.load(_four_at(context, builder, *args, signature.args[1]), align=16)
+        numbers = [builder.extract_element(loaded, ir.Constant(ir.IntType(32), q)) for q in range(4)]
+        return context.make_tuple(builder, signature.return_type, numbers)
+
+    return types.UniTuple(p.dtype, 4)(p, j), codegen
+
+
+@intrinsic
+def put_four(typingctx, p, j, a, b, c, d):
+    """See `_tiles.put_four`."""
+    number_kind = p.dtype
+
+    def codegen(context, builder, signature, args):
+        at = _four_at(context, builder, *args[:2], signature.args[1])
+        together = ir.Constant(at.type.pointee, ir.Undefined)
+        for q, value in enumerate(args[2:]):
+            together = builder.insert_element(together, value, ir.Constant(ir.IntType(32), q))
+        builder.store(together, at, align=16)
+        return context.get_dummy_value()
+
+    return types.void(p, j, number_kind, number_kind, number_kind, number_kind), codegen
 
 
 def twins() -> dict[Any, Any]:

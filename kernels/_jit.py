@@ -124,8 +124,9 @@ class Count(NamedTuple):
 class Stage(NamedTuple):
     """One launch of a kernel that exists on a card only: blocks of `threads` (x, y), and how many of them in x, y and z.
 
-    It is left out where an instruction has less than `least` items or more than `upto`. `scratch`: numbers of work space that
-    the instruction needs behind the scratch pointer.
+    It is left out where an instruction has less than `least` items or more than `upto`, and where the kernel is compiled for
+    another dtype than `dtype` (if not ""). `scratch`: numbers of work space that the instruction needs behind the scratch
+    pointer.
     """
 
     function: Callable[..., None]
@@ -136,6 +137,11 @@ class Stage(NamedTuple):
     scratch: Count = Count(0)
     least: int = 0
     upto: int = 1 << 62
+    dtype: str = ""
+
+    def runs(self, n: int, dtype: str) -> bool:
+        """Return whether an instruction of n items has this launch."""
+        return self.least <= n <= self.upto and self.dtype in ("", dtype)
 
 
 class Card(NamedTuple):

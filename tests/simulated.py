@@ -51,7 +51,7 @@ class _Machine:
         self.sim = _Anywhere()
         self.real_scratch = scratch
         self.dtype = dtype
-        self.work_space = np.zeros(1 << 16, np.float64)
+        self.work_space = np.full(1 << 18, np.nan)
         self.scratch = self.work_space.ctypes.data
         rows = [k for k in vars(_rows).values() if isinstance(k, Kernel)] if not only else []
         self.kernels: dict[int, Kernel] = {k.address(dtype): k for k in rows}
@@ -116,7 +116,7 @@ class _Machine:
         sizes_of = lambda: tuple(np.frombuffer((ctypes.c_int64 * 16).from_address(int(head[SIZES])), np.int64).tolist())
         if card.stages is not None:
             for s in card.stages(sizes_of()):
-                if s.least <= n <= s.upto:
+                if s.runs(n, self.dtype):
                     self.sim.launch(s.function, (s.x.of(n), s.y.of(n), s.z.of(n)), s.threads, ins, self.dtype, self.scratch)
             return
         function = card.function or kernel.function

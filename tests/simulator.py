@@ -335,11 +335,31 @@ def _twins(sim: Simulator) -> dict[Any, Any]:
         t.shared_calls += 1
         return _Shared(sim, array, id(array))
 
+    def int32(x: int) -> int:
+        if not -(1 << 31) <= x < 1 << 31:
+            raise SimulatorError(f"{sim.where()}: {x} is no number of 32 bits")
+        return int(x)  # as in Numba, where sums and products of these have 64 bits
+
+    def sixteen(p: Any, j: int) -> None:
+        start = p.address + int(j) * p.dtype.itemsize if isinstance(p, Pointer) else int(j) * p.array.itemsize
+        if start % 16:
+            raise SimulatorError(f"{sim.where()}: four numbers at {start:#x}, which is no multiple of 16")
+
+    def four(p: Any, j: int) -> Any:
+        sixteen(p, j)
+        return tuple(p[j + q] for q in range(4))
+
+    def put_four(p: Any, j: int, *numbers: Any) -> None:
+        sixteen(p, j)
+        for q, x in enumerate(numbers):
+            p[j + q] = x
+
     twins: dict[Any, Any] = {
         "first_item": lambda: sim.now.block[0] * sim.height + sim.now.y,
         "item_step": lambda: sim.grid[0] * sim.height,
         "first_lane": lambda: sim.now.block[1] * sim.width + sim.now.x,
         "lane_step": lambda: sim.grid[1] * sim.width,
+        np.int32: int32,
         _jit.integers: pointer_to(np.int64),
         _jit.int32s: pointer_to(np.int32),
         _jit.bytes_at: pointer_to(np.uint8),
@@ -366,8 +386,11 @@ def _twins(sim: Simulator) -> dict[Any, Any]:
         _tiles.block_x: lambda: sim.now.block[0],
         _tiles.block_y: lambda: sim.now.block[1],
         _tiles.block_z: lambda: sim.now.block[2],
+        _tiles.blocks_x: lambda: sim.grid[0],
         _tiles.blocks_z: lambda: sim.grid[2],
         _tiles.shared: shared,
+        _tiles.four: four,
+        _tiles.put_four: put_four,
         _tiles.sync: lambda: sim.wait("sync", "block") and None,
     }
     for module in (_math, _math_hyperbolic, _math_power, _math_special, _math_trigonometric):

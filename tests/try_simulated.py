@@ -103,11 +103,11 @@ def main(names):
                 if k is None or k.name in seen or hasattr(k, "programs"):
                     continue
                 seen.add(k.name)
-                functions = [k.card.function or k.function]
-                if k.card.stages is not None:
-                    functions = list(dict.fromkeys(s.function for s in k.card.stages(low.sizes)))
-                for f in functions:
-                    for dtype in ("float32", "float64"):
+                for dtype in ("float32", "float64"):
+                    functions = [k.card.function or k.function]
+                    if k.card.stages is not None:
+                        functions = list(dict.fromkeys(s.function for s in k.card.stages(low.sizes) if s.dtype in ("", dtype)))
+                    for f in functions:
                         try:
                             m = _cuda.compile_kernel(f, dtype, (9, 0))
                             doubles = len(re.findall(r"\.f64\b", m.ptx)) if dtype == "float32" else 0
