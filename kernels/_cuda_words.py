@@ -2,6 +2,7 @@
 
     block      |  team of `width` threads  |  next team  |  ...          threadIdx.x: the lane, threadIdx.y: the team
     grid.x     teams beyond a block        grid.y     more lanes of the same teams, where lanes have nothing to tell each other
+    grid.z     teams for the parts of items
 
 A team is a power of two of threads: up to a warp, which exchanges by shuffles, or a whole block, which does it through shared
 memory. Sums go by halves, so they depend on the width only.
@@ -16,6 +17,7 @@ from llvmlite import ir
 
 from autobatch.kernels import _jit, _lanes, _reduce, _tiles, _update
 from autobatch.kernels._cuda import numba_cuda
+from autobatch.kernels._device import _ENDS
 from autobatch.kernels._jit import FLAGS, SLOTS
 
 cuda = numba_cuda()
@@ -205,6 +207,18 @@ def item_step():
 
 
 @cuda.jit(device=True)
+def first_part():
+    """The first part of an item for this team."""
+    return np.int64(cuda.blockIdx.z)
+
+
+@cuda.jit(device=True)
+def part_step():
+    """Teams for the parts of an item."""
+    return np.int64(cuda.gridDim.z)
+
+
+@cuda.jit(device=True)
 def first_lane():
     """This lane."""
     return np.int64(cuda.blockIdx.y) * cuda.blockDim.x + cuda.threadIdx.x
@@ -296,6 +310,44 @@ def _together(name: str, combine: Any) -> Any:
     return stub
 
 
+def before(x):
+    """See `_lanes.before`."""
+    raise NotImplementedError  # compiled code only
+
+
+def _before_for(kind: Any) -> Any:
+    def body(x):
+        width, thread = np.int32(cuda.blockDim.x), np.int32(cuda.threadIdx.x)
+        mates, place = np.uint32(0xFFFFFFFF), thread & np.int32(31)
+        if width <= 32:
+            mates, place = _mates(), thread
+        total, apart = x, np.int32(1)
+        while apart < min(width, np.int32(32)):
+            other = cuda.shfl_up_sync(mates, total, apart)
+            if place >= apart:
+                total = other + total
+            apart <<= 1
+        earlier = cuda.shfl_up_sync(mates, total, np.int32(1))
+        if place == 0:
+            earlier = kind(0)
+        if width <= 32:
+            return earlier
+        parts = cuda.shared.array(32, kind)
+        if place == 31:
+            parts[thread >> 5] = total
+        cuda.syncthreads()
+        w, base = np.int32(0), kind(0)
+        while w < thread >> 5:
+            base = base + parts[w]
+            w += np.int32(1)
+        cuda.syncthreads()  # nobody writes the next parts before all have read these
+        return base + earlier
+
+    return body
+
+
+_befores = {kind: _before_for(kind) for kind in (types.float32, types.float64, types.int64)}
+overload(before)(lambda x: _befores.get(x))
 joined = _together("joined", _sum)
 largest = _together("largest", _larger)
 smallest = _together("smallest", _smaller)
@@ -341,6 +393,33 @@ def sync():
 
 
 @intrinsic
+def rank_of(typingctx, x):
+    """See `_reduce.rank_of`."""
+    bits = ir.IntType(32 if x == types.float32 else 64)
+
+    def codegen(context, builder, signature, args):
+        value = builder.bitcast(args[0], bits)
+        sign = builder.ashr(value, bits(bits.width - 1))
+        rank = builder.xor(value, builder.lshr(sign, bits(1)))
+        return builder.sext(rank, _INT) if bits.width == 32 else rank
+
+    return types.int64(x), codegen
+
+
+@intrinsic
+def of_rank(typingctx, rank, like):
+    """See `_reduce.of_rank`."""
+    bits = ir.IntType(32 if like == types.float32 else 64)
+
+    def codegen(context, builder, signature, args):
+        rank = builder.trunc(args[0], bits) if bits.width == 32 else args[0]
+        sign = builder.ashr(rank, bits(bits.width - 1))
+        return builder.bitcast(builder.xor(rank, builder.lshr(sign, bits(1))), context.get_value_type(like))
+
+    return like(types.int64, like), codegen
+
+
+@intrinsic
 def shared(typingctx, count, like):
     """See `_tiles.shared`."""
     if not isinstance(count, types.Literal):
@@ -364,13 +443,15 @@ def shared(typingctx, count, like):
 def twins() -> dict[Any, Any]:
     """Return what takes the place of each word."""
     own = globals()
-    found: dict[Any, Any] = {name: own[name] for name in ("first_item", "item_step", "first_lane", "lane_step")}
+    found: dict[Any, Any] = {name: own[name] for name in _ENDS}
     for name in ("pointer", "integers", "int32s", "bytes_at", "address_of", "itemsize", "number", "slot", "row", "item"):
         found[getattr(_jit, name)] = own[name]
     for name in ("whole", "immediate", "argument"):
         found[getattr(_jit, name)] = own[name]
-    for name in ("joined", "largest", "smallest", "meet", "leader"):
+    for name in ("joined", "largest", "smallest", "before", "meet", "leader"):
         found[getattr(_lanes, name)] = own[name]
+    found |= {_lanes.lane: first_lane, _lanes.width: lane_step}
     for word in _tiles.WORDS:
         found[word] = own[word.__name__]
-    return {**found, _update.doubles: doubles, _reduce.larger: _larger, _reduce.smaller: _smaller}
+    ranks = {"larger": _larger, "smaller": _smaller, "rank_of": rank_of, "of_rank": of_rank}
+    return {**found, _update.doubles: doubles, **{getattr(_reduce, name): word for name, word in ranks.items()}}
