@@ -11,8 +11,8 @@ card each item has a *team* of threads, and each thread, called a lane, takes so
         for j in lanes(size):
             y[j] = x[j] / total
 
-Some items consist of parts that have nothing to do with each other: the elements of a minibatch, the columns of a matrix. A loop
-over `parts` inside of one over items spreads them, too, and all rules for teams hold for those that take parts of one item.
+Some items consist of parts that have nothing to do with each other: elements of a minibatch, columns of a matrix. A loop over
+`parts` inside of one over items spreads them, too, and all rules for teams hold for those that take parts of one item.
 
 A processor is a team of one lane: here the words mean next to nothing, and cost nothing. What they become on a card is in
 `_device.py` and `_cuda.py`. The rules, which the simulator of the tests checks:
