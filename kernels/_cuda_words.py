@@ -191,6 +191,18 @@ def argument(typingctx, ins):
     return types.int64(ins), codegen
 
 
+def _shared(context: Any, builder: Any, kind: Any, numbers: int) -> Any:
+    """Shared memory of a block, as a pointer of a type."""
+    memory_kind = ir.ArrayType(context.get_data_type(kind.dtype), numbers)
+    name = builder.module.get_unique_name("shared")
+    memory = ir.GlobalVariable(builder.module, memory_kind, name, addrspace=3)
+    memory.linkage = "internal"
+    memory.initializer = ir.Constant(memory_kind, ir.Undefined)
+    memory.align = 16
+    first = builder.gep(memory, [ir.Constant(_INT, 0), ir.Constant(_INT, 0)])
+    return builder.addrspacecast(first, context.get_value_type(kind))
+
+
 # Teams ----------------------------------------------------------------------------------------------------------------
 
 
@@ -270,13 +282,25 @@ def _smaller(x, z):
     return x if x < z or x != x else z
 
 
+@intrinsic
+def _room(typingctx, x):
+    """Shared memory for a number of each warp of a block, of the type of x. That of `cuda.shared.array` cannot be linked where
+    two helpers of a kernel contain it.
+    """
+
+    def codegen(context, builder, signature, args):
+        return _shared(context, builder, signature.return_type, 32)
+
+    return types.CPointer(x)(x), codegen
+
+
 def _together(name: str, combine: Any) -> Any:
     """Return a function f(x) that combines the numbers of all lanes, two and two."""
 
     def stub(x):
         raise NotImplementedError  # compiled code only
 
-    def body_for(kind: Any) -> Any:
+    def body_for() -> Any:
         def body(x):
             width = np.int32(cuda.blockDim.x)
             if width <= 32:
@@ -285,7 +309,7 @@ def _together(name: str, combine: Any) -> Any:
                     x = combine(x, cuda.shfl_xor_sync(mates, x, apart))
                     apart >>= 1
                 return x
-            parts = cuda.shared.array(32, kind)
+            parts = _room(x)
             apart = np.int32(16)
             while apart > 0:
                 x = combine(x, cuda.shfl_xor_sync(np.uint32(0xFFFFFFFF), x, apart))
@@ -304,7 +328,7 @@ def _together(name: str, combine: Any) -> Any:
 
         return body
 
-    bodies = {kind: body_for(kind) for kind in (types.float32, types.float64, types.int64)}
+    bodies = {kind: body_for() for kind in (types.float32, types.float64, types.int64)}
     stub.__name__ = stub.__qualname__ = name
     overload(stub)(lambda x: bodies.get(x))
     return stub
@@ -332,7 +356,7 @@ def _before_for(kind: Any) -> Any:
             earlier = kind(0)
         if width <= 32:
             return earlier
-        parts = cuda.shared.array(32, kind)
+        parts = _room(x)
         if place == 31:
             parts[thread >> 5] = total
         cuda.syncthreads()
@@ -392,6 +416,25 @@ def sync():
     cuda.syncthreads()
 
 
+def _unsigned(name: str) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return getattr(builder, name)(*(_as_int64(context, builder, a, t) for a, t in zip(args, signature.args, strict=True)))
+
+    return codegen
+
+
+@intrinsic
+def quotient(typingctx, n, d):
+    """See `_reduce.quotient`."""
+    return types.int64(n, d), _unsigned("udiv")
+
+
+@intrinsic
+def remainder(typingctx, n, d):
+    """See `_reduce.remainder`."""
+    return types.int64(n, d), _unsigned("urem")
+
+
 @intrinsic
 def rank_of(typingctx, x):
     """See `_reduce.rank_of`."""
@@ -427,15 +470,7 @@ def shared(typingctx, count, like):
     numbers = count.literal_value
 
     def codegen(context, builder, signature, args):
-        element = context.get_data_type(signature.return_type.dtype)
-        kind = ir.ArrayType(element, numbers)
-        name = builder.module.get_unique_name("shared")
-        memory = ir.GlobalVariable(builder.module, kind, name, addrspace=3)
-        memory.linkage = "internal"
-        memory.initializer = ir.Constant(kind, ir.Undefined)
-        memory.align = 16
-        first = builder.gep(memory, [ir.Constant(_INT, 0), ir.Constant(_INT, 0)])
-        return builder.addrspacecast(first, context.get_value_type(signature.return_type))
+        return _shared(context, builder, signature.return_type, numbers)
 
     return like(count, like), codegen
 
@@ -453,5 +488,6 @@ def twins() -> dict[Any, Any]:
     found |= {_lanes.lane: first_lane, _lanes.width: lane_step}
     for word in _tiles.WORDS:
         found[word] = own[word.__name__]
-    ranks = {"larger": _larger, "smaller": _smaller, "rank_of": rank_of, "of_rank": of_rank}
-    return {**found, _update.doubles: doubles, **{getattr(_reduce, name): word for name, word in ranks.items()}}
+    reductions = {"larger": _larger, "smaller": _smaller, "rank_of": rank_of, "of_rank": of_rank}
+    reductions |= {"quotient": quotient, "remainder": remainder}
+    return {**found, _update.doubles: doubles, **{getattr(_reduce, name): word for name, word in reductions.items()}}

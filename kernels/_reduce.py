@@ -37,7 +37,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from autobatch.kernels import _math
-from autobatch.kernels._jit import inline, number
+from autobatch.kernels._jit import as_int64, inline, number
 from autobatch.kernels._lanes import joined, lane, largest, width
 from autobatch.kernels._op import Shape, wrong
 
@@ -96,13 +96,32 @@ def check_dim(name: str, x: Shape, d: int) -> None:
 # Inside kernels -------------------------------------------------------------------------------------------------------
 
 
+def _unsigned(name: str) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return getattr(builder, name)(*(as_int64(context, builder, a, t) for a, t in zip(args, signature.args, strict=True)))
+
+    return codegen
+
+
+@intrinsic
+def quotient(typingctx, n, d):
+    """quotient(n, d): n // d of integers from 0 on, without what the sign of one would ask for."""
+    return types.int64(n, d), _unsigned("udiv")
+
+
+@intrinsic
+def remainder(typingctx, n, d):
+    """remainder(n, d): n % d of integers from 0 on."""
+    return types.int64(n, d), _unsigned("urem")
+
+
 @inline
 def start_of(sizes, at, o):
     """Where in x the first piece of results `o * inner` and following begins; the walk stands in `sizes` from `at` on."""
     start, count = 0, sizes[at + KEPT]
     for d in range(count - 1):
-        start += o % sizes[at + WALK + 2 * d] * sizes[at + WALK + 2 * d + 1]
-        o //= sizes[at + WALK + 2 * d]
+        start += remainder(o, sizes[at + WALK + 2 * d]) * sizes[at + WALK + 2 * d + 1]
+        o = quotient(o, sizes[at + WALK + 2 * d])
     return start + o * sizes[at + WALK + 2 * count - 1]
 
 
@@ -111,8 +130,8 @@ def piece_of(sizes, at, p):
     """How far from the first piece of a result piece p lies."""
     start, first, count = 0, at + WALK + 2 * sizes[at + KEPT], sizes[at + REDUCED]
     for d in range(count - 1):
-        start += p % sizes[first + 2 * d] * sizes[first + 2 * d + 1]
-        p //= sizes[first + 2 * d]
+        start += remainder(p, sizes[first + 2 * d]) * sizes[first + 2 * d + 1]
+        p = quotient(p, sizes[first + 2 * d])
     return start + p * sizes[first + 2 * count - 1]
 
 
@@ -176,7 +195,7 @@ def block(typingctx, like):
 
 # On a card ------------------------------------------------------------------------------------------------------------
 
-_TILE = 256  # results that one team takes, if a lane takes each
+_TILE = 1 << 8  # results that one team takes, if a lane takes each
 
 
 def _by_lane(inner: int, outer: int, count: int) -> bool:
@@ -217,7 +236,7 @@ by_lane = inline(_by_lane)
 @inline
 def turns(alone, results):
     """Parts of an item of so many results."""
-    return (results + (_TILE - 1)) // _TILE if alone else results
+    return (results + (_TILE - 1)) >> 8 if alone else results
 
 
 @inline

@@ -24,6 +24,8 @@ from autobatch.kernels._reduce import (
     first_result,
     larger,
     number_step,
+    quotient,
+    remainder,
     spread_along,
     spread_batch,
     turns,
@@ -102,7 +104,7 @@ def logsumexp_dim_card(ins, T):
         for t in parts(turns(alone, inner * outer)):
             r = first_result(alone, t)
             while r < end_result(alone, t, inner * outer):
-                at = r // inner * length * inner + r % inner
+                at = quotient(r, inner) * length * inner + remainder(r, inner)
                 highest, total, k = number(-np.inf, T), number(0, T), first_number(alone)
                 while k < length:
                     highest, total = with_exp(highest, total, x[at + k * inner])
@@ -152,7 +154,7 @@ def logsumexp_dim_gradient_card(ins, T):
         for t in parts(turns(alone, inner * outer)):
             r = first_result(alone, t)
             while r < end_result(alone, t, inner * outer):
-                at, g, h, k = r // inner * length * inner + r % inner, dy[r], y[r], first_number(alone)
+                at, g, h, k = quotient(r, inner) * length * inner + remainder(r, inner), dy[r], y[r], first_number(alone)
                 while k < length:
                     d = g * _share(x[at + k * inner], h)
                     dx[at + k * inner] = dx[at + k * inner] + d if add else d

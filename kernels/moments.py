@@ -27,7 +27,7 @@ _SCOPE = {name: getattr(_jit, name) for name in ("ITEMS", "SIZES", "FLAGS", "ACC
 _SCOPE |= {name: getattr(_reduce, name) for name in ("INNER", "LENGTH", "OUTER", "PIECES", "start_of", "piece_of")}
 _SCOPE |= {name: getattr(_lanes, name) for name in ("items", "parts", "leader", "width")}
 _SCOPE |= {name: getattr(_reduce, name) for name in ("by_lane", "turns", "first_result", "end_result")}
-_SCOPE |= {name: getattr(_reduce, name) for name in ("pieces_or_numbers", "all_joined")}
+_SCOPE |= {name: getattr(_reduce, name) for name in ("pieces_or_numbers", "all_joined", "quotient", "remainder")}
 _SCOPE |= {"AT": _AT, "DIVISOR": _DIVISOR, "sqrt": _math.sqrt}
 
 _FORWARD = """
@@ -168,7 +168,8 @@ def _forward(r: int, given: bool, root: bool) -> Kernel:
     name = f"power_sum_{r}" + "_given" * given + "_root" * root
     divisor = "item(ins, 2, i, T)[0]" if given else "number(sizes[DIVISOR], T)"
     squares, power = _power(r)
-    return _kernel(_FORWARD, _CARD_FORWARD, name, True, divisor=divisor, squares=squares, power=power, end="sqrt" if root else "")
+    end = "sqrt" if root else ""
+    return _kernel(_FORWARD, _CARD_FORWARD, name, True, divisor=divisor, squares=squares, power=power, end=end)
 
 
 @functools.cache

@@ -30,6 +30,8 @@ from autobatch.kernels._reduce import (
     first_number,
     first_result,
     number_step,
+    quotient,
+    remainder,
     spread,
     turns,
     with_exp,
@@ -114,7 +116,7 @@ def softmax_card(ins, T):
         for t in parts(turns(alone, groups)):
             g = first_result(alone, t)
             while g < end_result(alone, t, groups):
-                at = g // step * step * length + g % step
+                at = quotient(g, step) * step * length + remainder(g, step)
                 highest, total, j = number(-np.inf, T), number(0, T), first_number(alone)
                 while j < length:
                     highest, total = with_exp(highest, total, x[at + j * step])
@@ -158,7 +160,7 @@ def softmax_gradient_card(ins, T):
         for t in parts(turns(alone, groups)):
             g = first_result(alone, t)
             while g < end_result(alone, t, groups):
-                at = g // step * step * length + g % step
+                at = quotient(g, step) * step * length + remainder(g, step)
                 total, j = number(0, T), first_number(alone)
                 while j < length:
                     total += dy[at + j * step] * y[at + j * step]

@@ -12,6 +12,7 @@ from autobatch.kernels._reduce import (
     first_number,
     first_result,
     number_step,
+    remainder,
     spread,
     spread_batch,
     turns,
@@ -63,7 +64,7 @@ def esum_card(ins, T):
             r = first_result(alone, t)
             while r < end_result(alone, t, results):
                 total, k = number(0, T), first_number(alone)
-                place = r % size if results > size else r  # in an argument without a batch
+                place = remainder(r, size) if results > size else r  # in an argument without a batch
                 while k < count:
                     total += item(ins, 1 + k, i, T)[r if sizes[4 + k] else place]
                     k += number_step(alone)

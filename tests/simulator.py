@@ -381,6 +381,8 @@ def _twins(sim: Simulator) -> dict[Any, Any]:
         _lanes.leader: lambda: sim.now.x == 0,
         _reduce.larger: larger,
         _reduce.smaller: smaller,
+        _reduce.quotient: lambda n, d: n // d,
+        _reduce.remainder: lambda n, d: n % d,
         _reduce.rank_of: rank_of,
         _reduce.of_rank: of_rank,
         _tiles.thread_x: lambda: sim.now.x,
