@@ -20,8 +20,13 @@ from typing import Any
 from autobatch.kernels import _lanes
 from autobatch.kernels._errors import InternalError
 
-_LOOPS = {"items": ("first_item", "item_step"), "lanes": ("first_lane", "lane_step")}
-_TOGETHER = (_lanes.joined, _lanes.largest, _lanes.smallest, _lanes.meet, _lanes.leader)
+_LOOPS = {
+    "items": ("first_item", "item_step"),
+    "parts": ("first_part", "part_step"),
+    "lanes": ("first_lane", "lane_step"),
+}
+_ENDS = tuple(name for loop in _LOOPS.values() for name in loop)  # what the loops are made of
+_TOGETHER = (_lanes.joined, _lanes.largest, _lanes.smallest, _lanes.before, _lanes.meet, _lanes.leader)
 
 
 class Target:
@@ -30,7 +35,7 @@ class Target:
     Parameters
     ----------
     twins : for each helper of compiled code (an intrinsic, a function of `_math`) what takes its place. Has "first_item",
-            "item_step", "first_lane" and "lane_step" under these names: functions without arguments.
+            "item_step" and so on (`_ENDS`) under these names: functions without arguments.
     finish : called with each new plain function; returns what others call (a device function of Numba).
     """
 
@@ -57,8 +62,8 @@ class Target:
         scope = function.__globals__
         if any(scope.get(name) is getattr(_lanes, name) for name in names & set(_LOOPS)):
             code = _unrolled(function)
-            names |= {part for loop in _LOOPS.values() for part in loop}
-            scope = {**scope, **{part: self._twins[part] for loop in _LOOPS.values() for part in loop}}
+            names |= set(_ENDS)
+            scope = {**scope, **{name: self._twins[name] for name in _ENDS}}
         else:
             code = function.__code__
         own = {"__builtins__": __builtins__, "__name__": function.__module__ or __name__}
@@ -79,7 +84,7 @@ class Target:
         if isinstance(value, types.ModuleType):
             return self._module(value)
         if isinstance(value, types.FunctionType) or hasattr(value, "py_func"):
-            if name in ("first_item", "item_step", "first_lane", "lane_step"):
+            if name in _ENDS:
                 return value
             return self._helper(value)
         if type(value).__module__.startswith("numba"):

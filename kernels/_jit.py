@@ -148,13 +148,16 @@ class Card(NamedTuple):
     """How a kernel runs on a card.
 
     function    what runs there, if something else than on a processor (`_lanes.py` tells how one source serves both)
-    work        from the sizes of a node type: how many lanes an item keeps busy. None: its largest operand's numbers
+    work        from the sizes of a node type: how many lanes an item (or a part of one) keeps busy. None: its largest operand's
+                numbers
+    parts       from the sizes: into how many `parts` an item falls, each for a team of its own. None: one
     stages      from the sizes: the launches that an instruction becomes. None: one, of teams of lanes
     """
 
     function: Callable[..., None] | None = None
     work: Callable[[tuple[int, ...]], int] | None = None
     stages: Callable[[tuple[int, ...]], Sequence[Stage]] | None = None
+    parts: Callable[[tuple[int, ...]], int] | None = None
 
 
 class Kernel:
@@ -177,16 +180,17 @@ class Kernel:
         *,
         work: Callable[[tuple[int, ...]], int] | None = None,
         stages: Callable[[tuple[int, ...]], Sequence[Stage]] | None = None,
+        parts: Callable[[tuple[int, ...]], int] | None = None,
     ) -> Any:
         """Say how the kernel runs on a card, see `Card`; as a decorator, with another function than on a processor."""
 
         def take(own: Callable[..., None]) -> Callable[..., None]:
-            self.card = Card(own, work, None)
+            self.card = Card(own, work, stages, parts)
             return own
 
         if function is not None:
             return take(function)
-        self.card = Card(self.card.function, work, stages)
+        self.card = Card(self.card.function, work, stages, parts)
         return take
 
     def inside(self, dtype: str) -> Any:

@@ -33,17 +33,18 @@ class _Anywhere(Simulator):
         return _Span(address, address + _LARGEST, memory)
 
     def _together(self, other: tuple[Any, ...]) -> bool:
-        """Tables of a processor may add to one place from several items; only lanes of one team are looked at."""
-        return super()._together(other) and other[3] == self.now.team
+        """Tables of a processor may add to one place from several items; only lanes and teams of one item are looked at."""
+        (block, y), (own, own_y) = other[3], self.now.team
+        return super()._together(other) and (block[0], y) == (own[0], own_y)
 
 
-def geometry(n: int, work: int, together: bool, widest: int = 64) -> tuple[tuple[int, int, int], tuple[int, int]]:
+def geometry(n: int, work: int, together: bool, parts: int, widest: int = 64) -> tuple[tuple[int, int, int], tuple[int, int]]:
     """Return grid and threads of an instruction of teams."""
     width = 1
     while width < min(work, widest):
         width *= 2
     height = max(32 // width, 1)
-    return (-(-n // height), 1 if together or work <= width else 2, 1), (width, height)
+    return (-(-n // height), 1 if together or work <= width else 2, min(parts, 3)), (width, height)
 
 
 class _Machine:
@@ -121,7 +122,8 @@ class _Machine:
             return
         function = card.function or kernel.function
         work = card.work(sizes_of()) if card.work else 24
-        grid, threads = geometry(n, work, works_together(function))
+        parts = card.parts(sizes_of()) if card.parts else 1
+        grid, threads = geometry(n, work, works_together(function), parts)
         self.sim.launch(function, grid, threads, ins, self.dtype, self.scratch)
 
 

@@ -327,6 +327,21 @@ def _twins(sim: Simulator) -> dict[Any, Any]:
     def smaller(x: Any, z: Any) -> Any:
         return x if x < z or x != x else z
 
+    def before(x: Any) -> Any:
+        total = type(x)(0)
+        for value in list(wait("exchange", x))[: sim.now.x]:
+            total = total + value
+        return total
+
+    def rank_of(x: Any) -> int:
+        bits = 8 * x.dtype.itemsize
+        rank = int(x.view(f"i{bits // 8}"))
+        return rank ^ ((1 << bits - 1) - 1) if rank < 0 else rank
+
+    def of_rank(rank: int, like: Any) -> Any:
+        bits = 8 * like.dtype.itemsize
+        return np.array(rank ^ ((1 << bits - 1) - 1) if rank < 0 else rank, f"i{bits // 8}").view(like.dtype)[()]
+
     def shared(count: int, like: Any) -> _Shared:
         t, block = sim.now, sim._blocks[sim.now.block]
         if t.shared_calls == len(block.arrays):
@@ -357,6 +372,8 @@ def _twins(sim: Simulator) -> dict[Any, Any]:
     twins: dict[Any, Any] = {
         "first_item": lambda: sim.now.block[0] * sim.height + sim.now.y,
         "item_step": lambda: sim.grid[0] * sim.height,
+        "first_part": lambda: sim.now.block[2],
+        "part_step": lambda: sim.grid[2],
         "first_lane": lambda: sim.now.block[1] * sim.width + sim.now.x,
         "lane_step": lambda: sim.grid[1] * sim.width,
         np.int32: int32,
@@ -377,10 +394,17 @@ def _twins(sim: Simulator) -> dict[Any, Any]:
         _lanes.joined: together(lambda x, z: x + z),
         _lanes.largest: together(larger),
         _lanes.smallest: together(smaller),
+        _lanes.before: before,
+        _lanes.lane: lambda: sim.now.block[1] * sim.width + sim.now.x,
+        _lanes.width: lambda: sim.grid[1] * sim.width,
         _lanes.meet: lambda: wait("meet") and None,
         _lanes.leader: lambda: sim.now.x == 0,
         _reduce.larger: larger,
         _reduce.smaller: smaller,
+        _reduce.quotient: lambda n, d: n // d,
+        _reduce.remainder: lambda n, d: n % d,
+        _reduce.rank_of: rank_of,
+        _reduce.of_rank: of_rank,
         _tiles.thread_x: lambda: sim.now.x,
         _tiles.thread_y: lambda: sim.now.y,
         _tiles.block_x: lambda: sim.now.block[0],
