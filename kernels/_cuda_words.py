@@ -2,6 +2,7 @@
 
     block      |  team of `width` threads  |  next team  |  ...          threadIdx.x: the lane, threadIdx.y: the team
     grid.x     teams beyond a block        grid.y     more lanes of the same teams, where lanes have nothing to tell each other
+    grid.z     more teams for the same items, which take other parts of them
 
 A team is a power of two of threads: up to a warp, which exchanges by shuffles, or a whole block, which does it through shared
 memory. Sums go by halves, so they depend on the width only.
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from autobatch.kernels import _jit, _lanes, _reduce, _tiles, _update
+from autobatch.kernels import _device, _jit, _lanes, _reduce, _tiles, _update
 from autobatch.kernels._cuda import numba_cuda
 from autobatch.kernels._jit import FLAGS, SLOTS
 
@@ -217,6 +218,18 @@ def lane_step():
 
 
 @cuda.jit(device=True)
+def first_part():
+    """The first part of an item for this team."""
+    return np.int64(cuda.blockIdx.z)
+
+
+@cuda.jit(device=True)
+def part_step():
+    """Teams that take parts of one item."""
+    return np.int64(cuda.gridDim.z)
+
+
+@cuda.jit(device=True)
 def leader():
     """See `_lanes.leader`."""
     return cuda.threadIdx.x == 0
@@ -364,7 +377,7 @@ def shared(typingctx, count, like):
 def twins() -> dict[Any, Any]:
     """Return what takes the place of each word."""
     own = globals()
-    found: dict[Any, Any] = {name: own[name] for name in ("first_item", "item_step", "first_lane", "lane_step")}
+    found: dict[Any, Any] = {name: own[name] for name in _device.COUNTERS}
     for name in ("pointer", "integers", "int32s", "bytes_at", "address_of", "itemsize", "number", "slot", "row", "item"):
         found[getattr(_jit, name)] = own[name]
     for name in ("whole", "immediate", "argument"):

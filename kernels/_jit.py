@@ -141,11 +141,13 @@ class Card(NamedTuple):
     function    what runs there, if something else than on a processor (`_lanes.py` tells how one source serves both)
     work        from the sizes of a node type: how many lanes an item keeps busy. None: its largest operand's numbers
     stages      from the sizes: the launches that an instruction becomes. None: one, of teams of lanes
+    parts       from the sizes: into how many parts an item falls, for as many teams (the z of the grid). None: 1
     """
 
     function: Callable[..., None] | None = None
     work: Callable[[tuple[int, ...]], int] | None = None
     stages: Callable[[tuple[int, ...]], Sequence[Stage]] | None = None
+    parts: Callable[[tuple[int, ...]], int] | None = None
 
 
 class Kernel:
@@ -168,16 +170,17 @@ class Kernel:
         *,
         work: Callable[[tuple[int, ...]], int] | None = None,
         stages: Callable[[tuple[int, ...]], Sequence[Stage]] | None = None,
+        parts: Callable[[tuple[int, ...]], int] | None = None,
     ) -> Any:
         """Say how the kernel runs on a card, see `Card`; as a decorator, with another function than on a processor."""
 
         def take(own: Callable[..., None]) -> Callable[..., None]:
-            self.card = Card(own, work, None)
+            self.card = Card(own, work, None, parts)
             return own
 
         if function is not None:
             return take(function)
-        self.card = Card(self.card.function, work, stages)
+        self.card = Card(self.card.function, work, stages, parts)
         return take
 
     def inside(self, dtype: str) -> Any:
@@ -214,13 +217,18 @@ def kernel(
     return Kernel(function, reductions, before)
 
 
-def kernel_from_source(name: str, source: str, path: str, scope: dict[str, Any], reductions: bool = False) -> Kernel:
-    """Make a kernel from the text of a function `name`; `path` is the file the text belongs to (for cache and traceback)."""
+def function_from_source(name: str, source: str, path: str, scope: dict[str, Any]) -> Any:
+    """Make a function `name` from its text; `path` is the file the text belongs to (for cache and traceback)."""
     namespace = {"__name__": __name__, **scope}
     exec(compile(source, path, "exec"), namespace)
     function = namespace[name]
     function.__source__ = source
-    return Kernel(function, reductions)
+    return function
+
+
+def kernel_from_source(name: str, source: str, path: str, scope: dict[str, Any], reductions: bool = False) -> Kernel:
+    """Make a kernel from the text of a function, see `function_from_source`."""
+    return Kernel(function_from_source(name, source, path, scope), reductions)
 
 
 # Pointers -------------------------------------------------------------------------------------------------------------

@@ -11,19 +11,27 @@ card each item has a *team* of threads, and each thread, called a lane, takes so
         for j in lanes(size):
             y[j] = x[j] / total
 
+An item of many results, each with a loop of its own, has *parts*: other blocks of threads may take some of them,
+
+    for g in parts(groups):             a team takes some parts, or all; `kernel.on_card(parts=...)` says how many there are
+
 A processor is a team of one lane: here the words mean next to nothing, and cost nothing. What they become on a card is in
 `_device.py` and `_cuda.py`. The rules, which the simulator of the tests checks:
 
-    - different teams write to different numbers
+    - different teams, and different parts, write to different numbers
     - lanes of a team write to different numbers; what one of them wrote another may read after `meet()`
     - `joined`, `largest`, `smallest` and `meet` are called by all lanes of a team, or by none
 """
 
+import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
+from autobatch.kernels._jit import inline
+
 items = range
 lanes = range
+parts = range
 
 
 @intrinsic
@@ -54,3 +62,9 @@ def meet(typingctx):
 def leader(typingctx):
     """leader(): whether this is the first lane of its team: for what one of them does alone."""
     return types.boolean(), lambda context, builder, signature, args: context.get_constant(types.boolean, True)
+
+
+@inline
+def quotient(a, b):
+    """quotient(a, b): a // b for 0 <= a < 2**32 and 0 < b < 2**32, which a card does in a fraction of the time of `//`."""
+    return np.int64(np.uint32(a) // np.uint32(b))

@@ -33,17 +33,20 @@ class _Anywhere(Simulator):
         return _Span(address, address + _LARGEST, memory)
 
     def _together(self, other: tuple[Any, ...]) -> bool:
-        """Tables of a processor may add to one place from several items; only lanes of one team are looked at."""
-        return super()._together(other) and other[3] == self.now.team
+        """Tables of a processor may add to one place from several items; only threads of the same items are looked at."""
+        (x, _, _), y = other[0].block, other[0].y
+        return super()._together(other) and (x, y) == (self.now.block[0], self.now.y)
 
 
-def geometry(n: int, work: int, together: bool, widest: int = 64) -> tuple[tuple[int, int, int], tuple[int, int]]:
+def geometry(
+    n: int, work: int, together: bool, parts: int = 1, widest: int = 64
+) -> tuple[tuple[int, int, int], tuple[int, int]]:
     """Return grid and threads of an instruction of teams."""
     width = 1
     while width < min(work, widest):
         width *= 2
     height = max(32 // width, 1)
-    return (-(-n // height), 1 if together or work <= width else 2, 1), (width, height)
+    return (-(-n // height), 1 if together or work <= width else 2, min(parts, 3)), (width, height)
 
 
 class _Machine:
@@ -113,7 +116,7 @@ class _Machine:
         head = np.frombuffer((ctypes.c_int64 * 5).from_address(ins), np.int64)
         n = int(head[ITEMS])
         card = kernel.card
-        sizes_of = lambda: tuple(np.frombuffer((ctypes.c_int64 * 16).from_address(int(head[SIZES])), np.int64).tolist())
+        sizes_of = lambda: tuple(np.frombuffer((ctypes.c_int64 * 64).from_address(int(head[SIZES])), np.int64).tolist())
         if card.stages is not None:
             for s in card.stages(sizes_of()):
                 if s.least <= n <= s.upto:
@@ -121,7 +124,8 @@ class _Machine:
             return
         function = card.function or kernel.function
         work = card.work(sizes_of()) if card.work else 24
-        grid, threads = geometry(n, work, works_together(function))
+        parts = card.parts(sizes_of()) if card.parts else 1
+        grid, threads = geometry(n, work, works_together(function), parts)
         self.sim.launch(function, grid, threads, ins, self.dtype, self.scratch)
 
 

@@ -340,6 +340,8 @@ def _twins(sim: Simulator) -> dict[Any, Any]:
         "item_step": lambda: sim.grid[0] * sim.height,
         "first_lane": lambda: sim.now.block[1] * sim.width + sim.now.x,
         "lane_step": lambda: sim.grid[1] * sim.width,
+        "first_part": lambda: sim.now.block[2],
+        "part_step": lambda: sim.grid[2],
         _jit.integers: pointer_to(np.int64),
         _jit.int32s: pointer_to(np.int32),
         _jit.bytes_at: pointer_to(np.uint8),
