@@ -33,12 +33,17 @@ class Target:
     twins : for each helper of compiled code (an intrinsic, a function of `_math`) what takes its place. Has "first_item",
             "item_step" and so on for lanes and parts under these names: functions without arguments.
     finish : called with each new plain function; returns what others call (a device function of Numba).
+    instead : for some helpers others that are written in the words of kernels.
     """
 
-    def __init__(self, twins: Mapping[Any, Any], finish: Callable[[Any], Any]) -> None:
+    def __init__(
+        self, twins: Mapping[Any, Any], finish: Callable[[Any], Any], instead: Mapping[Any, Any] | None = None
+    ) -> None:
         self._twins = {k if isinstance(k, str) else id(k): v for k, v in twins.items()}
         self._kept = list(twins)  # an id is good as long as its object lives
         self._finish = finish
+        self._instead = {id(k): v for k, v in (instead or {}).items()}
+        self._kept += instead or {}
         self._made: dict[int, Any] = {}
         self._modules: dict[str, types.ModuleType] = {}
 
@@ -77,6 +82,8 @@ class Target:
     def _translated(self, value: Any, name: str, by: Any) -> Any:
         if id(value) in self._twins:
             return self._twins[id(value)]
+        if id(value) in self._instead:
+            return self._helper(self._instead[id(value)])
         if isinstance(value, types.ModuleType):
             return self._module(value)
         if isinstance(value, types.FunctionType) or hasattr(value, "py_func"):

@@ -31,7 +31,9 @@ from autobatch.kernels._fused import Formulas
 from autobatch.kernels._jit import Kernel, function_from_source, inline, kernel_from_source
 from autobatch.kernels._op import Lowering, Op, Operand, Shape, common_batch, wrong
 
-_SCOPE = {name: getattr(_jit, name) for name in ("ITEMS", "SIZES", "FLAGS", "ACCUMULATE", "integers", "item", "whole", "number")}
+_SCOPE = {
+    name: getattr(_jit, name) for name in ("ITEMS", "SIZES", "FLAGS", "ACCUMULATE", "integers", "item", "whole", "number")
+}
 _SCOPE |= {name: getattr(_lanes, name) for name in ("items", "lanes", "parts", "joined", "leader", "quotient")}
 _STRIP = 256  # results that a team forms on a card, where each lane forms one
 
