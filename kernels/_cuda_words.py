@@ -17,7 +17,7 @@ from llvmlite import ir
 
 from autobatch.kernels import _jit, _lanes, _reduce, _tiles, _update
 from autobatch.kernels._cuda import numba_cuda
-from autobatch.kernels._device import _ENDS
+from autobatch.kernels._device import COUNTERS
 from autobatch.kernels._jit import FLAGS, SLOTS
 
 cuda = numba_cuda()
@@ -240,6 +240,18 @@ def first_lane():
 def lane_step():
     """Lanes of the team."""
     return np.int64(cuda.gridDim.y) * cuda.blockDim.x
+
+
+@cuda.jit(device=True)
+def first_part():
+    """The first part of an item for this team."""
+    return np.int64(cuda.blockIdx.z)
+
+
+@cuda.jit(device=True)
+def part_step():
+    """Teams that take parts of one item."""
+    return np.int64(cuda.gridDim.z)
 
 
 @cuda.jit(device=True)
@@ -517,7 +529,7 @@ def put_four(typingctx, p, j, a, b, c, d):
 def twins() -> dict[Any, Any]:
     """Return what takes the place of each word."""
     own = globals()
-    found: dict[Any, Any] = {name: own[name] for name in _ENDS}
+    found: dict[Any, Any] = {name: own[name] for name in COUNTERS}
     for name in ("pointer", "integers", "int32s", "bytes_at", "address_of", "itemsize", "number", "slot", "row", "item"):
         found[getattr(_jit, name)] = own[name]
     for name in ("whole", "immediate", "argument"):

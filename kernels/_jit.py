@@ -227,13 +227,18 @@ def kernel(
     return Kernel(function, reductions, before)
 
 
-def kernel_from_source(name: str, source: str, path: str, scope: dict[str, Any], reductions: bool = False) -> Kernel:
-    """Make a kernel from the text of a function `name`; `path` is the file the text belongs to (for cache and traceback)."""
+def function_from_source(name: str, source: str, path: str, scope: dict[str, Any]) -> Any:
+    """Make a function `name` from its text; `path` is the file the text belongs to (for cache and traceback)."""
     namespace = {"__name__": __name__, **scope}
     exec(compile(source, path, "exec"), namespace)
     function = namespace[name]
     function.__source__ = source
-    return Kernel(function, reductions)
+    return function
+
+
+def kernel_from_source(name: str, source: str, path: str, scope: dict[str, Any], reductions: bool = False) -> Kernel:
+    """Make a kernel from the text of a function, see `function_from_source`."""
+    return Kernel(function_from_source(name, source, path, scope), reductions)
 
 
 # Pointers -------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ Some items consist of parts that have nothing to do with each other: elements of
 A processor is a team of one lane: here the words mean next to nothing, and cost nothing. What they become on a card is in
 `_device.py` and `_cuda.py`. The rules, which the simulator of the tests checks:
 
-    - different teams write to different numbers
+    - different teams, and different parts, write to different numbers
     - lanes of a team write to different numbers; what one of them wrote another may read after `meet()`
     - `joined`, `largest`, `smallest`, `before` and `meet` are called by all lanes of a team, or by none
     - a loop over `parts` has no other such loop inside of it, and `lanes` none of `parts`

@@ -114,7 +114,7 @@ class _Machine:
         head = np.frombuffer((ctypes.c_int64 * 5).from_address(ins), np.int64)
         n = int(head[ITEMS])
         card = kernel.card
-        sizes_of = lambda: tuple(np.frombuffer((ctypes.c_int64 * 16).from_address(int(head[SIZES])), np.int64).tolist())
+        sizes_of = lambda: tuple(np.frombuffer((ctypes.c_int64 * 64).from_address(int(head[SIZES])), np.int64).tolist())
         if card.stages is not None:
             for s in card.stages(sizes_of()):
                 if s.runs(n, self.dtype):
@@ -131,7 +131,7 @@ class _Machine:
 def simulated(only: str = "") -> Iterator[None]:
     """Run all tables of graphs in the simulator; or `only` the kernels of one op, the others as ever."""
 
-    def run(self: Any, graph: Any, table: Any, words: int, scratch: int, segment: Any, backward: Any) -> None:
+    def run(self: Any, graph: Any, table: Any, words: int, lists: Any, scratch: int, segment: Any, backward: Any) -> None:
         machine, at = _Machine(self.dtype, scratch, only), 0
         while at < words:
             machine.run(table.ctypes.data + 8 * at)

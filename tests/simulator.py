@@ -20,7 +20,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from greenlet import greenlet
 
-from autobatch.kernels import _jit, _lanes, _math, _math_hyperbolic, _math_power, _math_special, _math_trigonometric
+from autobatch.kernels import (
+    _jit,
+    _lanes,
+    _math,
+    _math_hyperbolic,
+    _math_power,
+    _math_special,
+    _math_trigonometric,
+    _math_words,
+)
 from autobatch.kernels import _reduce, _tiles, _update
 from autobatch.kernels._device import Target, works_together
 from autobatch.kernels._jit import FLAGS, SLOTS
@@ -417,6 +426,7 @@ def _twins(sim: Simulator) -> dict[Any, Any]:
         _tiles.put_four: put_four,
         _tiles.sync: lambda: sim.wait("sync", "block") and None,
     }
+    twins |= {word.compiled: word.plain for word in _math_words.WORDS}
     for module in (_math, _math_hyperbolic, _math_power, _math_special, _math_trigonometric):
         for name, value in vars(module).items():
             if isinstance(value, types.FunctionType) and value.__module__ == module.__name__ and not name.startswith("_"):
