@@ -154,6 +154,7 @@ class Execution:
             return
         if n1 > self.flushed:
             self._flush(graph)
+        self.machine.prepare(graph)
         self._tell()
         frame = self.frame
         if self.freed:

@@ -52,6 +52,9 @@ class Machine:
         """Return the addresses of all inputs of a graph, and what to hand over as `place` the next time (None at first)."""
         return graph.address_array(), None
 
+    def prepare(self, graph: Graph) -> None:
+        """See to it that the parameters of a graph have addresses."""
+
     def begin(self, graph: Graph, backward: bool) -> None:
         """See to it that the parameters of a graph (and their gradients) are there."""
 

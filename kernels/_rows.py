@@ -150,7 +150,8 @@ def add_overlapping(ins, T):
 add_overlapping.on_card(work=lambda sizes: sizes[0])
 
 # Groups on a card: a block sums 32 numbers of the rows of one group. In a strip four rows are on their way at a time.
-_ACROSS, _THREADS = 32, 1024
+# Four blocks share the columns of a group: how many there are is known to the instruction only.
+_ACROSS, _THREADS, _BLOCKS = 32, 1024, 4
 
 
 @inline
@@ -183,23 +184,31 @@ def _sum_of_group(ins, strips, j, T):
 @inline
 def _add_group(ins, strips, T):
     """`add_groups` of a block."""
-    j = block_y() * _ACROSS + thread_x()
-    total = _sum_of_group(ins, strips, j, T)
-    if thread_y() == 0 and j < integers(ins[SIZES])[0]:
-        y = item(ins, 0, block_x(), T)
-        y[j] = y[j] + total if ins[FLAGS] & ACCUMULATE else total
+    start, size = block_y() * _ACROSS, integers(ins[SIZES])[0]
+    while start < size:
+        j = start + thread_x()
+        total = _sum_of_group(ins, strips, j, T)
+        if thread_y() == 0 and j < size:
+            y = item(ins, 0, block_x(), T)
+            y[j] = y[j] + total if ins[FLAGS] & ACCUMULATE else total
+        sync()
+        start += _BLOCKS * _ACROSS
 
 
 @inline
 def _add_group_to_table(ins, strips, T):
     """`add_to_table_groups` of a block."""
-    j, size = block_y() * _ACROSS + thread_x(), integers(ins[SIZES])[0]
-    total = _sum_of_group(ins, strips, j, T)
-    if thread_y() == 0 and j < size:
-        at = integers(ins[slot(4)])[block_x()]
-        item(ins, 0, 0, T)[at * size + j] += total
-        if j == 0:
-            bytes_at(ins[slot(5)])[at] = 1
+    start, size = block_y() * _ACROSS, integers(ins[SIZES])[0]
+    while start < size:
+        j = start + thread_x()
+        total = _sum_of_group(ins, strips, j, T)
+        if thread_y() == 0 and j < size:
+            at = integers(ins[slot(4)])[block_x()]
+            item(ins, 0, 0, T)[at * size + j] += total
+            if j == 0:
+                bytes_at(ins[slot(5)])[at] = 1
+        sync()
+        start += _BLOCKS * _ACROSS
 
 
 def add_many_groups(ins, T):
@@ -226,14 +235,11 @@ _FEW = 64  # up to so many groups: fewer blocks than a card has places for, so t
 
 
 def _stages(few, many):
-    def stages(sizes):
-        chunks = Count(-(-sizes[0] // _ACROSS))
-        return (
-            Stage(few, (_ACROSS, 32), Count(0, 1), chunks, upto=_FEW),
-            Stage(many, (_ACROSS, 8), Count(0, 1), chunks, least=_FEW + 1),
-        )
-
-    return stages
+    made = (
+        Stage(few, (_ACROSS, 32), Count(0, 1), Count(_BLOCKS), upto=_FEW),
+        Stage(many, (_ACROSS, 8), Count(0, 1), Count(_BLOCKS), least=_FEW + 1),
+    )
+    return lambda sizes: made
 
 
 add_groups.on_card(stages=_stages(add_few_groups, add_many_groups))

@@ -6,9 +6,9 @@
 
 The KERNEL word holds the address of a *record*, which is one of
 
-    teams      | TEAMS   | function | work | word | together |
+    teams      | TEAMS   | function | work | word | together | parts |
                one launch of teams of lanes (`kernels/_lanes.py`); `work` is how many lanes an item keeps busy, or, where
-               `word` >= 0, that word of the instruction
+               `word` >= 0, that word of the instruction; `parts`: blocks in z
 
     stages     | STAGES  | count | function  width height  least upto | x | y | z | scratch |  next stage ...
                a launch for each stage, of blocks of width x height threads (`Stage` in `kernels/_jit.py`); a `Count` is four
@@ -57,7 +57,7 @@ from autobatch.memory import address_of
 
 TEAMS, STAGES, PROGRAM = range(3)
 FORM = 0
-FUNCTION, WORK, WORD, TOGETHER = range(1, 5)  # of teams
+FUNCTION, WORK, WORD, TOGETHER, PARTS = range(1, 6)  # of teams
 COUNT, FIRST = 1, 2  # stages or steps, and where the first begins
 STAGE_FUNCTION, STAGE_WIDTH, STAGE_HEIGHT, STAGE_LEAST, STAGE_UPTO, STAGE_X, STAGE_Y, STAGE_Z, STAGE_SCRATCH, STAGE_WORDS = (
     *range(6),
@@ -74,7 +74,7 @@ WIDEST, BLOCK = 256, 128
 # Lanes take at least this many numbers of an item before it is spread over several blocks.
 LONG = 8
 # Blocks that keep a card busy (132 multiprocessors with 8 of 256 threads each), and most in one direction.
-BUSY, MOST_X, MOST_Y = 1056, 1 << 20, 65535
+BUSY, MOST_X, MOST_Y, MOST_Z = 1056, 1 << 20, 65535, 65535
 
 
 def geometry(n: int, work: int, together: bool) -> tuple[int, int, int, int]:
@@ -305,7 +305,7 @@ def _launch(table, words, card, scratch, stream, parameters, launcher, waiter):
         else:
             work = ins[record[WORD]] if record[WORD] >= 0 else record[WORK]
             x, y, width, height = _geometry(n, work, record[TOGETHER] != 0)
-            code = _launch_kernel(launcher, record[FUNCTION], x, y, 1, width, height, stream, parameters + 16)
+            code = _launch_kernel(launcher, record[FUNCTION], x, y, record[PARTS], width, height, stream, parameters + 16)
             if code == 0 and waiter:
                 code = _wait_for(waiter, stream)
             if code != 0:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from autobatch.cuda import machine_code
-from autobatch.cuda.launch import FORM, PROGRAM, STAGES, TEAMS
+from autobatch.cuda.launch import FORM, MOST_Z, PROGRAM, STAGES, TEAMS
 from autobatch.kernels._device import works_together
 from autobatch.kernels._errors import InternalError
 from autobatch.kernels._jit import Kernel, Stage
@@ -38,7 +38,7 @@ class Record:
         return f"<record of {self.name}>"
 
 
-def teams(name: str, function: int, work: int = 1, together: bool = False, word: int = -1) -> Record:
+def teams(name: str, function: int, work: int = 1, together: bool = False, word: int = -1, parts: int = 1) -> Record:
     """Return the record of a kernel of teams.
 
     Parameters
@@ -46,8 +46,9 @@ def teams(name: str, function: int, work: int = 1, together: bool = False, word:
     function : its handle, see `machine_code.function`.
     work : how many lanes an item keeps busy; or, where `word` >= 0, that word of the instruction says it.
     together : whether lanes tell each other something: all lanes of an item are in one block then.
+    parts : into how many parts an item falls, for as many blocks in z.
     """
-    return Record(name, [TEAMS, function, work, word, together])
+    return Record(name, [TEAMS, function, work, word, together, min(max(parts, 1), MOST_Z)])
 
 
 def stages(name: str, parts: Sequence[tuple[int, Stage]]) -> Record:
@@ -100,11 +101,12 @@ def of_kernel(kernel: Kernel, dtype: str, sizes: tuple[int, ...], largest: int =
     """
     card = kernel.card
     if card.stages is not None:
-        return stages(kernel.name, [(machine_code.function(s.function, dtype), s) for s in card.stages(sizes)])
+        made = [s for s in card.stages(sizes) if s.dtype in ("", dtype)]
+        return stages(kernel.name, [(machine_code.function(s.function, dtype), s) for s in made])
     function = card.function or kernel.function
-    work = card.work(sizes) if card.work is not None else largest
-    own_word = -1 if card.work is not None else word
-    return teams(kernel.name, machine_code.function(function, dtype), max(work, 1), works_together(function), own_word)
+    work = card.work(sizes) if card.work is not None and word < 0 else largest
+    parts = card.parts(sizes) if card.parts is not None else 1
+    return teams(kernel.name, machine_code.function(function, dtype), max(work, 1), works_together(function), word, parts)
 
 
 __all__ = ["Part", "Record", "StepOf", "of_kernel", "program", "stages", "teams"]
