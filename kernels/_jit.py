@@ -138,17 +138,67 @@ class Stage(NamedTuple):
     upto: int = 1 << 62
 
 
+class Matrix(NamedTuple):
+    """An operand of a `Product`, column-major: from number `offset` of an item on, `rows` numbers in a column.
+
+    `columns` of each item stand side by side, item after item. 0: one matrix, the same for all items.
+    """
+
+    slot: int
+    rows: int
+    columns: int = 0
+    offset: int = 0
+
+
+class Product(NamedTuple):
+    """A stage that a library of products runs: c = or += a b, m x k times k x n. `add` None: as the instruction's flag says."""
+
+    a: Matrix
+    b: Matrix
+    c: Matrix
+    m: Count
+    n: Count
+    k: Count
+    transpose_a: bool = False
+    transpose_b: bool = False
+    add: bool | None = None
+    least: int = 0
+    upto: int = 1 << 62
+
+
+class Dense(NamedTuple):
+    """A slot whose items a `Product` wants side by side: `size` numbers in an item, in `columns`; `written`, not read."""
+
+    slot: int
+    size: int
+    columns: int = 1
+    written: bool = False
+
+
+class Products(NamedTuple):
+    """What an instruction of `least` items or more becomes where there is a library of products.
+
+    `stages` are launches one after the other: products, and kernels (of teams, or of blocks) before, between and after them.
+    """
+
+    least: int
+    dense: tuple[Dense, ...]
+    stages: tuple[Stage | Product | Kernel, ...]
+
+
 class Card(NamedTuple):
     """How a kernel runs on a card.
 
     function    what runs there, if something else than on a processor (`_lanes.py` tells how one source serves both)
     work        from the sizes of a node type: how many lanes an item keeps busy. None: its largest operand's numbers
     stages      from the sizes: the launches that an instruction becomes. None: one, of teams of lanes
+    products    from the sizes: what many items become where there is a library of products. None: nothing else
     """
 
     function: Callable[..., None] | None = None
     work: Callable[[tuple[int, ...]], int] | None = None
     stages: Callable[[tuple[int, ...]], Sequence[Stage]] | None = None
+    products: Callable[[tuple[int, ...]], Products | None] | None = None
 
 
 class Kernel:
@@ -171,16 +221,17 @@ class Kernel:
         *,
         work: Callable[[tuple[int, ...]], int] | None = None,
         stages: Callable[[tuple[int, ...]], Sequence[Stage]] | None = None,
+        products: Callable[[tuple[int, ...]], Products | None] | None = None,
     ) -> Any:
         """Say how the kernel runs on a card, see `Card`; as a decorator, with another function than on a processor."""
 
         def take(own: Callable[..., None]) -> Callable[..., None]:
-            self.card = Card(own, work, None)
+            self.card = Card(own, work)
             return own
 
         if function is not None:
             return take(function)
-        self.card = Card(self.card.function, work, stages)
+        self.card = Card(self.card.function, work, stages, products)
         return take
 
     def inside(self, dtype: str) -> Any:
