@@ -14,14 +14,15 @@ copied first. In steady state the card has the newer parameters, and nothing is 
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from autobatch.cuda import driver, launch, memory
-from autobatch.cuda.records import Part, Record, StepOf, of_kernel, program
+from autobatch.cuda import cublas, driver, launch, memory
+from autobatch.cuda.records import Part, Record, Rows, StepOf, of_kernel, program, rows_of
 from autobatch.graph import (
     BACKWARD,
     FORWARD,
@@ -30,19 +31,21 @@ from autobatch.graph import (
     PARAMETERS,
     PREPARE,
     READS,
+    SETTINGS,
     TYPES,
     WRITES,
     Graph,
     NodeType,
 )
 from autobatch.kernels import _rows
-from autobatch.kernels._jit import DTYPES, FIXED, SLOTS, Kernel
+from autobatch.kernels._jit import ALONGSIDE, DTYPES, FIXED, INCOMING, SLOTS, Kernel
 from autobatch.kernels._op import DENSE, ROWS
-from autobatch.kernels.cell import Programs
+from autobatch.kernels.cell import Programs, Slot, Step
 from autobatch.machine import Job, Machine
 from autobatch.memory import address_of
 
 _NAMES = list(DTYPES)
+CAREFUL = os.environ.get("AUTOBATCH_CHECK", "0") not in ("", "0")  # wait for each launch, so that an error names it
 
 
 class Twin:
@@ -131,6 +134,8 @@ class Card(Machine):
         self._names: dict[int, str] = {}
         self._numbers: dict[Any, memory.Block] = {}  # sizes and constants on the card
         self._constants: dict[tuple[int, int, str], int] = {}
+        self.products = cublas.find()
+        self._rows: dict[str, Rows] = {}
         self.launches = 0
 
     # Memory -----------------------------------------------------------------------------------------------------------
@@ -259,19 +264,29 @@ class Card(Machine):
         if programs is not None:
             made = self._program(kernel, programs, dtype)
         else:
-            made = of_kernel(kernel, dtype, sizes, largest, word)
+            made = of_kernel(kernel, dtype, sizes, largest, word, self._rows_of(dtype))
         self._records.append(made)
         for record in (made, *made.inside):
             self._names[record.address] = record.name
         return made.address
 
+    def _rows_of(self, dtype: str) -> Rows | None:
+        """Return the records that copy rows together for a library of products; None without one."""
+        if self.products is None:
+            return None
+        if dtype not in self._rows:
+            self._rows[dtype] = made = rows_of(dtype)
+            self._names.update({record.address: record.name for record in made})
+        return self._rows[dtype]
+
     def _program(self, kernel: Any, programs: Programs, dtype: str) -> Record:
         """Return the record of a program of a cell."""
         width = np.dtype(dtype).itemsize
-        steps = []
+        steps: list[StepOf] = []
+        before: Step | None = None
         for step in programs.programs[kernel.which]:
             largest = max((s.size for s in step.slots), default=1)
-            record = of_kernel(step.kernel, dtype, tuple(step.sizes.tolist()), largest)
+            record = of_kernel(step.kernel, dtype, tuple(step.sizes.tolist()), largest, rows=self._rows_of(dtype))
             parts = []
             for s in step.slots:
                 offset = s.start * width
@@ -280,7 +295,9 @@ class Card(Machine):
                     kept = constant if constant.dtype == np.int64 else constant.astype(dtype)
                     offset = self._kept((kept.dtype.name, kept.tobytes()), kept)
                 parts.append(Part(s.kind, s.source, offset, s.size * width))
-            steps.append(StepOf(record, self.integers(step.sizes), step.flags, parts, step.mode))
+            flags = step.flags | ALONGSIDE * independent(before, step)
+            steps.append(StepOf(record, self.integers(step.sizes), flags, parts, step.mode))
+            before = step
         return program(kernel.name, steps)
 
     # Parameters and inputs --------------------------------------------------------------------------------------------
@@ -349,10 +366,10 @@ class Card(Machine):
         place = execution.inputs = execution.inputs or _Place()
         width, table = execution.itemsize, address_of(job.table)
         size = launch.measure(table, job.words, width)
-        total = 8 * (size.words + job.lists.size)
+        behind = 8 * job.lists.size
         arena = place.tables if job.backward is None else place.backward
-        card = arena.take(total)
-        lists = card + 8 * size.words
+        lists = arena.take(behind + 8 * size.words)
+        card = lists + behind
         moves = [(address_of(job.lists), job.lists.nbytes, lists)] if job.lists.size else []
         if job.backward is None:
             job.segment.card_lists = lists
@@ -361,11 +378,31 @@ class Card(Machine):
         if size.scratch > place.scratch_size:
             place.scratch.cut((0, 0))
             place.scratch_at, place.scratch_size = place.scratch.take(size.scratch), size.scratch
-        with memory.staging(total) as staged:
-            launch.expand(table, job.words, moves, staged.address, card, width)
-            ctypes.memmove(staged.address + 8 * size.words, address_of(job.lists), job.lists.nbytes)
-            staged.send(card, total)
-            self.launches += launch.launch(self.device, staged.address, size.words, card, place.scratch_at, self._names)
+        if self.products is not None:
+            self.products.tf32 = SETTINGS.matmul_precision == "tf32"
+        with memory.staging(behind + 8 * size.words) as staged:
+            at = staged.address + behind
+            words = launch.expand(table, job.words, moves, at, card, place.scratch_at, width).words
+            ctypes.memmove(staged.address, address_of(job.lists), behind)
+            staged.send(lists, behind + 8 * words)
+            self.launches += launch.launch(
+                self.device, at, words, card, place.scratch_at, execution.dtype, self._names, self.products, CAREFUL
+            )
+
+
+def independent(before: Step | None, step: Step) -> bool:
+    """Return whether a step of a cell may run at the same time as the one before it: both of one kernel, in different places."""
+    if before is None or step.kernel is not before.kernel or len(step.slots) != len(before.slots):
+        return False
+
+    def meet(some: Sequence[Slot], others: Sequence[Slot]) -> bool:
+        return any(
+            a.kind == b.kind == INCOMING and a.source == b.source and a.start < b.start + b.size and b.start < a.start + a.size
+            for a in some
+            for b in others
+        )
+
+    return not meet(step.writes, before.writes) and not meet(step.reads, before.writes) and not meet(step.writes, before.reads)
 
 
 def _grown(array: np.ndarray, rows: int) -> np.ndarray:

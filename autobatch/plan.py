@@ -63,6 +63,7 @@ from autobatch.graph import (
 )
 from autobatch.kernels._jit import (
     ACCUMULATE,
+    ALONGSIDE,
     FLAGS,
     ITEMS,
     SLOTS,
@@ -637,6 +638,7 @@ def backward_table(n_batches, types, args, positions, info, operands, needs, nod
                 j += 1
             n = j - i
             dy = gradient_base + block_at[l] + (lo + i - type_start[l]) * size
+            together = False
             if info[t + PREPARE + dtype]:
                 words = SLOTS + 2 * (3 + arguments + immediates)
                 write_head(table, w, info[t + PREPARE + dtype], words, n, info[t + NUMBERS], 0)
@@ -722,6 +724,11 @@ def backward_table(n_batches, types, args, positions, info, operands, needs, nod
                 if card:
                     direct = meet == 0 or (even and stride >= item)
                 s = w + SLOTS
+                # On a card, this and the instruction before may run together, if both write where nobody wrote before.
+                alone = card and direct and firsts == n
+                if alone and together:
+                    flags |= ALONGSIDE
+                together = alone
                 write_head(table, w, operands[o + BACKWARD + dtype], words, n, info[t + NUMBERS], flags)
                 if not direct:
                     table[w + FLAGS] = k << 8

@@ -18,7 +18,7 @@ from llvmlite import ir
 from autobatch.kernels import _jit, _lanes, _reduce, _tiles, _update
 from autobatch.kernels._cuda import numba_cuda
 from autobatch.kernels._device import COUNTERS
-from autobatch.kernels._jit import FLAGS, SLOTS
+from autobatch.kernels._jit import FLAGS, LENGTH, SLOTS
 
 cuda = numba_cuda()
 
@@ -130,6 +130,23 @@ def _row_address(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     result.add_incoming(at_distance, then_block)
     result.add_incoming(listed, otherwise_block)
     return result
+
+
+@intrinsic
+def _further(typingctx, ins, count):
+    """The instruction `count` behind this one; all have its length."""
+
+    def codegen(context, builder, signature, args):
+        words = builder.mul(_word(builder, args[0], ir.Constant(_INT, LENGTH)), args[1])
+        return builder.gep(args[0], [words])
+
+    return ins(ins, types.int64), codegen
+
+
+@cuda.jit(device=True)
+def own_instruction(ins):
+    """The instruction of this block, where several run together: one for each z."""
+    return _further(ins, np.int64(cuda.blockIdx.z))
 
 
 @intrinsic

@@ -136,6 +136,26 @@ def works_together(function: Any, seen: set[int] | None = None) -> bool:
     return False
 
 
+def takes_z(function: Any, seen: set[int] | None = None) -> bool:
+    """Return whether a kernel gives a meaning to the z of its grid; for others it counts instructions that run together."""
+    from autobatch.kernels import _tiles
+
+    function, seen = getattr(function, "py_func", function), seen or set()
+    seen.add(id(function))
+    names = _names(function.__code__)
+    if "parts" in names and function.__globals__.get("parts") is _lanes.parts:
+        return True
+    cells = [c.cell_contents for c in function.__closure__ or ()]
+    for value in [*(function.__globals__.get(name) for name in names), *cells]:
+        if value is _tiles.block_z or value is _tiles.blocks_z:
+            return True
+        inner = getattr(value, "py_func", value)
+        if isinstance(inner, types.FunctionType) and inner.__module__.startswith("autobatch.") and id(inner) not in seen:
+            if takes_z(inner, seen):
+                return True
+    return False
+
+
 def _names(code: types.CodeType) -> set[str]:
     """Names of all globals that a function, and what is defined inside of it, may refer to."""
     found = set(code.co_names)

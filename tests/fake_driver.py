@@ -21,12 +21,13 @@ from typing import Any
 import numpy as np
 from simulator import Simulator
 
-from autobatch.cuda import driver
+from autobatch.cuda import cublas, driver
 
 NAMES = {
     1: ("CUDA_ERROR_INVALID_VALUE", "invalid argument"),
     2: ("CUDA_ERROR_OUT_OF_MEMORY", "out of memory"),
     100: ("CUDA_ERROR_NO_DEVICE", "no CUDA-capable device is detected"),
+    200: ("CUDA_ERROR_INVALID_IMAGE", "device kernel image is invalid"),
     201: ("CUDA_ERROR_INVALID_CONTEXT", "invalid device context"),
     400: ("CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"),
     700: ("CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"),
@@ -316,6 +317,73 @@ class FakeDriver:
 
 def _put(address: int, kind: Any, value: Any) -> None:
     kind.from_address(address).value = value
+
+
+class FakeCublas:
+    """The functions of `cublas.FORMS` as attributes: products by NumPy, on the memory of a fake card."""
+
+    def __init__(self, card: FakeDriver) -> None:
+        self.card, self.modes, self.streams = card, {}, {}
+        self.products: list[tuple[int, ...]] = []  # handle, what is transposed, m, n, k, distances of columns, mode
+        self.failures: dict[str, int] = {}
+        card.alive["handle"] = {}
+        for name, form in cublas.FORMS.items():
+            setattr(self, name, form(self._checked(name)))
+
+    def _checked(self, name: str) -> Callable[..., int]:
+        kind = np.float32 if "Sgemm" in name else np.float64
+        own = getattr(self, f"_{name}", lambda *arguments: self._gemm(kind, *arguments))
+
+        def called(*arguments: Any) -> int:
+            with self.card.lock:
+                if name in self.failures:
+                    return self.failures.pop(name)
+                try:
+                    return own(*arguments) or 0
+                except BaseException as error:
+                    self.card.problem = self.card.problem or error
+                    return 14
+
+        return called
+
+    def _cublasCreate_v2(self, out: int) -> None:
+        assert threading.get_ident() in self.card._entered
+        _put(out, ctypes.c_void_p, self.card._new("handle"))
+
+    def _cublasDestroy_v2(self, handle: int) -> None:
+        self.card._run()
+        del self.card.alive["handle"][handle]
+
+    def _cublasSetStream_v2(self, handle: int, stream: int) -> None:
+        assert stream in self.card.alive["stream"]
+        self.streams[handle] = stream
+
+    def _cublasSetMathMode(self, handle: int, mode: int) -> None:
+        self.modes[handle] = mode
+
+    def _matrix(self, kind: Any, address: int, rows: int, columns: int, distance: int) -> np.ndarray:
+        """A column-major matrix as a view, of shape (rows, columns)."""
+        size = np.dtype(kind).itemsize
+        flat = self.card._range(address, ((columns - 1) * distance + rows) * size).view(kind)
+        return np.lib.stride_tricks.as_strided(flat, (rows, columns), (size, distance * size))
+
+    def _gemm(self, kind: Any, handle: int, ta: int, tb: int, m: int, n: int, k: int, one: int, a: int, lda: int, b: int,
+              ldb: int, factor: int, c: int, ldc: int) -> int:  # fmt: skip
+        assert handle in self.streams, "a product without a stream"
+        one, factor = (np.frombuffer((ctypes.c_uint8 * 8).from_address(p), kind)[0] for p in (one, factor))
+        if min(m, n, k) < 1 or lda < (k if ta else m) or ldb < (n if tb else k) or ldc < m:
+            return 7
+        left = self._matrix(kind, a, *((k, m) if ta else (m, k)), lda)
+        right = self._matrix(kind, b, *((n, k) if tb else (k, n)), ldb)
+        result = self._matrix(kind, c, m, n, ldc)
+        self.products.append((handle, ta, tb, m, n, k, lda, ldb, ldc, self.modes[handle]))
+
+        def work() -> None:
+            old = result * factor if factor else 0
+            result[:] = one * (left.T if ta else left) @ (right.T if tb else right) + old
+
+        self.card._later("product", work)
+        return 0
 
 
 @contextlib.contextmanager

@@ -31,8 +31,8 @@ from autobatch.kernels import (
     _math_words,
 )
 from autobatch.kernels import _reduce, _tiles, _update
-from autobatch.kernels._device import Target, works_together
-from autobatch.kernels._jit import FLAGS, SLOTS
+from autobatch.kernels._device import Target, takes_z, works_together
+from autobatch.kernels._jit import FLAGS, LENGTH, SLOTS
 
 
 class SimulatorError(AssertionError):
@@ -252,9 +252,10 @@ class Simulator:
         self._blocks.clear()
         self._writes.clear()
         self._reads.clear()
-        arguments = Pointer(self, ins, np.int64), Pointer(self, scratch, dtype)
+        length = 0 if takes_z(function) else 8 * int(Pointer(self, ins, np.int64)[LENGTH])
         with np.errstate(all="ignore"):
             for z, y, x in np.ndindex(grid[::-1]):
+                arguments = Pointer(self, ins + z * length, np.int64), Pointer(self, scratch, dtype)
                 self._run_block((x, y, z), made, arguments, together)
         self.now = None
 

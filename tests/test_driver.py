@@ -14,9 +14,9 @@ import pytest
 
 pytest.importorskip("greenlet")
 
-from fake_driver import FakeDriver, fake_card
+from fake_driver import FakeCublas, FakeDriver, fake_card
 
-from autobatch.cuda import driver, launch, machine_code, memory, records
+from autobatch.cuda import cublas, driver, launch, machine_code, memory, records
 from autobatch.kernels._errors import DeviceError, DeviceMemoryError, InternalError
 from autobatch.kernels._jit import (
     ACCUMULATE,
@@ -29,7 +29,11 @@ from autobatch.kernels._jit import (
     SIZES,
     SLOTS,
     Count,
+    Dense,
     Kernel,
+    Matrix,
+    Product,
+    Products,
     Stage,
     integers,
     item,
@@ -111,17 +115,18 @@ class Planned:
         return array
 
 
-def run(planned, itemsize=8, names=None, careful=False):
-    """Expand a planned table, send it, launch it: what an execution does."""
-    table = planned if isinstance(planned, np.ndarray) else planned.close()
-    size = launch.measure(table.ctypes.data, table.size, itemsize)
+def run(planned, dtype="float64", names=None, careful=False, products=None):
+    """Expand a planned table, send it, launch it: what an execution does. Returns its size."""
+    table, itemsize = planned.close(), np.dtype(dtype).itemsize
+    most = launch.measure(table.ctypes.data, table.size, itemsize)
     tables, scratch = memory.Arena("tables"), memory.Arena("scratch")
-    card, work = tables.take(8 * size.words), scratch.take(size.scratch)
-    with memory.staging(8 * size.words) as staged:
-        again = launch.expand(table.ctypes.data, table.size, Planned.SHIFT, staged.address, card, itemsize)
-        assert again == size
+    card, work = tables.take(8 * most.words), scratch.take(most.scratch)
+    with memory.staging(8 * most.words) as staged:
+        size = launch.expand(table.ctypes.data, table.size, Planned.SHIFT, staged.address, card, work, itemsize)
+        assert all(a <= b for a, b in zip(size, most, strict=True)) and (size == most or products)
         staged.send(card, 8 * size.words)
-        launches = launch.launch(driver.device(), staged.address, size.words, card, work, names or {}, careful)
+        where = staged.address, size.words, card, work
+        launches = launch.launch(driver.device(), *where, dtype, names or {}, products, careful)
     assert launches == size.launches
     tables.release()
     scratch.release()
@@ -242,7 +247,7 @@ def test_the_end_of_a_process_frees_nothing_and_does_not_crash():
 import sys
 sys.path.insert(0, "tests")
 from fake_driver import FakeDriver
-from autobatch.cuda import driver, memory
+from autobatch.cuda import cublas, driver, memory
 fake = FakeDriver()
 holder = driver.use(fake, fake.compile)
 holder.__enter__()
@@ -483,7 +488,7 @@ def test_teams(dtype, n, size):
         x, y, s = Numbers(values, dtype), Numbers(values * 0, dtype), Numbers(np.zeros((n, 1)), dtype)
         table = Planned().add(teams(double, size, dtype), n, [size], [y.slot(), x.slot()])
         table.add(teams(total, size, dtype), n, [size], [s.slot(), y.slot()])
-        assert run(table, x.host.itemsize).launches == 2
+        assert run(table, dtype).launches == 2
         np.testing.assert_array_equal(y.read(), 2 * values)
         np.testing.assert_array_equal(s.read()[:, 0], 2 * values.sum(axis=1))
         assert card.launches() == ["double", "total"]
@@ -538,7 +543,7 @@ def test_stages():
 def test_counts_are_the_same_in_python_and_compiled(n, count):
     with fake_card():
         stage = Stage(first_stage, (1, 1), Count(), scratch=count)
-        record = records.stages("counted", [(0, stage)])
+        record = records.stages("counted", [records.Launch(stage)])
         table = np.array([record.address, SLOTS, n, 0, 0], np.int64)
         assert launch.measure(table.ctypes.data, SLOTS, 1).scratch == count.of(n)
 
@@ -766,9 +771,17 @@ def test_machine_code_that_does_not_load_is_named():
     with fake_card() as card:
         card.fail("cuLibraryLoadData", 1)
         with pytest.raises(
-            DeviceError, match=r"^cuLibraryLoadData of kernel double \(float32\) failed \(driver for CUDA 13.0\): "
+            DeviceError, match=r"^cuLibraryLoadData of kernel double \(float32\) failed: CUDA_ERROR_INVALID_VALUE"
         ):
             machine_code.function(double, "float32")
+        card.fail("cuLibraryLoadData", 200)
+        with pytest.raises(DeviceError) as error:
+            machine_code.function(double, "float32")
+        assert str(error.value).split("\n") == [
+            "cuLibraryLoadData of kernel double (float32) failed: CUDA_ERROR_INVALID_IMAGE, device kernel image is invalid",
+            "  got       machine code for fake card, and a driver of CUDA 13.0",
+            '  try       a newer driver, or compilers as old as it is (pip install "numba-cuda[cu12]")',
+        ]
         card.fail("cuKernelGetFunction", 1)
         with pytest.raises(DeviceError, match=r"^cuKernelGetFunction of kernel double \(float32\) failed"):
             machine_code.function(double, "float32")
@@ -799,6 +812,211 @@ def test_parameters_are_what_the_abi_says():
         assert words[:5].tolist()[1:3] == [10, 2] and words[SIZES] == first[3] + 8 * 9 and words[9] == 3
         assert second[3] == first[3] + 80 and words[10 + SIZES] == second[3] + 72
         assert first[5] == second[5] and first[5] % 256 == 0
+
+
+# Products -------------------------------------------------------------------------------------------------------------
+
+R, K = 3, 4  # rows of a weight, and its columns
+
+
+def product(ins, T):
+    """y = W x, for each item a column; a kernel of ours."""
+    n = ins[ITEMS]
+    for i in items(n):
+        y, w, x = item(ins, 0, i, T), item(ins, 1, 0, T), item(ins, 2, i, T)
+        for r in lanes(R):
+            s = y[r] if ins[FLAGS] & ACCUMULATE else number(0, T)
+            for k in range(K):
+                s = s + w[r + R * k] * x[k]
+            y[r] = s
+
+
+def weight_product(ins, T):
+    """dW += dy xᵀ, over all items."""
+    n = ins[ITEMS]
+    w = item(ins, 0, 0, T)
+    for j in lanes(R * K):
+        s = w[j]
+        for i in range(n):
+            s = s + item(ins, 1, i, T)[j % R] * item(ins, 2, i, T)[j // R]
+        w[j] = s
+
+
+def rows(dtype="float64"):
+    copies = teams(add, dtype=dtype, word=SLOTS + 4)
+    return records.Rows(copies, copies)
+
+
+def forward_kernel(least):
+    kernel = Kernel(product)
+    y, w, x = Matrix(0, R, 1), Matrix(1, R), Matrix(2, K, 1)
+    stages = (Product(w, x, y, Count(R), Count(0, 1), Count(K)),)
+    kernel.on_card(products=lambda sizes: Products(least, (Dense(0, R, written=True), Dense(2, K)), stages))
+    return kernel
+
+
+def test_a_library_takes_the_products_of_many_items():
+    with fake_card() as card, cublas.use(FakeCublas(card)):
+        library = cublas.find()
+        record = records.of_kernel(forward_kernel(3), "float64", (), R, rows=rows())
+        W, x, y = Numbers(np.arange(12.0)), Numbers(np.arange(20.0).reshape(5, K)), Numbers(np.zeros((5, R)))
+        expected = x.host @ W.host.reshape(K, R)
+        for n in (1, 2, 3, 5):
+            memory.zero(y.address, y.host.nbytes)
+            run(Planned().add(record, n, [], [y.slot(), (W.address, 0), x.slot()]), products=library)
+            np.testing.assert_array_equal(y.read()[:n], expected[:n])
+        (_, *first), (_, *second) = cublas._Loaded.library.products
+        assert first == [0, 0, R, 3, K, R, K, R, 0] and second == [0, 0, R, 5, K, R, K, R, 0]
+        assert card.launches() == ["product"] * 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("flags", [0, ACCUMULATE])
+@pytest.mark.parametrize(
+    "x_lies, y_lies", [*itertools.product(["dense", "apart", "listed", "same"], ["dense", "apart", "listed"])]
+)
+def test_rows_are_copied_together_for_a_library(dtype, flags, x_lies, y_lies):
+    n, size = 4, np.dtype(dtype).itemsize
+    with fake_card() as card, cublas.use(FakeCublas(card)):
+        record = records.of_kernel(forward_kernel(2), dtype, (), R, rows=rows(dtype))
+        W = Numbers(np.arange(12.0), dtype)
+        x, y = Numbers(np.arange(40.0).reshape(8, 5) % 7, dtype), Numbers(np.full((8, 5), 2.0), dtype)
+        order = {"x": [6, 0, 3, 1], "y": [2, 7, 5, 0]}
+        listed = {k: Numbers([v.address + 5 * size * o for o in order[k]], "int64") for k, v in (("x", x), ("y", y))}
+        wide = {"x": K, "y": R}
+
+        def slot(which, numbers, lies):
+            """The slot, and where its items lie, by the number."""
+            if lies == "listed":
+                return (listed[which].address, -1), [5 * o for o in order[which]]
+            step = {"dense": wide[which], "apart": 5, "same": 0}[lies]
+            return (numbers.address, step * size), [step * i for i in range(n)]
+
+        (x_slot, x_at), (y_slot, y_at) = slot("x", x, x_lies), slot("y", y, y_lies)
+        table = Planned().add(teams(add, dtype=dtype), 0, [1], [x.slot(), x.slot()])  # what comes before is not moved
+        table.add(record, n, [7, 8], [y_slot, (W.address, 0), x_slot], flags)
+        table.add(teams(add, 5, dtype), 1, [5], [x.slot(), y.slot()])
+        size_of_it = run(table, dtype, products=cublas.find())
+        expected = y.host.copy().ravel()
+        weights = W.host.reshape(K, R)
+        for a, b in zip(x_at, y_at, strict=True):
+            expected[b : b + R] = x.host.ravel()[a : a + K] @ weights + (2 if flags else 0)
+        np.testing.assert_array_equal(y.read().ravel(), expected)
+        np.testing.assert_array_equal(x.read()[0], expected[:5])  # what comes after finds its sizes
+        copies = (x_lies in ("listed", "same")) + (y_lies == "listed")
+        assert size_of_it.launches == 2 + copies and len(cublas._Loaded.library.products) == 1
+        assert card.done.count("product") == 1
+
+
+def test_gradients_of_weights_by_a_library():
+    kernel = Kernel(weight_product)
+    stage = Product(Matrix(1, R, 1), Matrix(2, K, 1), Matrix(0, R), Count(R), Count(K), Count(0, 1), transpose_b=True, add=True)
+    kernel.on_card(products=lambda sizes: Products(2, (Dense(1, R), Dense(2, K)), (stage,)))
+    with fake_card() as card, cublas.use(FakeCublas(card)):
+        record = records.of_kernel(kernel, "float64", (), R * K, rows=rows())
+        dw, dy, x = Numbers(np.ones(12)), Numbers(np.arange(9.0).reshape(3, R)), Numbers(np.arange(12.0).reshape(3, K))
+        table = Planned().add(record, 3, [], [(dw.address, 0), dy.slot(), x.slot()])
+        table.add(record, 1, [], [(dw.address, 0), dy.slot(), x.slot()])
+        run(table, products=cublas.find())
+        expected = 1 + x.host.T @ dy.host + np.outer(x.host[0], dy.host[0])
+        np.testing.assert_array_equal(dw.read().reshape(K, R), expected)
+
+
+def test_kernels_may_stand_around_a_product():
+    """What has several columns in an item, and begins with a bias."""
+    before, kernel = Kernel(add), Kernel(product)
+    stage = Product(Matrix(2, R), Matrix(1, K, 2), Matrix(0, R, 2), Count(R), Count(0, 2), Count(K), add=True)
+    kernel.on_card(products=lambda sizes: Products(2, (Dense(0, 2 * R, 2, True), Dense(1, 2 * K, 2)), (before, stage)))
+    with fake_card() as card, cublas.use(FakeCublas(card)):
+        record = records.of_kernel(kernel, "float64", (), 2 * R, rows=rows())
+        W, x = Numbers(np.arange(12.0)), Numbers(np.arange(32.0).reshape(4, K * 2))
+        y = Numbers(np.zeros((2, 6)))
+        listed = Numbers([x.address + 3 * 64, x.address + 64], "int64")
+
+        # Slot 1 is read twice: `add` starts y with its first numbers, and the product finds x there.
+        table = Planned().add(record, 2, [6], [y.slot(), (listed.address, -1), (W.address, 0)])
+        run(table, products=cublas.find())
+        taken = x.host[[3, 1]]
+        expected = taken[:, :6] + (taken.reshape(4, K) @ W.host.reshape(K, R)).reshape(2, 6)
+        np.testing.assert_array_equal(y.read(), expected)
+
+
+def test_a_product_that_fails_names_row_op_and_items():
+    with fake_card() as card, cublas.use(FakeCublas(card)):
+        record = records.of_kernel(forward_kernel(1), "float64", (), R, rows=rows())
+        W, x, y = Numbers(np.arange(12.0)), Numbers(np.arange(20.0).reshape(5, K)), Numbers(np.zeros((5, R)))
+        table = Planned().add(record, 5, [], [y.slot(), (W.address, 0), x.slot()])
+        cublas._Loaded.library.failures["cublasDgemm_v2"] = 13
+        with pytest.raises(DeviceError) as error:
+            run(table, names={record.address: "W * x"}, products=cublas.find())
+        assert str(error.value) == "row 0 of a table, W * x over 5 items: launch 0 failed: CUBLAS_STATUS_EXECUTION_FAILED"
+        run(table, products=cublas.find())
+        np.testing.assert_array_equal(y.read(), x.host @ W.host.reshape(K, R))
+
+
+@pytest.mark.parametrize("name, code", [("cublasCreate_v2", 3), ("cublasSetStream_v2", 1), ("cublasSetMathMode", 99)])
+def test_a_library_that_does_not_open(name, code):
+    with fake_card() as card, cublas.use(FakeCublas(card)):
+        library = cublas.find()
+        cublas._Loaded.library.failures[name] = code
+        text = {3: "CUBLAS_STATUS_ALLOC_FAILED", 1: "CUBLAS_STATUS_NOT_INITIALIZED", 99: "error 99 of cuBLAS"}[code]
+        with pytest.raises(DeviceError, match=f"^{name} failed: {text}"):
+            library.gemm("float32")
+        gc.collect()
+        assert not card.alive["handle"]
+        assert library.gemm("float32")[0] == library.gemm("float64")[0]
+        assert library.gemm("float32")[1] != library.gemm("float64")[1]
+
+
+def test_a_library_multiplies_exactly_unless_tf32_is_asked_for():
+    with fake_card() as card, cublas.use(FakeCublas(card)):
+        fake, library = cublas._Loaded.library, cublas.find()
+        handle = library.gemm("float32")[0]
+        assert fake.modes[handle] == 0
+        library.tf32 = True
+        library.gemm("float32")
+        assert fake.modes[handle] == 3
+        library.tf32 = False
+        library.gemm("float64")
+        assert fake.modes[handle] == 0
+
+
+def test_each_thread_has_its_own_handle():
+    with fake_card() as card, cublas.use(FakeCublas(card)):
+        library, found = cublas.find(), []
+        thread = threading.Thread(target=lambda: found.append(library.gemm("float32")[0]))
+        thread.start()
+        thread.join()
+        assert found[0] != library.gemm("float32")[0]
+        gc.collect()
+        assert len(card.alive["handle"]) == 1, "the handle of a thread that is gone is kept"
+
+
+def test_no_library():
+    with fake_card(), cublas.use(None):
+        assert cublas.find() is None
+        record = records.of_kernel(forward_kernel(1), "float64", (), R)
+        W, x, y = Numbers(np.arange(12.0)), Numbers(np.arange(20.0).reshape(5, K)), Numbers(np.zeros((5, R)))
+        run(Planned().add(record, 5, [], [y.slot(), (W.address, 0), x.slot()]))
+        np.testing.assert_array_equal(y.read(), x.host @ W.host.reshape(K, R))
+
+
+def test_where_the_library_is_looked_for(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.delenv("CUDA_PATH", raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    found = list(cublas._files())
+    assert found[-4:-2] == [str(tmp_path / "lib64" / "libcublas.so.13"), str(tmp_path / "lib64" / "libcublas.so.12")]
+    assert "libcublas.so.13" in found
+    assert cublas._beside("/a/libcublas.so.12").endswith("libcublasLt.so.12")
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert "cublas64_13.dll" in list(cublas._files())
+
+
+def test_parts_of_items_have_one_column():
+    stage = Product(Matrix(0, R, 2, 1), Matrix(1, R), Matrix(2, R, 1), Count(), Count(), Count())
+    with pytest.raises(InternalError, match="columns that are parts of an item lie at no even distance"):
+        records.Launch(stage).words()
 
 
 # Machine code ---------------------------------------------------------------------------------------------------------

@@ -65,6 +65,8 @@ FORMS: dict[str, Any] = {name: ctypes.CFUNCTYPE(c_int, *kinds) for name, kinds i
 OUT_OF_MEMORY, NO_DEVICE, STUB_LIBRARY, MISMATCH = 2, 100, 34, 803
 # After these no call of the process succeeds any more.
 LASTING = {214, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719}
+# What the driver says to machine code that is damaged, for another card, or of compilers newer than the driver.
+_NOT_FOR_THIS_DRIVER = {200, 209, 218, 222}
 # cuLibraryLoadData and its like, which load a kernel without a context, came with CUDA 12.0.
 OLDEST_DRIVER = 12000
 # The oldest for which the compilers of CUDA 13 write machine code.
@@ -228,7 +230,7 @@ class Device:
         self._pinned: dict[int, tuple[int, str]] = {}
         self._events: set[int] = set()
         self._libraries: list[int] = []
-        self.kept: dict[Any, Any] = {}  # what others keep for as long as the device is there
+        self.kept: dict[Any, Any] = {}  # what others keep for as long as the device is there; closed, if it has `close`
         handle, name, value = c_int(), ctypes.create_string_buffer(256), c_int()
         driver.call("cuDeviceGet", ctypes.byref(handle), number)
         driver.call("cuDeviceGetName", name, len(name), handle.value)
@@ -383,8 +385,13 @@ class Device:
         """
         library, kernel, function = c_void_p(), c_void_p(), c_void_p()
         status = self.status("cuLibraryLoadData", ctypes.byref(library), code, None, None, 0, None, None, 0)
+        if status in _NOT_FOR_THIS_DRIVER:
+            problem = f"cuLibraryLoadData of {what} failed: {self.driver.error(status)}"
+            got = f"machine code for {self.name}, and a driver of CUDA {_version(self.driver.version)}"
+            cure = 'a newer driver, or compilers as old as it is (pip install "numba-cuda[cu12]")'
+            raise DeviceError(message(problem, got, cure=cure))
         if status:
-            raise self.failure(f"cuLibraryLoadData of {what} failed (driver for CUDA {_version(self.driver.version)})", status)
+            raise self.failure(f"cuLibraryLoadData of {what} failed", status)
         for name, arguments in (
             ("cuLibraryGetKernel", (ctypes.byref(kernel), library, entry.encode())),
             ("cuKernelGetFunction", (ctypes.byref(function), kernel)),
@@ -405,6 +412,9 @@ class Device:
     def close(self) -> None:
         """Give everything back."""
         self._quietly("cuStreamSynchronize", self.stream)
+        for thing in list(self.kept.values()):
+            if hasattr(thing, "close"):
+                thing.close()
         self.kept.clear()
         for function, handles in (("cuEventDestroy_v2", self._events), ("cuLibraryUnload", self._libraries)):
             for handle in list(handles):

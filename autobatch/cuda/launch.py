@@ -6,13 +6,18 @@
 
 The KERNEL word holds the address of a *record*, which is one of
 
-    teams      | TEAMS   | function | work | word | together | parts |
+    teams      | TEAMS   | function | work | word | together | parts | free |
                one launch of teams of lanes (`kernels/_lanes.py`); `work` is how many lanes an item keeps busy, or, where
-               `word` >= 0, that word of the instruction; `parts`: blocks in z
+               `word` >= 0, that word of the instruction; `parts`: blocks in z; `free`: z has no
+               meaning of its own, so several instructions that may run together become one launch, one for each z
 
-    stages     | STAGES  | count | function  width height  least upto | x | y | z | scratch |  next stage ...
-               a launch for each stage, of blocks of width x height threads (`Stage` in `kernels/_jit.py`); a `Count` is four
-               words: plus, items, per, most
+    stages     | STAGES  | count | denses  least  where  copy  add | kind  function  width height  least upto | x | y | z |
+               scratch | a | b | c | add | free |  next stage ...  | dense slots: slot size columns written | ...
+               a launch for each stage. BLOCKS: width x height threads (`Stage` in `kernels/_jit.py`); a `Count` is four words:
+               plus, items, per, most. NARROW: teams of lanes, `width` is the work, `height` whether they tell each other
+               something. PRODUCT: by a library (`cublas.py`), width and height tell what is transposed, x y z are m n k, and
+               a `Matrix` is four words. From `least` items on the dense slots are copied together before (by record `copy`)
+               and where they are written, added where they belong after it (by record `add`)
 
     program    | PROGRAM | steps | record  sizes  flags  slots  mode | kind  slot  bytes  item | ...  next step ...
                the steps of a cell (`kernels/cell.py`), each an instruction of its own with a record of its own
@@ -40,6 +45,7 @@ from autobatch.cuda.driver import Device
 from autobatch.kernels._errors import DeviceError, InternalError
 from autobatch.kernels._jit import (
     ACCUMULATE,
+    ALONGSIDE,
     EACH,
     FLAGS,
     INCOMING,
@@ -57,15 +63,25 @@ from autobatch.memory import address_of
 
 TEAMS, STAGES, PROGRAM = range(3)
 FORM = 0
-FUNCTION, WORK, WORD, TOGETHER, PARTS = range(1, 6)  # of teams
-COUNT, FIRST = 1, 2  # stages or steps, and where the first begins
-STAGE_FUNCTION, STAGE_WIDTH, STAGE_HEIGHT, STAGE_LEAST, STAGE_UPTO, STAGE_X, STAGE_Y, STAGE_Z, STAGE_SCRATCH, STAGE_WORDS = (
-    *range(6),
-    9,
-    13,
-    17,
-    21,
+FUNCTION, WORK, WORD, TOGETHER, PARTS, FREE = range(1, 7)  # of teams
+COUNT = 1  # stages or steps
+DENSES, DENSE_LEAST, DENSE_AT, COPY_RECORD, ADD_RECORD = range(2, 7)  # of stages
+FIRST_STEP, FIRST_STAGE = 2, 7
+BLOCKS, NARROW, PRODUCT = range(3)
+STAGE_KIND, STAGE_FUNCTION, STAGE_WIDTH, STAGE_HEIGHT, STAGE_LEAST, STAGE_UPTO, STAGE_X = range(7)
+STAGE_Y, STAGE_Z, STAGE_SCRATCH, STAGE_A, STAGE_B, STAGE_C, STAGE_ADD, STAGE_FREE, STAGE_WORDS = (
+    10,
+    14,
+    18,
+    22,
+    26,
+    30,
+    34,
+    35,
+    36,
 )
+MATRIX_SLOT, MATRIX_ROWS, MATRIX_COLUMNS, MATRIX_OFFSET = range(4)
+DENSE_SLOT, DENSE_SIZE, DENSE_COLUMNS, DENSE_WRITTEN, DENSE_WORDS = range(5)
 STEP_RECORD, STEP_SIZES, STEP_FLAGS, STEP_SLOTS, STEP_MODE, STEP_WORDS = range(6)
 SLOT_KIND, SLOT_SOURCE, SLOT_BYTES, SLOT_ITEM, SLOT_WORDS = range(5)
 
@@ -97,10 +113,14 @@ def geometry(n: int, work: int, together: bool) -> tuple[int, int, int, int]:
 
 
 _geometry = inline(geometry)
+_ROWS = SLOTS + 4 + 1  # words of a copy of rows: two slots, and how many numbers a row has
+_ALIGN = 256
+REACH = 1 << 31  # numbers between two columns: libraries of products take an int32
+_ONE = {"float32": 0x3F800000, "float64": 0x3FF0000000000000}  # the bits of 1
 _LISTED_PART = 1  # trouble: a step reads a part of rows that are listed
 
 
-# Calls of the driver --------------------------------------------------------------------------------------------------
+# Calls of libraries ---------------------------------------------------------------------------------------------------
 
 
 @intrinsic
@@ -129,7 +149,26 @@ def _wait_for(typingctx, address, stream):
     return types.int32(types.int64, types.int64), codegen
 
 
+@intrinsic
+def _gemm(typingctx, address, handle, transpose_a, transpose_b, m, n, k, one, a, lda, b, ldb, factor, c, ldc):
+    """cublasSgemm or cublasDgemm, at an address: c = a b + factor c; `one` and `factor` are where these numbers are."""
+    I32, I64 = ir.IntType(32), ir.IntType(64)
+    kinds = [I64, *[I32] * 5, I64, I64, I32, I64, I32, I64, I64, I32]
+
+    def codegen(context, builder, signature, args):
+        called = builder.inttoptr(args[0], ir.FunctionType(I32, kinds).as_pointer())
+        values = [builder.trunc(a, I32) if kind is I32 else a for a, kind in zip(args[1:], kinds, strict=True)]
+        return builder.call(called, values)
+
+    return types.int32(*[types.int64] * 15), codegen
+
+
 # Expanding ------------------------------------------------------------------------------------------------------------
+
+
+@inline
+def _aligned(n):
+    return (n + (_ALIGN - 1)) // _ALIGN * _ALIGN
 
 
 @inline
@@ -141,18 +180,91 @@ def _count(record, at, n):
 
 @inline
 def _needs(record, n, itemsize):
-    """How many launches n items of a record are, and the bytes of scratch they need."""
+    """How many launches n items of a record are, and the bytes of scratch they need; copies of dense slots not counted."""
     if n <= 0:
         return 0, 0
     if record[FORM] != STAGES:
         return 1, 0
     launches, scratch = 0, 0
     for s in range(record[COUNT]):
-        at = FIRST + s * STAGE_WORDS
+        at = FIRST_STAGE + s * STAGE_WORDS
         if record[at + STAGE_LEAST] <= n <= record[at + STAGE_UPTO]:
             launches += 1
             scratch = max(scratch, _count(record, at + STAGE_SCRATCH, n) * itemsize)
     return launches, scratch
+
+
+@inline
+def _denses(record, n):
+    """How many slots of n items have to be dense."""
+    if n <= 0 or record[FORM] != STAGES or n < record[DENSE_LEAST]:
+        return 0
+    return record[DENSES]
+
+
+@inline
+def _is_dense(n, stride, size, columns, itemsize):
+    """Whether a library can read n items in place: side by side, or single columns at an even distance."""
+    if n == 1 or stride == size * itemsize:
+        return True
+    return columns == 1 and stride > size * itemsize and stride % itemsize == 0 and stride < REACH * itemsize
+
+
+@inline
+def _copied(to, kernel, n, size, flags, target, target_stride, source, source_stride, card):
+    """Write the instruction of a copy of rows, which will lie at `card`."""
+    to[KERNEL], to[LENGTH], to[ITEMS], to[SIZES], to[FLAGS] = kernel, _ROWS, n, card + 8 * (SLOTS + 4), flags
+    to[SLOTS], to[SLOTS + 1], to[SLOTS + 2], to[SLOTS + 3], to[SLOTS + 4] = target, target_stride, source, source_stride, size
+
+
+@inline
+def _with_copies(record, out, w, card, scratch, room, itemsize):
+    """See to it that the dense slots of the instruction at word w are so. Returns where the next one goes, launches, scratch.
+
+    | copy of slot 1 | copy of slot 3 | the instruction | slot 0 added where it belongs |
+    """
+    ins = integers(out + 8 * w)
+    n, length, flags, launches = ins[ITEMS], ins[LENGTH], ins[FLAGS], 0
+    denses, first = record[DENSES], record[DENSE_AT]
+    reads = 0
+    for d in range(denses):
+        p = first + DENSE_WORDS * d
+        stride = ins[SLOTS + 2 * record[p + DENSE_SLOT] + 1]
+        if not record[p + DENSE_WRITTEN] and not _is_dense(
+            n, stride, record[p + DENSE_SIZE], record[p + DENSE_COLUMNS], itemsize
+        ):
+            reads += 1
+    move = _ROWS * reads
+    if move:
+        to = integers(out + 8 * (w + move))
+        for k in range(length - 1, -1, -1):
+            to[k] = ins[k]
+        behind = to[SIZES] - (card + 8 * w)
+        if 0 <= behind < 8 * length:
+            to[SIZES] += 8 * move
+    main = integers(out + 8 * (w + move))
+    before, after = w, w + move + length
+    at = scratch + _aligned(room)
+    for d in range(denses):
+        p = first + DENSE_WORDS * d
+        size, written = record[p + DENSE_SIZE], record[p + DENSE_WRITTEN]
+        s = SLOTS + 2 * record[p + DENSE_SLOT]
+        address, stride, item = main[s], main[s + 1], size * itemsize
+        if _is_dense(n, stride, size, record[p + DENSE_COLUMNS], itemsize):
+            continue
+        if written:
+            to, where = integers(out + 8 * after), card + 8 * after
+            _copied(to, record[ADD_RECORD], n, size, flags & ACCUMULATE, address, stride, at, item, where)
+            main[FLAGS] = flags & ~ACCUMULATE
+            after += _ROWS
+        else:
+            to, where = integers(out + 8 * before), card + 8 * before
+            _copied(to, record[COPY_RECORD], n, size, 0, at, item, address, stride, where)
+            before += _ROWS
+        main[s], main[s + 1] = at, item
+        at += _aligned(n * item)
+        launches += 1
+    return after, launches, at - scratch
 
 
 @inline
@@ -166,67 +278,79 @@ def _moved(address, moves, count):
 
 
 @compiled
-def _expand(table, words, moves, n_moves, out, card, itemsize):
-    """See `expand`. With out == 0 nothing is written. Returns words, launches, bytes of scratch, trouble, and where it is."""
-    at, w, launches, scratch = 0, 0, 0, 0
+def _expand(table, words, moves, n_moves, out, card, scratch, itemsize):
+    """See `expand`. With out == 0 nothing is written, and it is counted what is needed at most.
+
+    Returns words, launches, bytes of scratch, trouble, and where it is.
+    """
+    at, w, launches, most = 0, 0, 0, 0
     moves = integers(moves)
     while at < words:
         ins = integers(table + 8 * at)
         record, n, length = integers(ins[KERNEL]), ins[ITEMS], ins[LENGTH]
-        if record[FORM] != PROGRAM:
-            more, room = _needs(record, n, itemsize)
-            launches += more
-            scratch = max(scratch, room)
-            if out:
-                to = integers(out + 8 * w)
-                for k in range(length):
-                    to[k] = ins[k]
-                for k in range(SLOTS, length, 2):
-                    to[k] = _moved(to[k], moves, n_moves)
-                behind = ins[SIZES] - (table + 8 * at)
-                if 0 <= behind < 8 * length:
-                    to[SIZES] = card + 8 * w + behind
-            w += length
-            at += length
-            continue
-        p = FIRST
-        for _ in range(record[COUNT]):
-            part = integers(record[p + STEP_RECORD])
-            slots, mode, q = record[p + STEP_SLOTS], record[p + STEP_MODE], p + STEP_WORDS
-            p = q + SLOT_WORDS * slots
-            rounds = 1
-            if mode & EACH and record[q + SLOT_KIND] == INCOMING and ins[SLOTS + 2 * record[q + SLOT_SOURCE] + 1] == 0:
-                rounds = n  # all add to one and the same: one after the other
+        program = record[FORM] == PROGRAM
+        p = FIRST_STEP
+        for _ in range(record[COUNT] if program else 1):
+            # The instruction itself, or one step of it, which may have to be done for each item on its own.
+            part, slots, mode, q, rounds = record, 0, 0, 0, 1
+            if program:
+                part = integers(record[p + STEP_RECORD])
+                slots, mode, q = record[p + STEP_SLOTS], record[p + STEP_MODE], p + STEP_WORDS
+                length = SLOTS + 2 * slots
+                p = q + SLOT_WORDS * slots
+                if mode & EACH and record[q + SLOT_KIND] == INCOMING:
+                    if ins[SLOTS + 2 * record[q + SLOT_SOURCE] + 1] == 0:
+                        rounds = n  # all add to one and the same: one after the other
+            count = n if rounds == 1 else 1
             for i in range(rounds):
-                count = n if rounds == 1 else 1
                 more, room = _needs(part, count, itemsize)
                 launches += more
-                scratch = max(scratch, room)
+                denses = _denses(part, count)
                 if not out:
-                    w += SLOTS + 2 * slots
+                    w += length
+                    for d in range(denses):
+                        s = part[DENSE_AT] + DENSE_WORDS * d
+                        w += _ROWS
+                        launches += 1
+                        room = _aligned(room) + _aligned(count * part[s + DENSE_SIZE] * itemsize)
+                    most = max(most, room)
                     continue
                 to = integers(out + 8 * w)
-                to[KERNEL], to[LENGTH], to[ITEMS] = record[q - STEP_WORDS + STEP_RECORD], SLOTS + 2 * slots, count
-                to[SIZES], to[FLAGS] = record[q - STEP_WORDS + STEP_SIZES], record[q - STEP_WORDS + STEP_FLAGS]
-                if mode & INHERIT:
-                    to[FLAGS] |= ins[FLAGS] & ACCUMULATE
-                for k in range(slots):
-                    s = q + SLOT_WORDS * k
-                    address, stride = record[s + SLOT_BYTES], 0
-                    if record[s + SLOT_KIND] == INCOMING:
-                        source = SLOTS + 2 * record[s + SLOT_SOURCE]
-                        first, stride = ins[source], ins[source + 1]
+                if program:
+                    to[KERNEL], to[LENGTH], to[ITEMS] = record[q - STEP_WORDS + STEP_RECORD], length, count
+                    to[SIZES], to[FLAGS] = record[q - STEP_WORDS + STEP_SIZES], record[q - STEP_WORDS + STEP_FLAGS]
+                    if mode & INHERIT:
+                        to[FLAGS] |= ins[FLAGS] & ACCUMULATE
+                    for k in range(slots):
+                        s = q + SLOT_WORDS * k
+                        address, stride = record[s + SLOT_BYTES], 0
+                        if record[s + SLOT_KIND] == INCOMING:
+                            source = SLOTS + 2 * record[s + SLOT_SOURCE]
+                            first, stride = ins[source], ins[source + 1]
+                            if rounds > 1:
+                                first = first + i * stride if stride >= 0 else integers(first)[i]
+                            elif stride < 0 and address != 0:
+                                return w, launches, most, _LISTED_PART, at
+                            address += _moved(first, moves, n_moves)
                         if rounds > 1:
-                            first = first + i * stride if stride >= 0 else integers(first)[i]
-                        elif stride < 0 and address != 0:
-                            return w, launches, scratch, _LISTED_PART, at
-                        address += _moved(first, moves, n_moves)
-                    if rounds > 1:
-                        stride = record[s + SLOT_ITEM]
-                    to[SLOTS + 2 * k], to[SLOTS + 2 * k + 1] = address, stride
-                w += SLOTS + 2 * slots
-        at += length
-    return w, launches, scratch, 0, 0
+                            stride = record[s + SLOT_ITEM]
+                        to[SLOTS + 2 * k], to[SLOTS + 2 * k + 1] = address, stride
+                else:
+                    for k in range(length):
+                        to[k] = ins[k]
+                    for k in range(SLOTS, length, 2):
+                        to[k] = _moved(to[k], moves, n_moves)
+                    behind = ins[SIZES] - (table + 8 * at)
+                    if 0 <= behind < 8 * length:
+                        to[SIZES] = card + 8 * w + behind
+                if denses:
+                    w, more, room = _with_copies(part, out, w, card, scratch, room, itemsize)
+                    launches += more
+                else:
+                    w += length
+                most = max(most, room)
+        at += ins[LENGTH]
+    return w, launches, most, 0, 0
 
 
 class Size(NamedTuple):
@@ -238,18 +362,20 @@ class Size(NamedTuple):
 
 
 def measure(table: int, words: int, itemsize: int) -> Size:
-    """Return what a planned table becomes.
+    """Return what a planned table becomes; where products want their operands copied together, what it becomes at most.
 
     Parameters
     ----------
     table, words : where it lies in the host's memory, and its length.
     itemsize : bytes of a number.
     """
-    return Size(*_expand(table, words, 0, 0, 0, 0, itemsize)[:3])
+    return Size(*_expand(table, words, 0, 0, 0, 0, 0, itemsize)[:3])
 
 
-def expand(table: int, words: int, moves: Sequence[tuple[int, int, int]], out: int, card: int, itemsize: int) -> Size:
-    """Write out what a planned table becomes; returns what `measure` does.
+def expand(
+    table: int, words: int, moves: Sequence[tuple[int, int, int]], out: int, card: int, scratch: int, itemsize: int
+) -> Size:
+    """Write out what a planned table becomes; returns what that is.
 
     Parameters
     ----------
@@ -257,9 +383,10 @@ def expand(table: int, words: int, moves: Sequence[tuple[int, int, int]], out: i
     moves : lists: where each lies in the host's memory, its bytes, and where it will lie on the card.
     out : address in the host's memory (a staging slot) with room for what `measure` returned.
     card : where it will lie on the card.
+    scratch : address on the card of the work space, with room for what `measure` returned.
     """
     flat = np.array([k for move in moves for k in move] or [0], np.int64)
-    *size, trouble, at = _expand(table, words, address_of(flat), len(moves), out, card, itemsize)
+    *size, trouble, at = _expand(table, words, address_of(flat), len(moves), out, card, scratch, itemsize)
     if trouble:
         raise InternalError(f"a step of a cell reads a part of rows that are listed (word {at} of the planned table)")
     return Size(*size)
@@ -268,9 +395,51 @@ def expand(table: int, words: int, moves: Sequence[tuple[int, int, int]], out: i
 # Launching ------------------------------------------------------------------------------------------------------------
 
 
+@inline
+def _matrix(ins, record, at, itemsize):
+    """Address, and numbers from one column to the next, of a matrix of a product."""
+    s = SLOTS + 2 * record[at + MATRIX_SLOT]
+    distance = record[at + MATRIX_ROWS]
+    if record[at + MATRIX_COLUMNS] == 1 and ins[ITEMS] > 1:
+        distance = ins[s + 1] // itemsize
+    return ins[s] + record[at + MATRIX_OFFSET] * itemsize, distance
+
+
+@inline
+def _free(record, n):
+    """Whether all launches of n items of a record leave z free."""
+    if record[FORM] != STAGES:
+        return record[FREE] != 0
+    free = True
+    for s in range(record[COUNT]):
+        p = FIRST_STAGE + s * STAGE_WORDS
+        if record[p + STAGE_LEAST] <= n <= record[p + STAGE_UPTO]:
+            free &= record[p + STAGE_FREE] != 0
+    return free
+
+
+@inline
+def _group(ins, table, at, words):
+    """How many instructions, from the one at word `at` on, run as one."""
+    count, next_ = 1, at + ins[LENGTH]
+    if not _free(integers(ins[KERNEL]), ins[ITEMS]):
+        return count
+    while next_ < words and count < MOST_Z:
+        other = integers(table + 8 * next_)
+        same = other[KERNEL] == ins[KERNEL] and other[ITEMS] == ins[ITEMS] and other[LENGTH] == ins[LENGTH]
+        if not same or not other[FLAGS] & ALONGSIDE:
+            break
+        count += 1
+        next_ += ins[LENGTH]
+    return count
+
+
 @compiled
-def _launch(table, words, card, scratch, stream, parameters, launcher, waiter):
-    """See `launch`. `waiter`: cuStreamSynchronize after each launch, if not 0. Returns word, code, launches."""
+def _launch(table, words, card, scratch, itemsize, stream, parameters, launcher, waiter, handle, gemm):
+    """See `launch`. `waiter`: cuStreamSynchronize after each launch, if not 0. Returns word, code, launches, what failed.
+
+    parameters  | the instruction | the scratch | address of the first | address of the second | 1 | 0 |
+    """
     at, launches, code = 0, 0, 0
     values = integers(parameters)
     values[1] = scratch
@@ -279,44 +448,63 @@ def _launch(table, words, card, scratch, stream, parameters, launcher, waiter):
         ins = integers(table + 8 * at)
         record, n = integers(ins[KERNEL]), ins[ITEMS]
         values[0] = card + 8 * at
-        if n <= 0:
-            at += ins[LENGTH]
-            continue
-        if record[FORM] == STAGES:
-            for s in range(record[COUNT]):
-                p = FIRST + s * STAGE_WORDS
-                if record[p + STAGE_LEAST] <= n <= record[p + STAGE_UPTO]:
-                    code = _launch_kernel(
-                        launcher,
-                        record[p + STAGE_FUNCTION],
-                        _count(record, p + STAGE_X, n),
-                        _count(record, p + STAGE_Y, n),
-                        _count(record, p + STAGE_Z, n),
-                        record[p + STAGE_WIDTH],
-                        record[p + STAGE_HEIGHT],
-                        stream,
-                        parameters + 16,
-                    )
-                    if code == 0 and waiter:
-                        code = _wait_for(waiter, stream)
-                    if code != 0:
-                        return at, code, launches
-                    launches += 1
-        else:
-            work = ins[record[WORD]] if record[WORD] >= 0 else record[WORK]
-            x, y, width, height = _geometry(n, work, record[TOGETHER] != 0)
-            code = _launch_kernel(launcher, record[FUNCTION], x, y, record[PARTS], width, height, stream, parameters + 16)
-            if code == 0 and waiter:
-                code = _wait_for(waiter, stream)
+        staged = record[FORM] == STAGES
+        group = _group(ins, table, at, words)
+        for s in range((record[COUNT] if staged else 1) if n > 0 else 0):
+            p = FIRST_STAGE + s * STAGE_WORDS
+            kind = NARROW
+            if staged:
+                kind = record[p + STAGE_KIND]
+                if n < record[p + STAGE_LEAST] or n > record[p + STAGE_UPTO]:
+                    continue
+            if kind == PRODUCT:
+                a, lda = _matrix(ins, record, p + STAGE_A, itemsize)
+                b, ldb = _matrix(ins, record, p + STAGE_B, itemsize)
+                c, ldc = _matrix(ins, record, p + STAGE_C, itemsize)
+                add = record[p + STAGE_ADD]
+                if add < 0:
+                    add = ins[FLAGS] & ACCUMULATE
+                code = _gemm(
+                    gemm, handle, record[p + STAGE_WIDTH], record[p + STAGE_HEIGHT], _count(record, p + STAGE_X, n),
+                    _count(record, p + STAGE_Y, n), _count(record, p + STAGE_Z, n), parameters + 32, a, lda, b, ldb,
+                    parameters + (32 if add else 40), c, ldc,
+                )  # fmt: skip
+            else:
+                if kind == BLOCKS:
+                    function, width, height = record[p + STAGE_FUNCTION], record[p + STAGE_WIDTH], record[p + STAGE_HEIGHT]
+                    x, y, z = _count(record, p + STAGE_X, n), _count(record, p + STAGE_Y, n), _count(record, p + STAGE_Z, n)
+                else:
+                    function, work, together, z = record[FUNCTION], record[WORK], record[TOGETHER], record[PARTS]
+                    if staged:
+                        function, work, together = record[p + STAGE_FUNCTION], record[p + STAGE_WIDTH], record[p + STAGE_HEIGHT]
+                        z = 1
+                    elif record[WORD] >= 0:
+                        work = ins[record[WORD]]
+                    x, y, width, height = _geometry(n, work, together != 0)
+                if group > 1:
+                    z = group
+                code = _launch_kernel(launcher, function, x, y, z, width, height, stream, parameters + 16)
             if code != 0:
-                return at, code, launches
+                return at, code, launches, kind
+            if waiter:
+                code = _wait_for(waiter, stream)
+                if code != 0:
+                    return at, code, launches, NARROW
             launches += 1
-        at += ins[LENGTH]
-    return at, 0, launches
+        at += group * ins[LENGTH]
+    return at, 0, launches, 0
 
 
 def launch(
-    owner: Device, table: int, words: int, card: int, scratch: int, names: Mapping[int, str], careful: bool = False
+    owner: Device,
+    table: int,
+    words: int,
+    card: int,
+    scratch: int,
+    dtype: str,
+    names: Mapping[int, str],
+    products: Any = None,
+    careful: bool = False,
 ) -> int:
     """Launch an expanded table; returns how many launches there were.
 
@@ -326,6 +514,7 @@ def launch(
     card : where the copy lies that was sent to the card.
     scratch : address on the card of the work space.
     names : from the address of a record to what errors call it.
+    products : the library of products (`cublas.Cublas`), where records want one.
     careful : wait for each launch, so that an error names the one that failed, and not a later call.
 
     Raises
@@ -333,25 +522,30 @@ def launch(
     DeviceError : a launch failed. It names the row of the table, the op and the number of items.
     """
     owner.enter()
-    parameters = (ctypes.c_int64 * 4)()  # two parameters of a kernel, and where they are
+    parameters = (ctypes.c_int64 * 6)(0, 0, 0, 0, _ONE[dtype], 0)
     driver = owner.driver
     launcher = driver.address("cuLaunchKernel")
     waiter = driver.address("cuStreamSynchronize") if careful else 0
-    at, code, launches = _launch(table, words, card, scratch, owner.stream, ctypes.addressof(parameters), launcher, waiter)
+    handle, gemm = products.gemm(dtype) if products is not None else (0, 0)
+    itemsize, at = 4 << (dtype == "float64"), ctypes.addressof(parameters)
+    at, code, launches, kind = _launch(table, words, card, scratch, itemsize, owner.stream, at, launcher, waiter, handle, gemm)
     if code:
-        raise _failed(owner, table, at, code, launches, names)
+        raise _failed(owner, table, at, code, launches, names, products if kind == PRODUCT else None)
     return int(launches)
 
 
-def _failed(owner: Device, table: int, at: int, code: int, launches: int, names: Mapping[int, str]) -> DeviceError:
+def _failed(
+    owner: Device, table: int, at: int, code: int, launches: int, names: Mapping[int, str], products: Any
+) -> DeviceError:
     """The error of a launch that failed."""
     row, w = 0, 0
     while w < at:
         w += _words(table + 8 * w, SLOTS)[LENGTH]
         row += 1
     head = _words(table + 8 * at, SLOTS)
-    name = names.get(head[KERNEL], "an unknown kernel")
-    return owner.failure(f"row {row} of a table, {name} over {head[ITEMS]} items: launch {launches} failed", code)
+    name = names.get(head[KERNEL], "a kernel without a name")
+    what = f"row {row} of a table, {name} over {head[ITEMS]} items: launch {launches} failed"
+    return DeviceError(f"{what}: {products.error(code)}") if products is not None else owner.failure(what, code)
 
 
 def _words(address: int, count: int) -> list[int]:

@@ -91,8 +91,9 @@ def stored(kernel: Callable[..., None], dtype: str, capability: tuple[Any, ...])
 
 def folder() -> pathlib.Path:
     """Return where machine code is kept: in Numba's cache if it has a folder of its own, else in the user's cache."""
-    if numba.config.CACHE_DIR:
-        return pathlib.Path(numba.config.CACHE_DIR, "autobatch-cuda")
+    numbas: str = getattr(numba.config, "CACHE_DIR", "")
+    if numbas:
+        return pathlib.Path(numbas, "autobatch-cuda")
     home = pathlib.Path.home()
     if sys.platform == "win32":
         return pathlib.Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local", "autobatch", "cuda")
