@@ -137,4 +137,4 @@ def target() -> Any:
     from autobatch.kernels import _cuda_math, _cuda_words
     from autobatch.kernels._device import Target
 
-    return Target({**_cuda_words.twins(), **_cuda_math.twins()}, lambda f: cuda.jit(device=True)(f))
+    return Target({**_cuda_words.twins(), **_cuda_math.twins()}, lambda f: cuda.jit(device=True)(f), _cuda_math.instead())

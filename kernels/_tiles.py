@@ -3,6 +3,7 @@
     x      threads of a block in x and y, blocks of the grid in x, y and z; see `Stage` in `_jit.py` for who chooses them
     shared(count, like)     memory for `count` numbers (a literal) of the dtype of `like`, one for the block; each mention its own
     sync()                  wait for all threads of the block; each sees what the others wrote before
+    four(p, j)              four numbers from p[j] on, of an address that is a multiple of 16 bytes; put_four(p, j, a, b, c, d)
 
 A processor has no such kernels; called there, these words raise.
 """
@@ -47,6 +48,11 @@ def blocks_z() -> int:
     return int(_only_on_a_card())
 
 
+def blocks_x() -> int:
+    """Return the size of the grid in x."""
+    return int(_only_on_a_card())
+
+
 def shared(count: int, like: Any) -> Any:
     """Return a pointer to memory of the block."""
     return _only_on_a_card(count, like)
@@ -57,7 +63,18 @@ def sync() -> None:
     _only_on_a_card()
 
 
-WORDS = (shared, sync, thread_x, thread_y, block_x, block_y, block_z, blocks_z)
+def four(p: Any, j: int) -> tuple[Any, Any, Any, Any]:
+    """Return four numbers that lie side by side."""
+    a, b, c, d = _only_on_a_card(p, j)
+    return a, b, c, d
+
+
+def put_four(p: Any, j: int, a: Any, b: Any, c: Any, d: Any) -> None:
+    """Write four numbers side by side."""
+    _only_on_a_card(p, j, a, b, c, d)
+
+
+WORDS = (shared, sync, four, put_four, thread_x, thread_y, block_x, block_y, block_z, blocks_x, blocks_z)
 
 
 def uses_blocks(function: Any, seen: set[int] | None = None) -> bool:
