@@ -28,12 +28,12 @@ def perform(machine, kernel, n, size, flags, slots, memory):
     for array in (ins, sizes, *memory):
         simulator.add(array.reshape(-1).view(np.uint8))
     if kernel.card.stages is None:
-        grid, threads = geometry(n, kernel.card.work((size,)), works_together(kernel.function))
+        grid, threads = geometry(n, kernel.card.work((size,)), works_together(kernel.function), 1)
         simulator.launch(kernel.function, grid, threads, ins.ctypes.data, dtype, 0)
         return
     launched = 0
     for s in kernel.card.stages((size,)):
-        if s.least <= n <= s.upto:
+        if s.runs(n, dtype):
             launched += 1
             grid = s.x.of(n), s.y.of(n), s.z.of(n)
             simulator.launch(s.function, grid, s.threads, ins.ctypes.data, dtype, 0)
