@@ -9,9 +9,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
-from autobatch.kernels import _math, _math_card, _math_hyperbolic, _math_power, _math_special, _math_trigonometric, _math_words
+from autobatch.kernels import (
+    _math,
+    _math_card,
+    _math_hyperbolic,
+    _math_power,
+    _math_special,
+    _math_trigonometric,
+    _math_words,
+    _update,
+)
 from autobatch.kernels._cuda import numba_cuda
 from autobatch.kernels._cuda_words import number
 
@@ -84,7 +91,7 @@ def power(x, y):
 def instead() -> dict[Any, Any]:
     """Return what takes the place of functions, written in the words of kernels."""
     found = {getattr(_math_trigonometric, name): getattr(_math_card, name) for name in ("sin", "cos", "tan")}
-    return {**found, _math_special.digamma: _math_card.digamma}
+    return {**found, _math_special.digamma: _math_card.digamma, **_update.ON_CARD}
 
 
 def twins() -> dict[Any, Any]:

@@ -144,7 +144,7 @@ class Simulator:
         self._blocks: dict[tuple[int, int, int], _Block] = {}
         self._writes: dict[Any, Any] = {}
         self._reads: dict[Any, Any] = {}
-        self.target = Target(_twins(self), lambda f: f)
+        self.target = Target(_twins(self), lambda f: f, _update.ON_CARD)
         self._functions: dict[int, tuple[Any, Any, bool]] = {}
 
     # Memory
@@ -355,7 +355,7 @@ def _twins(sim: Simulator) -> dict[Any, Any]:
     def shared(count: int, like: Any) -> _Shared:
         t, block = sim.now, sim._blocks[sim.now.block]
         if t.shared_calls == len(block.arrays):
-            block.arrays.append(np.full(count, np.nan, like.dtype))
+            block.arrays.append(np.full(count, np.nan if like.dtype.kind == "f" else -(1 << 30), like.dtype))
         array = block.arrays[t.shared_calls]
         t.shared_calls += 1
         return _Shared(sim, array, id(array))
