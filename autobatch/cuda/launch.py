@@ -21,6 +21,8 @@ The KERNEL word holds the address of a *record*, which is one of
     program    | PROGRAM | steps | record  sizes  flags  slots  mode | kind  slot  bytes  item | ...  next step ...
                the steps of a cell (`kernels/cell.py`), each an instruction of its own with a record of its own
 
+`submit` does the whole of it: measures, expands, sends, launches.
+
 A kernel gets the address of its instruction on the card and that of the scratch. The loop asks Python for nothing: grid and
 threads come from the record and the number of items (`geometry`), and `cuLaunchKernel` is called by its address.
 
@@ -31,6 +33,7 @@ already: address of the host + `shift`. Where SIZES points behind the slots of i
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -39,6 +42,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from autobatch.cuda.driver import Device
+from autobatch.cuda.memory import Arena, staging
 from autobatch.kernels._errors import DeviceError, InternalError
 from autobatch.kernels._jit import (
     ACCUMULATE,
@@ -489,4 +493,59 @@ def _words(address: int, count: int) -> list[int]:
     return list(array)
 
 
-__all__ = ["Size", "expand", "launch", "measure"]
+# The whole way --------------------------------------------------------------------------------------------------------
+
+
+class Lists(NamedTuple):
+    """What planned tables refer to: memory of the host that goes to an address on the card before they run."""
+
+    host: int
+    card: int
+    size: int
+
+
+class _Work(threading.local):
+    """Where expanded tables lie on the card, and the work space of kernels. The stream keeps the order: both are used again."""
+
+    def __init__(self) -> None:
+        self.tables, self.scratch = Arena("tables"), Arena("scratch")
+
+
+def submit(
+    owner: Device,
+    table: int,
+    words: int,
+    shift: int,
+    dtype: str,
+    names: Mapping[int, str],
+    lists: Lists | None = None,
+    products: Any = None,
+    careful: bool = False,
+) -> Size:
+    """Send a planned table to the card and launch it; returns what it became. Does not wait for it.
+
+    Parameters
+    ----------
+    table, words, shift : as for `expand`.
+    lists : sent with it.
+    dtype, names, products, careful : as for `launch`.
+    """
+    work: _Work = owner.kept.get("launch") or owner.kept.setdefault("launch", _Work())
+    itemsize = 4 << (dtype == "float64")
+    most = measure(table, words, itemsize)
+    work.tables.cut((0, 0))
+    work.scratch.cut((0, 0))
+    card, scratch = work.tables.take(8 * most.words), work.scratch.take(most.scratch)
+    own = lists.size if lists is not None else 0
+    with staging(own + 8 * most.words) as staged:
+        if lists is not None:
+            ctypes.memmove(staged.address, lists.host, own)
+            staged.send(lists.card, own)
+        out = staged.address + own
+        size = expand(table, words, shift, out, card, scratch, itemsize)
+        staged.send(card, 8 * size.words, own)
+        launch(owner, out, size.words, card, scratch, dtype, names, products, careful)
+    return size
+
+
+__all__ = ["Lists", "Size", "expand", "launch", "measure", "submit"]
