@@ -13,7 +13,6 @@ copied first. In steady state the card has the newer parameters, and nothing is 
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 from collections.abc import Sequence
@@ -102,8 +101,6 @@ class _Place:
 
     def __init__(self) -> None:
         self.inputs, self.tables, self.backward = (memory.Arena(p) for p in ("inputs", "tables", "backward tables"))
-        self.scratch = memory.Arena("work space")
-        self.scratch_size = self.scratch_at = 0
         self.known = 0  # inputs
         self.addresses = np.empty(64, np.int64)
         self.chunks: list[
@@ -130,7 +127,7 @@ class Card(Machine):
         self.info, self.operands = np.zeros_like(TYPES.info), np.zeros_like(TYPES.operands)
         self._done: set[tuple[int, int, bool]] = set()
         self.values, self.gradients, self.touched = (np.zeros(0, np.int64) for _ in range(3))
-        self._records: list[Record] = []
+        self._records: dict[Any, Record] = {}
         self._names: dict[int, str] = {}
         self._numbers: dict[Any, memory.Block] = {}  # sizes and constants on the card
         self._constants: dict[tuple[int, int, str], int] = {}
@@ -259,13 +256,16 @@ class Card(Machine):
             return {name: self._record(kernel, dtype, (), 1, at) for name, (kernel, at) in made.items()}
 
     def _record(self, kernel: Kernel, dtype: str, sizes: tuple[int, ...], largest: int, word: int = -1) -> int:
-        """Return the address of the record of a kernel."""
+        """Return the address of the record of a kernel. Equal ones are one: a table may hold several that run together."""
+        key = kernel, dtype, sizes, largest, word
+        if key in self._records:
+            return self._records[key].address
         programs: Programs | None = getattr(kernel, "programs", None)
         if programs is not None:
             made = self._program(kernel, programs, dtype)
         else:
             made = of_kernel(kernel, dtype, sizes, largest, word, self._rows_of(dtype))
-        self._records.append(made)
+        self._records[key] = made
         for record in (made, *made.inside):
             self._names[record.address] = record.name
         return made.address
@@ -362,32 +362,20 @@ class Card(Machine):
 
     def run(self, job: Job) -> None:
         """Send a table to the card and launch it."""
-        execution = job.execution
+        execution, segment = job.execution, job.segment
         place = execution.inputs = execution.inputs or _Place()
-        width, table = execution.itemsize, address_of(job.table)
-        size = launch.measure(table, job.words, width)
-        behind = 8 * job.lists.size
-        arena = place.tables if job.backward is None else place.backward
-        lists = arena.take(behind + 8 * size.words)
-        card = lists + behind
-        moves = [(address_of(job.lists), job.lists.nbytes, lists)] if job.lists.size else []
-        if job.backward is None:
-            job.segment.card_lists = lists
-        elif job.segment.lists.size:
-            moves.append((address_of(job.segment.lists), job.segment.lists.nbytes, job.segment.card_lists))
-        if size.scratch > place.scratch_size:
-            place.scratch.cut((0, 0))
-            place.scratch_at, place.scratch_size = place.scratch.take(size.scratch), size.scratch
+        forward = job.backward is None
+        others = [] if forward else [(address_of(segment.lists), segment.lists.nbytes, segment.card_lists)]
         if self.products is not None:
             self.products.tf32 = SETTINGS.matmul_precision == "tf32"
-        with memory.staging(behind + 8 * size.words) as staged:
-            at = staged.address + behind
-            words = launch.expand(table, job.words, moves, at, card, place.scratch_at, width).words
-            ctypes.memmove(staged.address, address_of(job.lists), behind)
-            staged.send(lists, behind + 8 * words)
-            self.launches += launch.launch(
-                self.device, at, words, card, place.scratch_at, execution.dtype, self._names, self.products, CAREFUL
-            )
+        arena = place.tables if forward else place.backward
+        sent = launch.submit(
+            *(self.device, address_of(job.table), job.words, job.lists, arena, execution.dtype, self._names),
+            *(others, self.products, CAREFUL),
+        )
+        self.launches += sent.size.launches
+        if forward:
+            segment.card_lists = sent.lists
 
 
 def independent(before: Step | None, step: Step) -> bool:
