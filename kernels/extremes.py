@@ -339,8 +339,8 @@ def kmax_pooling_gradient(ins, T):
                     j += 1
 
 
-# On a card a team takes a result, or a lane does; with more lanes than one each takes numbers that lie side by side, so that the
-# order of those taken is that of the lanes.
+# On a card a team takes a result, or a lane does. Lanes of a team take numbers that lie side by side, so that the order of
+# those taken is that of the lanes.
 
 
 @inline

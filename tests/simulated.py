@@ -114,7 +114,7 @@ class _Machine:
         head = np.frombuffer((ctypes.c_int64 * 5).from_address(ins), np.int64)
         n = int(head[ITEMS])
         card = kernel.card
-        sizes_of = lambda: tuple(np.frombuffer((ctypes.c_int64 * 16).from_address(int(head[SIZES])), np.int64).tolist())
+        sizes_of = lambda: tuple(np.frombuffer((ctypes.c_int64 * 64).from_address(int(head[SIZES])), np.int64).tolist())
         if card.stages is not None:
             for s in card.stages(sizes_of()):
                 if s.least <= n <= s.upto:
