@@ -276,6 +276,15 @@ def pieces_or_numbers(alone, pieces, length):
 
 
 @inline
+def share(alone, length):
+    """Begin and end of numbers for this lane that lie side by side, after those of the lanes before."""
+    if alone:
+        return 0, length
+    each = quotient(length + width() - 1, width())
+    return min(lane() * each, length), min(lane() * each + each, length)
+
+
+@inline
 def all_joined(alone, x):
     """The sum over all that work at a result."""
     if alone:

@@ -10,7 +10,7 @@ import numpy as np
 
 from autobatch.kernels._errors import ArgumentError
 from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, inline, integers, item, kernel, number
-from autobatch.kernels._lanes import before, items, lane, largest, leader, parts, smallest, width
+from autobatch.kernels._lanes import before, items, largest, leader, parts, smallest, width
 from autobatch.kernels._op import Lowering, Op, Operand, Sample, Shape, Tensor, wrong
 from autobatch.kernels._reduce import (
     BLOCK,
@@ -30,6 +30,7 @@ from autobatch.kernels._reduce import (
     quotient,
     rank_of,
     remainder,
+    share,
     smaller,
     spread_along,
     turns,
@@ -374,15 +375,6 @@ def _limit_on_card(x, at, inner, length, k, alone):
     return of_rank(low, infinity), missing
 
 
-@inline
-def _ends_of_share(length, alone):
-    """Where the numbers of this lane begin and end, which lie side by side."""
-    if alone:
-        return 0, length
-    share = quotient(length + width() - 1, width())
-    return min(lane() * share, length), min(lane() * share + share, length)
-
-
 @kmax_pooling.on_card(**as_spread(spread_along))
 def kmax_pooling_card(ins, T):
     """The limit is found as above; then each lane counts what of its share is taken, and knows where it goes."""
@@ -399,7 +391,7 @@ def kmax_pooling_card(ins, T):
                     quotient(r, inner) * k * inner + remainder(r, inner),
                 )
                 limit, ties = _limit_on_card(x, at, inner, length, k, alone)
-                begin, end = _ends_of_share(length, alone)
+                begin, end = share(alone, length)
                 taken, equal, p = 0, 0, begin
                 while p < end:
                     v = x[at + p * inner]
@@ -448,7 +440,7 @@ def kmax_pooling_gradient_card(ins, T):
                     ties += 1 if y[to + p * inner] == limit else 0
                     p += number_step(alone)
                 ties = all_joined(alone, ties)
-                begin, end = _ends_of_share(length, alone)
+                begin, end = share(alone, length)
                 taken, equal, p = 0, 0, begin
                 while p < end:
                     v = x[at + p * inner]
