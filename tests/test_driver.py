@@ -882,6 +882,22 @@ def test_machine_code_that_does_not_load_is_named():
         assert len(card.alive["library"]) == 1
 
 
+def test_a_kernel_that_is_made_anew_is_loaded_once():
+    with fake_card() as card:
+        handles = {machine_code.function(made_of(3), "float32") for _ in range(3)}
+        assert len(handles) == len(card.alive["library"]) == 1
+        assert machine_code.function(made_of(4), "float32") not in handles
+
+
+def test_a_card_that_is_open_waits_until_the_fake_is_gone():
+    with fake_card() as outer:
+        block = memory.Block(8, "values")
+        memory.upload(block.address, np.ones(1))
+        with fake_card() as inner:
+            assert minibatch() == [6, 24, 42, 60] and inner.launches()
+        assert memory.read(block.address, 1, "float64")[0] == 1 and not outer.launches()
+
+
 def test_errors_the_driver_does_not_know():
     with fake_card() as card:
         card.fail("cuStreamSynchronize", 12345)
@@ -1211,12 +1227,14 @@ def test_the_folder(monkeypatch):
     assert machine_code.folder().as_posix() == "/local/autobatch/cuda"
 
 
-def test_a_real_compiler_makes_what_the_loader_expects(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kernel", [double, add, total, first_stage, second_stage, product, weight_product])
+def test_a_real_compiler_makes_what_the_loader_expects(kernel, tmp_path, monkeypatch):
     pytest.importorskip("numba_cuda")
     monkeypatch.setattr(machine_code.numba.config, "CACHE_DIR", str(tmp_path))
-    entry, code = machine_code.stored(total, "float32", (9, 0, "a"))
-    assert code[:4] == b"\x7fELF" and entry.encode() in code
-    assert machine_code.stored(total, "float32", (9, 0, "a")) == (entry, code)
+    for dtype in ("float32", "float64"):
+        entry, code = machine_code.stored(kernel, dtype, (9, 0, "a"))
+        assert code[:4] == b"\x7fELF" and entry.encode() in code
+        assert machine_code.stored(kernel, dtype, (9, 0, "a")) == (entry, code)
 
 
 def test_pointers_of_the_fake_are_those_of_the_table():
