@@ -221,14 +221,14 @@ class Card(Machine):
                 largest = max([record.shape.total, *(s.total for s in record.shapes)])
                 self.info[t, NUMBERS] = self.integers(self._sizes(record))
                 if not backward:
-                    self.info[t, FORWARD + kind] = self._record(lowering.forward, dtype, lowering.sizes, largest)
+                    self.info[t, FORWARD + kind] = self._record(lowering.forward, dtype, lowering.sizes, largest).address
                 else:
                     if lowering.prepare is not None:
-                        self.info[t, PREPARE + kind] = self._record(lowering.prepare, dtype, lowering.sizes, largest)
+                        self.info[t, PREPARE + kind] = self._record(lowering.prepare, dtype, lowering.sizes, largest).address
                     for k, operand in enumerate(lowering.operands):
                         if operand.backward is not None:
                             at = int(self.info[t, OPERANDS]) + k
-                            self.operands[at, BACKWARD + kind] = self._record(operand.backward, dtype, lowering.sizes, largest)
+                            self.operands[at, BACKWARD + kind] = self._record(operand.backward, dtype, lowering.sizes, largest).address
                 self._done.add((t, kind, backward))
 
     def _sizes(self, record: NodeType) -> list[int]:
@@ -253,13 +253,13 @@ class Card(Machine):
             "add_to_table": (_rows.add_to_table_groups, SLOTS + 12),
         }
         with self._lock:
-            return {name: self._record(kernel, dtype, (), 1, at) for name, (kernel, at) in made.items()}
+            return {name: self._record(kernel, dtype, (), 1, at).address for name, (kernel, at) in made.items()}
 
-    def _record(self, kernel: Kernel, dtype: str, sizes: tuple[int, ...], largest: int, word: int = -1) -> int:
-        """Return the address of the record of a kernel. Equal ones are one: a table may hold several that run together."""
+    def _record(self, kernel: Kernel, dtype: str, sizes: tuple[int, ...], largest: int, word: int = -1) -> Record:
+        """Return the record of a kernel. Equal ones are one: a table may hold several that run together."""
         key = kernel, dtype, sizes, largest, word
         if key in self._records:
-            return self._records[key].address
+            return self._records[key]
         programs: Programs | None = getattr(kernel, "programs", None)
         if programs is not None:
             made = self._program(kernel, programs, dtype)
@@ -268,7 +268,7 @@ class Card(Machine):
         self._records[key] = made
         for record in (made, *made.inside):
             self._names[record.address] = record.name
-        return made.address
+        return made
 
     def _rows_of(self, dtype: str) -> Rows | None:
         """Return the records that copy rows together for a library of products; None without one."""
@@ -286,7 +286,7 @@ class Card(Machine):
         before: Step | None = None
         for step in programs.programs[kernel.which]:
             largest = max((s.size for s in step.slots), default=1)
-            record = of_kernel(step.kernel, dtype, tuple(step.sizes.tolist()), largest, rows=self._rows_of(dtype))
+            record = self._record(step.kernel, dtype, tuple(step.sizes.tolist()), largest)
             parts = []
             for s in step.slots:
                 offset = s.start * width
