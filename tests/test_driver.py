@@ -19,7 +19,10 @@ pytest.importorskip("greenlet")
 
 from fake_driver import FakeCublas, FakeDriver, fake_card
 
+import autobatch as ab
+from autobatch import execute
 from autobatch.cuda import cublas, driver, launch, machine_code, memory, records
+from autobatch.graph import TYPES
 from autobatch.kernels._errors import DeviceError, DeviceMemoryError, InternalError
 from autobatch.kernels._jit import (
     ACCUMULATE,
@@ -44,6 +47,8 @@ from autobatch.kernels._jit import (
 )
 from autobatch.kernels._lanes import items, joined, lanes
 from autobatch.kernels._tiles import block_x, thread_x
+from autobatch.kernels._vm import run as run_table
+from autobatch.kernels.cell import cell_forward, cell_gradient, cell_prepare
 
 # Kernels of these tests -----------------------------------------------------------------------------------------------
 
@@ -284,6 +289,8 @@ def test_the_end_of_a_process_frees_nothing_and_does_not_crash():
 import sys
 sys.path.insert(0, "tests")
 from fake_driver import FakeDriver
+import autobatch as ab
+from autobatch import execute
 from autobatch.cuda import cublas, driver, memory
 fake = FakeDriver()
 holder = driver.use(fake, fake.compile)
@@ -662,6 +669,96 @@ def test_a_program_in_a_program_is_refused():
         inner = cell()
         with pytest.raises(InternalError, match=r"^cell: a step of a program is a program itself"):
             cell(records.StepOf(inner, 0, 0, []))
+
+
+def records_of_a_processor(dtype):
+    """Records whose functions are the kernels of a processor: from (KERNEL, SIZES, FLAGS) of an instruction to a record."""
+    found = {}
+    drivers = [k.address(dtype) for k in (cell_forward, cell_prepare, cell_gradient)]
+    programs = {}
+    for record in TYPES.records:
+        kernel = record.lowering and record.lowering.forward
+        if hasattr(kernel, "_programs"):
+            programs[kernel._programs.table.ctypes.data] = kernel._programs
+
+    def of(kernel, sizes, flags):
+        if kernel not in drivers:
+            key = kernel
+        else:
+            which = drivers.index(kernel)
+            key = ctypes.c_int64.from_address(sizes).value, which + (flags >> 8 if which == 2 else 0)
+        if key not in found and key == kernel:
+            found[key] = records.teams("kernel", kernel)
+        elif key not in found:
+            steps = []
+            for inside in programs[key[0]].inside(key[1], dtype):
+                kernel, sizes, flags = inside.head
+                assert not inside.each
+                parts = [
+                    records.Part(INCOMING if source is not None else FIXED, source or 0, offset, size)
+                    for source, offset, size in inside.places
+                ]
+                steps.append(records.StepOf(of(kernel, sizes, flags), sizes, flags, parts, INHERIT * inside.inherit))
+            found[key] = cell(*steps)
+        return found[key]
+
+    return of
+
+
+def test_real_cells_become_their_steps(monkeypatch):
+    """Whole graphs with cells, expanded, and then run by the interpreter: the same numbers as ever, bit by bit."""
+    model = ab.ParameterCollection()
+    W, U, b = model.add_parameters((5, 4)), model.add_parameters((5, 5)), model.add_parameters(5)
+    vectors = np.random.default_rng(1).normal(size=(6, 4))
+
+    @ab.cell
+    def step(x, h):
+        gate = ab.logistic(W * x + U * h + b)
+        return ab.cmult(gate, ab.tanh(W * x)) + ab.cmult(1 - gate, h), gate
+
+    def graph():
+        ab.renew_cg()
+        losses = []
+        for length in (2, 6, 3):
+            h, gates = ab.inputVector([0.1] * 5), []
+            for x in vectors[:length]:
+                h, gate = step(ab.inputVector(x), h)
+                gates.append(gate)
+            losses.append(ab.sum_elems(ab.square(h)) + ab.sum_elems(gates[0]))
+        loss = ab.esum(losses)
+        loss.backward()
+        gradients = [p.grad_as_array().copy() for p in (W, U, b)]
+        for p in (W, U, b):
+            p.scale_gradient(0)
+        return [loss.value(), *gradients]
+
+    expected = graph()
+    expanded = []
+
+    def run_expanded(self, graph, table, words, scratch, segment, backward):
+        of, planned, kept, at = records_of_a_processor(self.dtype), table.copy(), [], 0
+        while at < words:
+            kept.append(of(int(planned[at]), int(planned[at + SIZES]), int(planned[at + FLAGS])))
+            planned[at] = kept[-1].address
+            at += int(planned[at + 1])
+        # The copy is the planned table; addresses in it point into the one it is a copy of.
+        shift = table.ctypes.data - planned.ctypes.data
+        size = launch.measure(planned.ctypes.data, words, self.itemsize)
+        out = np.zeros(size.words, np.int64)
+        where = out.ctypes.data, out.ctypes.data, 0, self.itemsize
+        assert launch.expand(planned.ctypes.data, words, shift, *where) == size
+        at = rows = 0
+        while at < out.size:
+            out[at] = ctypes.c_int64.from_address(int(out[at]) + 8 * launch.FUNCTION).value
+            at, rows = at + int(out[at + 1]), rows + 1
+        assert rows == size.launches
+        expanded.append((len(kept), rows))
+        run_table(out, out.size, scratch)
+
+    monkeypatch.setattr(execute.Execution, "_run", run_expanded)
+    for got, wanted in zip(graph(), expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    assert all(rows > kept for kept, rows in expanded) and len(expanded) == 2
 
 
 def minibatch():
