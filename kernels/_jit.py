@@ -43,6 +43,7 @@ from numba.extending import intrinsic
 
 KERNEL, LENGTH, ITEMS, SIZES, FLAGS, SLOTS = range(6)
 ACCUMULATE = 1  # flag of a backward instruction: add to what the slot holds; without it, overwrite
+ALONGSIDE = 2  # flag for a card: may run at the same time as the instruction before it
 # Of the steps of a cell (`cell.py`): what a slot is, and the mode of a step.
 EMPTY, INCOMING, FIXED = range(3)
 EACH, INHERIT = 1, 2
@@ -124,8 +125,9 @@ class Count(NamedTuple):
 class Stage(NamedTuple):
     """One launch of a kernel that exists on a card only: blocks of `threads` (x, y), and how many of them in x, y and z.
 
-    It is left out where an instruction has less than `least` items or more than `upto`. `scratch`: numbers of work space that
-    the instruction needs behind the scratch pointer.
+    It is left out where an instruction has less than `least` items or more than `upto`, and where the kernel is compiled for
+    another dtype than `dtype` (if not ""). `scratch`: numbers of work space that the instruction needs behind the scratch
+    pointer.
     """
 
     function: Callable[..., None]
@@ -136,6 +138,11 @@ class Stage(NamedTuple):
     scratch: Count = Count(0)
     least: int = 0
     upto: int = 1 << 62
+    dtype: str = ""
+
+    def runs(self, n: int, dtype: str) -> bool:
+        """Return whether an instruction of n items has this launch."""
+        return self.least <= n <= self.upto and self.dtype in ("", dtype)
 
 
 class Matrix(NamedTuple):
@@ -190,7 +197,9 @@ class Card(NamedTuple):
     """How a kernel runs on a card.
 
     function    what runs there, if something else than on a processor (`_lanes.py` tells how one source serves both)
-    work        from the sizes of a node type: how many lanes an item keeps busy. None: its largest operand's numbers
+    work        from the sizes of a node type: how many lanes an item (or a part of one) keeps busy. None: its largest operand's
+                numbers
+    parts       from the sizes: into how many `parts` an item falls, each for a team of its own. None: one
     stages      from the sizes: the launches that an instruction becomes. None: one, of teams of lanes
     products    from the sizes: what many items become where there is a library of products. None: nothing else
     """
@@ -198,6 +207,7 @@ class Card(NamedTuple):
     function: Callable[..., None] | None = None
     work: Callable[[tuple[int, ...]], int] | None = None
     stages: Callable[[tuple[int, ...]], Sequence[Stage]] | None = None
+    parts: Callable[[tuple[int, ...]], int] | None = None
     products: Callable[[tuple[int, ...]], Products | None] | None = None
 
 
@@ -221,17 +231,18 @@ class Kernel:
         *,
         work: Callable[[tuple[int, ...]], int] | None = None,
         stages: Callable[[tuple[int, ...]], Sequence[Stage]] | None = None,
+        parts: Callable[[tuple[int, ...]], int] | None = None,
         products: Callable[[tuple[int, ...]], Products | None] | None = None,
     ) -> Any:
         """Say how the kernel runs on a card, see `Card`; as a decorator, with another function than on a processor."""
 
         def take(own: Callable[..., None]) -> Callable[..., None]:
-            self.card = Card(own, work)
+            self.card = Card(own, work, stages, parts, products)
             return own
 
         if function is not None:
             return take(function)
-        self.card = Card(self.card.function, work, stages, products)
+        self.card = Card(self.card.function, work, stages, parts, products)
         return take
 
     def inside(self, dtype: str) -> Any:
@@ -268,13 +279,18 @@ def kernel(
     return Kernel(function, reductions, before)
 
 
-def kernel_from_source(name: str, source: str, path: str, scope: dict[str, Any], reductions: bool = False) -> Kernel:
-    """Make a kernel from the text of a function `name`; `path` is the file the text belongs to (for cache and traceback)."""
+def function_from_source(name: str, source: str, path: str, scope: dict[str, Any]) -> Any:
+    """Make a function `name` from its text; `path` is the file the text belongs to (for cache and traceback)."""
     namespace = {"__name__": __name__, **scope}
     exec(compile(source, path, "exec"), namespace)
     function = namespace[name]
     function.__source__ = source
-    return Kernel(function, reductions)
+    return function
+
+
+def kernel_from_source(name: str, source: str, path: str, scope: dict[str, Any], reductions: bool = False) -> Kernel:
+    """Make a kernel from the text of a function, see `function_from_source`."""
+    return Kernel(function_from_source(name, source, path, scope), reductions)
 
 
 # Pointers -------------------------------------------------------------------------------------------------------------

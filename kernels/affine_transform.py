@@ -2,14 +2,43 @@
 
 If every Wᵢ is a parameter the columns of all items stand side by side, one product a pair, and the gradients of
 Wᵢ and of a parameter b are formed once for all items of the type. Otherwise item by item.
-A bias (r,) is repeated over the columns.
+A bias (r,) is repeated over the columns. On a card all pairs are one launch, which begins with the bias.
 """
 
 import numpy as np
 
 from autobatch.kernels import _blas
 from autobatch.kernels._blas import gemm, gemm_at, gemv
-from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, argument, inline, integers, item, itemsize, kernel, slot
+from autobatch.kernels._gemm import (
+    Product,
+    Vectors,
+    growing,
+    matrix,
+    of_items,
+    quotient,
+    small_product,
+    summed,
+    teams,
+    totals,
+)
+from autobatch.kernels._gemm import columns as columns_of
+from autobatch.kernels._jit import (
+    ACCUMULATE,
+    FLAGS,
+    ITEMS,
+    SIZES,
+    argument,
+    inline,
+    integers,
+    item,
+    itemsize,
+    kernel,
+    number,
+    pointer,
+    row,
+    slot,
+)
+from autobatch.kernels._lanes import items, lanes, meet
 from autobatch.kernels._op import (
     DENSE,
     ROWS,
@@ -25,8 +54,9 @@ from autobatch.kernels._op import (
     wrong,
 )
 
-# sizes: rows r, columns c, batch B, columns of b, batch of b, pairs, then for each pair k, batch of W, batch of x
-_PAIRS = 6
+# sizes: rows r, columns c, batch B, columns of b, batch of b, pairs, B if a W has a batch (else 1), then for each pair
+# k, batch of W, batch of x
+_PAIRS = 7
 
 
 @inline
@@ -97,9 +127,8 @@ def affine_parameters_gradient_w(ins, T):
     gemm(False, True, r, k, count, dy, _distance(ins, 1, r, T), x, _distance(ins, 3, k, T), True, dw, r, T)
 
 
-@kernel
-def affine_gradient_b(ins, T):
-    """db = or += the columns of dy, summed where b was repeated."""
+@inline
+def _gradient_b(ins, T):
     n, sizes = ins[ITEMS], integers(ins[SIZES])
     r, c, batch, bias_columns, bias_batch = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]
     for i in range(n):
@@ -111,6 +140,18 @@ def affine_gradient_b(ins, T):
             at = _column(j, c, bias_columns, bias_batch) * r
             for h in range(r):
                 db[at + h] += dy[j * r + h]
+
+
+@kernel
+def affine_gradient_b(ins, T):
+    """db = or += the columns of dy, summed where b was repeated."""
+    _gradient_b(ins, T)
+
+
+@kernel
+def affine_parameter_gradient_b(ins, T):
+    """The same for a parameter b, over all items of the type at once."""
+    _gradient_b(ins, T)
 
 
 @kernel(before=_blas.ready)
@@ -160,6 +201,240 @@ def affine_items_gradient_w(ins, T):
             gemm_at(False, True, r, k, c, dy, b * r * c, r, x, at_x, k, add or (b > 0 and batch_w == 1), dw, at_w, r, T)
 
 
+# On a card
+
+
+@inline
+def _bias(ins, i, j, sizes, T):
+    """Address of the column of b that goes with column j of item i."""
+    r, c, bias_columns, bias_batch = sizes[0], sizes[1], sizes[3], sizes[4]
+    at = 0
+    if bias_columns > 1 or bias_batch > 1:
+        b = quotient(j, c)
+        at = (j - b * c if bias_columns > 1 else 0) + (bias_columns * b if bias_batch > 1 else 0)
+    return row(ins, 1, i) + at * r * itemsize(T)
+
+
+@inline
+def _bias_of(ins, j, sizes, T):
+    """Address of the column of b that goes with column j of all items."""
+    each = sizes[1] * sizes[2]
+    i = quotient(j, each) if each > 1 else j + 0
+    return _bias(ins, i, j - i * each, sizes, T)
+
+
+@inline
+def _part(ins, k, i, at, T):
+    """Item i of slot k, from number `at` on."""
+    return pointer(row(ins, k, i) + at * itemsize(T), T)
+
+
+def affine_gradient_b_team(ins, T):
+    """As `affine_gradient_b`: lanes go over the numbers of db, and each adds up its own."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    r, c, batch, bias_columns, bias_batch = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]
+    add = ins[FLAGS] & ACCUMULATE
+    elements = batch if bias_batch == 1 else 1
+    across = c if bias_columns == 1 else 1
+    for i in items(n):
+        db, dy = item(ins, 0, i, T), item(ins, 1, i, T)
+        for h in lanes(r * bias_columns * bias_batch):
+            column = quotient(h, r)
+            if bias_batch > 1 and bias_columns == 1:
+                column *= c  # one column for all of an element
+            total = number(0, T)
+            for b in range(elements):
+                for j in range(across):
+                    total += dy[(b * c + column + j) * r + h % r]
+            db[h] = db[h] + total if add else total
+
+
+def affine_items_team(ins, T):
+    """As `affine_items`, for small products: a team an item."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    r, c, batch = sizes[0], sizes[1], sizes[2]
+    for i in items(n):
+        y = item(ins, 0, i, T)
+        for h in lanes(r * c * batch):
+            j = quotient(h, r)
+            y[h] = pointer(_bias(ins, i, j, sizes, T), T)[h - j * r]
+        meet()
+        for p in range(sizes[5]):
+            k, batch_w, batch_x = sizes[_PAIRS + 3 * p], sizes[_PAIRS + 3 * p + 1], sizes[_PAIRS + 3 * p + 2]
+            for b in range(batch):
+                w = _part(ins, 2 + 2 * p, i, b * r * k if batch_w > 1 else 0, T)
+                x = _part(ins, 3 + 2 * p, i, b * k * c if batch_x > 1 else 0, T)
+                small_product(r, c, k, w, 1, r, x, k, 1, True, _part(ins, 0, i, b * r * c, T))
+            meet()
+
+
+def affine_items_gradient_x_team(ins, T):
+    """As `affine_items_gradient_x`, for small products."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    r, c, batch, p = sizes[0], sizes[1], sizes[2], argument(ins) // 2 - 1
+    k, batch_w, batch_x = sizes[_PAIRS + 3 * p], sizes[_PAIRS + 3 * p + 1], sizes[_PAIRS + 3 * p + 2]
+    add = ins[FLAGS] & ACCUMULATE
+    for i in items(n):
+        for b in range(batch):
+            dx, dy = _part(ins, 0, i, b * k * c if batch_x > 1 else 0, T), _part(ins, 1, i, b * r * c, T)
+            w = _part(ins, 3, i, b * r * k if batch_w > 1 else 0, T)
+            small_product(k, c, r, w, r, 1, dy, r, 1, add or (b > 0 and batch_x == 1), dx)
+
+
+def affine_items_gradient_w_team(ins, T):
+    """As `affine_items_gradient_w`, for small products."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    r, c, batch, p = sizes[0], sizes[1], sizes[2], (argument(ins) - 1) // 2
+    k, batch_w, batch_x = sizes[_PAIRS + 3 * p], sizes[_PAIRS + 3 * p + 1], sizes[_PAIRS + 3 * p + 2]
+    add = ins[FLAGS] & ACCUMULATE
+    for i in items(n):
+        for b in range(batch):
+            dw, dy = _part(ins, 0, i, b * r * k if batch_w > 1 else 0, T), _part(ins, 1, i, b * r * c, T)
+            x = _part(ins, 3, i, b * k * c if batch_x > 1 else 0, T)
+            small_product(r, k, c, dy, 1, r, x, 1, k, add or (b > 0 and batch_w == 1), dw)
+
+
+_SCOPE = {"_PAIRS": _PAIRS, "_bias": _bias, "_bias_of": _bias_of}
+_HEAD_X = "k = sizes[_PAIRS + 3 * (argument(ins) // 2 - 1)]"
+_HEAD_W = "k = sizes[_PAIRS + 3 * ((argument(ins) - 1) // 2)]"
+_PRODUCT = Product(
+    "affine_parameters",
+    m="sizes[0]",
+    n="n_items * sizes[1] * sizes[2]",
+    k="k",
+    parts="sizes[5]",
+    part_head="k = sizes[_PAIRS + 3 * part]",
+    a=matrix("2 + 2 * part", "sizes[0]"),
+    b=columns_of("3 + 2 * part", "sizes[1] * sizes[2]", "k"),
+    c=columns_of("0", "sizes[1] * sizes[2]", "sizes[0]"),
+    b_deep=True,
+    start="_bias_of(ins, {j}, sizes, T)",
+    scope=_SCOPE,
+)
+_GRADIENT_X = Product(
+    "affine_parameters_gradient_x",
+    head=_HEAD_X,
+    m="k",
+    n="n_items * sizes[1] * sizes[2]",
+    k="sizes[0]",
+    a=matrix("3", "sizes[0]"),
+    b=columns_of("1", "sizes[1] * sizes[2]", "sizes[0]"),
+    c=columns_of("0", "sizes[1] * sizes[2]", "k"),
+    a_deep=True,
+    b_deep=True,
+    add="ins[FLAGS] & ACCUMULATE",
+    scope=_SCOPE,
+)
+_GRADIENT_W = Product(
+    "affine_parameters_gradient_w",
+    head=_HEAD_W,
+    m="sizes[0]",
+    n="k",
+    k="n_items * sizes[1] * sizes[2]",
+    a=columns_of("1", "sizes[1] * sizes[2]", "sizes[0]"),
+    b=columns_of("3", "sizes[1] * sizes[2]", "k"),
+    c=matrix("0", "sizes[0]"),
+    add="True",
+    scope=_SCOPE,
+)
+# A bias with columns goes with whole elements of dy, seen as one vector each.
+_GRADIENT_B = Product(
+    "affine_parameter_gradient_b",
+    head="size, each = sizes[0] * sizes[3], sizes[2] * (sizes[1] if sizes[3] == 1 else 1)",
+    m="size",
+    n="1",
+    k="n_items * each",
+    a=columns_of("1", "each", "size"),
+    b=matrix("1", "0"),
+    c=matrix("0", "size"),
+    add="True",
+)
+# The products of an item with its own W: all columns at once if the elements of the minibatch share W, else each on its own.
+# The columns of an x that they share are counted anew for each element.
+_OWN = Product(
+    "affine_items",
+    head="r, c, batch = sizes[0], sizes[1], sizes[2]",
+    m="r",
+    n="c if sizes[6] > 1 else c * batch",
+    k="k",
+    parts="sizes[5]",
+    part_head="k, batch_w, batch_x = sizes[_PAIRS + 3 * part], sizes[_PAIRS + 3 * part + 1], sizes[_PAIRS + 3 * part + 2]",
+    a=matrix("2 + 2 * part", "r", at="b * r * k if batch_w > 1 else 0", item="i"),
+    b=Vectors(
+        "row(ins, 3 + 2 * part, i) + (b * k * c if batch_x > 1 else 0) * itemsize(T)",
+        "k * itemsize(T) if each > 1 or batch_x == batch else -1",
+        "b_base + ({j} - quotient({j}, c) * c) * k * itemsize(T)",
+    ),
+    c=matrix("0", "r", at="b * r * c", item="i"),
+    b_deep=True,
+    start="_bias(ins, i, b * c + {j}, sizes, T)",
+    each="sizes[6]",
+    scope=_SCOPE,
+)
+_OWN_HEAD = """
+r, c, batch, p = sizes[0], sizes[1], sizes[2], 3 * ({pair})
+k, batch_w, batch_x = sizes[_PAIRS + p], sizes[_PAIRS + p + 1], sizes[_PAIRS + p + 2]
+"""
+_OWN_GRADIENT_X = Product(
+    "affine_items_gradient_x",
+    head=_OWN_HEAD.format(pair="argument(ins) // 2 - 1"),
+    m="k",
+    n="c * batch if batch_w == 1 and batch_x == batch else c",
+    k="r",
+    parts="1 if batch_x == batch else batch",
+    a=matrix("3", "r", at="(b + part) * r * k if batch_w > 1 else 0", item="i"),
+    b=matrix("1", "r", at="(b + part) * r * c", item="i"),
+    c=matrix("0", "k", at="b * k * c", item="i"),
+    a_deep=True,
+    b_deep=True,
+    add="ins[FLAGS] & ACCUMULATE",
+    each="batch_w if batch_x == batch else 1",
+    scope=_SCOPE,
+)
+_OWN_GRADIENT_W = Product(
+    "affine_items_gradient_w",
+    head=_OWN_HEAD.format(pair="(argument(ins) - 1) // 2"),
+    m="r",
+    n="k",
+    k="c * batch if batch_w == 1 and batch_x == batch else c",
+    parts="batch if batch_w == 1 and batch_x < batch else 1",
+    a=matrix("1", "r", at="(b + part) * r * c", item="i"),
+    b=matrix("3", "k", at="b * k * c if batch_x > 1 else 0", item="i"),
+    c=matrix("0", "r", at="b * r * k", item="i"),
+    add="ins[FLAGS] & ACCUMULATE",
+    each="batch_w",
+    scope=_SCOPE,
+)
+
+
+def _deepest(sizes):
+    """Largest k of the pairs: for the launches of a gradient, which are those of all of them."""
+    return max((sizes[_PAIRS + 3 * p] for p in range(sizes[5])), default=1)
+
+
+def _stages_of_items(product, team, which):
+    def stages(sizes):
+        r, c, batch, deepest = sizes[0], sizes[1], sizes[2], _deepest(sizes)
+        apart = any(sizes[_PAIRS + 3 * p + 1] > 1 for p in range(sizes[5]))  # or joined: more columns, fewer products
+        each, across = (batch, c) if apart else (1, c * batch)
+        m, n, k = {"y": (r, across, deepest), "x": (deepest, across, r), "w": (r, deepest, across)}[which]
+        return of_items(product, team, m, n, k, each)
+
+    return stages
+
+
+affine_parameters.on_card(stages=lambda sizes: growing(_PRODUCT, sizes[0], sizes[1] * sizes[2]))
+affine_parameters_gradient_x.on_card(stages=lambda sizes: growing(_GRADIENT_X, _deepest(sizes), sizes[1] * sizes[2]))
+affine_parameters_gradient_w.on_card(stages=lambda sizes: summed(_GRADIENT_W, sizes[0], _deepest(sizes), sizes[1] * sizes[2]))
+affine_parameter_gradient_b.on_card(
+    stages=lambda sizes: totals(_GRADIENT_B, sizes[0] * sizes[3], sizes[2] * (sizes[1] if sizes[3] == 1 else 1))
+)
+affine_gradient_b.on_card(stages=lambda sizes: [teams(affine_gradient_b_team, sizes[0] * sizes[3] * sizes[4])])
+affine_items.on_card(stages=_stages_of_items(_OWN, affine_items_team, "y"))
+affine_items_gradient_x.on_card(stages=_stages_of_items(_OWN_GRADIENT_X, affine_items_gradient_x_team, "x"))
+affine_items_gradient_w.on_card(stages=_stages_of_items(_OWN_GRADIENT_W, affine_items_gradient_w_team, "w"))
+
+
 def _shape(shapes):
     bias, pairs = shapes[0], list(zip(shapes[1::2], shapes[2::2], strict=True))
     expected = "b (r,) or (r,c), then pairs W (r,k), x (k,) or (k,c)"
@@ -185,12 +460,12 @@ def _shape(shapes):
 def _lower(shapes, out, shared):
     bias, pairs = shapes[0], list(zip(shapes[1::2], shapes[2::2], strict=True))
     r, c = out.dims[0], columns(out)
-    sizes = [r, c, out.batch, columns(bias), bias.batch, len(pairs)]
+    sizes = [r, c, out.batch, columns(bias), bias.batch, len(pairs), max([w.batch for w, _ in pairs], default=1)]
     for w, x in pairs:
         sizes += [columns(w), w.batch, x.batch]
     once = all(shared[1::2]) and all(x.batch == out.batch for _, x in pairs)
     if shared[0]:
-        operands = [Operand(reads=SHARED, backward=affine_gradient_b, writes=SHARED, needs=())]
+        operands = [Operand(reads=SHARED, backward=affine_parameter_gradient_b, writes=SHARED, needs=())]
     else:
         operands = [Operand(reads=ROWS, backward=affine_gradient_b, needs=())]
     for i in range(len(pairs)):

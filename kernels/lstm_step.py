@@ -18,9 +18,12 @@ import numpy as np
 
 from autobatch.kernels import _blas, _math
 from autobatch.kernels._blas import gemm_at
+from autobatch.kernels._gemm import Product, columns, growing, matrix, numbers, quotient, summed, totals
 from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, integers, item, itemsize, kernel, number, slot
+from autobatch.kernels._lanes import items, lanes, quotient
 from autobatch.kernels._op import DENSE, SHARED, Lowering, Op, Operand, Sample, Shape, Tensor, common_batch, wrong
 
+# On a card the gates are one launch, of both products and the bias, and what follows is another.
 # sizes: H, I, B. Slots forward: y, x, h, c, Wx, Wh, b, forget bias
 
 
@@ -68,6 +71,40 @@ def lstm_step(ins, T):
                 y[s + j] = y[a + 2 * H + j] * _math.tanh(state)
 
 
+def lstm_step_states(ins, T):
+    """The second launch on a card: what follows from the sums of the gates."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    H, B = sizes[0], sizes[2]
+    for i in items(n):
+        y, c, forget = item(ins, 0, i, T), item(ins, 3, i, T), item(ins, 7, i, T)[0]
+        for s in lanes(H * B):
+            a = 2 * H * B + s + 3 * H * quotient(s, H)
+            gate_i, gate_f = _math.logistic(y[a]), _math.logistic(y[a + H] + forget)
+            gate_o, gate_g = _math.logistic(y[a + 2 * H]), _math.tanh(y[a + 3 * H])
+            state = gate_f * c[s] + gate_i * gate_g
+            y[a], y[a + H], y[a + 2 * H], y[a + 3 * H] = gate_i, gate_f, gate_o, gate_g
+            y[H * B + s] = state
+            y[s] = gate_o * _math.tanh(state)
+
+
+_GATES = Product(
+    "lstm_step",
+    m="4 * sizes[0]",
+    n="n_items * sizes[2]",
+    k="k",
+    parts="2",
+    part_head="k = sizes[1 - part]",
+    a=matrix("4 + part", "4 * sizes[0]"),
+    b=columns("1 + part", "sizes[2]", "k"),
+    c=columns("0", "sizes[2]", "4 * sizes[0]", at="2 * sizes[0] * sizes[2]"),
+    b_deep=True,
+    start="row(ins, 6, 0)",
+)
+lstm_step.on_card(
+    stages=lambda sizes: [*growing(_GATES, 4 * sizes[0], sizes[2]), numbers(lstm_step_states, sizes[0] * sizes[2])]
+)
+
+
 @kernel
 def lstm_step_prepare(ins, T):
     """dh', dc' -> da, and dc' along both paths."""
@@ -90,6 +127,25 @@ def lstm_step_prepare(ins, T):
                 dy[a + 3 * H + j] = dc * gate_i * (one - gate_g * gate_g)
 
 
+@lstm_step_prepare.on_card(work=lambda sizes: sizes[0] * sizes[2])
+def lstm_step_prepare_card(ins, T):
+    """A lane takes all that belongs to a number of c."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    H, total, one = sizes[0], sizes[0] * sizes[2], number(1, T)
+    for i in items(n):
+        dy, y, c = item(ins, 1, i, T), item(ins, 2, i, T), item(ins, 5, i, T)
+        for s in lanes(total):
+            a = 2 * total + s + 3 * H * quotient(s, H)
+            gate_i, gate_f, gate_o, gate_g = y[a], y[a + H], y[a + 2 * H], y[a + 3 * H]
+            squashed, dh = _math.tanh(y[total + s]), dy[s]
+            dc = dy[total + s] + dh * gate_o * (one - squashed * squashed)
+            dy[total + s] = dc
+            dy[a] = dc * gate_g * gate_i * (one - gate_i)
+            dy[a + H] = dc * c[s] * gate_f * (one - gate_f)
+            dy[a + 2 * H] = dh * squashed * gate_o * (one - gate_o)
+            dy[a + 3 * H] = dc * gate_i * (one - gate_g * gate_g)
+
+
 @kernel(before=_blas.ready)
 def lstm_step_gradient_input(ins, T):
     """dx = or += Wᵀ da: for x with Wx, for h with Wh (slot 3)."""
@@ -104,6 +160,22 @@ def lstm_step_gradient_input(ins, T):
     else:
         for i in range(n):
             gemm_at(True, False, K, B, 4 * H, w, 0, 4 * H, dy, (6 * i + 2) * H * B, 4 * H, add, dx, i * K * B, K, T)
+
+
+_GRADIENT_INPUT = Product(
+    "lstm_step_gradient_input",
+    head="k = sizes[0] if argument(ins) == 1 else sizes[1]",
+    m="k",
+    n="n_items * sizes[2]",
+    k="4 * sizes[0]",
+    a=matrix("3", "4 * sizes[0]"),
+    b=columns("1", "sizes[2]", "4 * sizes[0]", at="2 * sizes[0] * sizes[2]"),
+    c=columns("0", "sizes[2]", "k"),
+    a_deep=True,
+    b_deep=True,
+    add="ins[FLAGS] & ACCUMULATE",
+)
+lstm_step_gradient_input.on_card(stages=lambda sizes: growing(_GRADIENT_INPUT, max(sizes[:2]), sizes[2]))
 
 
 @kernel
@@ -121,6 +193,18 @@ def lstm_step_gradient_c(ins, T):
             else:
                 for j in range(H):
                     dc[s + j] = dy[H * B + s + j] * y[f + j]
+
+
+@lstm_step_gradient_c.on_card(work=lambda sizes: sizes[0] * sizes[2])
+def lstm_step_gradient_c_card(ins, T):
+    """A lane takes numbers of dc."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    H, total, add = sizes[0], sizes[0] * sizes[2], ins[FLAGS] & ACCUMULATE
+    for i in items(n):
+        dc, dy, y = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T)
+        for s in lanes(total):
+            part = dy[total + s] * y[2 * total + s + 3 * H * quotient(s, H) + H]
+            dc[s] = dc[s] + part if add else part
 
 
 @kernel(before=_blas.ready)
@@ -150,6 +234,31 @@ def lstm_step_gradient_b(ins, T):
             at = 2 * H * B + 4 * H * b
             for j in range(4 * H):
                 db[j] += dy[at + j]
+
+
+_GRADIENT_W = Product(
+    "lstm_step_gradient_w",
+    head="k = sizes[0] if argument(ins) == 4 else sizes[1]",
+    m="4 * sizes[0]",
+    n="k",
+    k="n_items * sizes[2]",
+    a=columns("1", "sizes[2]", "4 * sizes[0]", at="2 * sizes[0] * sizes[2]"),
+    b=columns("3", "sizes[2]", "k"),
+    c=matrix("0", "4 * sizes[0]"),
+    add="True",
+)
+_GRADIENT_B = Product(
+    "lstm_step_gradient_b",
+    m="4 * sizes[0]",
+    n="1",
+    k="n_items * sizes[2]",
+    a=_GRADIENT_W.a,
+    b=_GRADIENT_W.b,
+    c=_GRADIENT_W.c,
+    add="True",
+)
+lstm_step_gradient_w.on_card(stages=lambda sizes: summed(_GRADIENT_W, 4 * sizes[0], max(sizes[:2]), sizes[2]))
+lstm_step_gradient_b.on_card(stages=lambda sizes: totals(_GRADIENT_B, 4 * sizes[0], sizes[2]))
 
 
 def _shape(shapes):

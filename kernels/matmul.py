@@ -5,13 +5,14 @@ Two forms. If the left side is a parameter, the columns of all items of a batch 
     Y (m, C) = A (m, k) X (k, C)        C = items x columns x minibatch
 
 and the gradient of A is one product for all items of the type. Otherwise each item has its own left side, and runs of items
-that share it are multiplied together.
+that share it are multiplied together. On a card both are tiles of `_gemm.py`; small products of items have a team each.
 """
 
 import numpy as np
 
 from autobatch.kernels import _blas
 from autobatch.kernels._blas import gemm, gemm_at, gemv
+from autobatch.kernels._gemm import Product, columns, growing, matrix, of_items, small_product, summed
 from autobatch.kernels._jit import (
     ACCUMULATE,
     FLAGS,
@@ -27,6 +28,7 @@ from autobatch.kernels._jit import (
     row,
     slot,
 )
+from autobatch.kernels._lanes import items
 from autobatch.kernels._op import DENSE, SHARED, Lowering, Op, Operand, Sample, Shape, Tensor, common_batch, wrong
 
 
@@ -68,6 +70,43 @@ def matmul_parameter_gradient_a(ins, T):
     m, k, count = sizes[0], sizes[1], n * sizes[2]
     da, dy, x = item(ins, 0, 0, T), item(ins, 1, 0, T), item(ins, 3, 0, T)
     gemm(False, True, m, k, count, dy, _distance(ins, 1, m, T), x, _distance(ins, 3, k, T), True, da, m, T)
+
+
+_PRODUCT = Product(
+    "matmul_parameter",
+    m="sizes[0]",
+    n="n_items * sizes[2]",
+    k="sizes[1]",
+    a=matrix("1", "sizes[0]"),
+    b=columns("2", "sizes[2]", "sizes[1]"),
+    c=columns("0", "sizes[2]", "sizes[0]"),
+    b_deep=True,
+)
+_GRADIENT_X = Product(
+    "matmul_parameter_gradient_x",
+    m="sizes[1]",
+    n="n_items * sizes[2]",
+    k="sizes[0]",
+    a=matrix("3", "sizes[0]"),
+    b=columns("1", "sizes[2]", "sizes[0]"),
+    c=columns("0", "sizes[2]", "sizes[1]"),
+    a_deep=True,
+    b_deep=True,
+    add="ins[FLAGS] & ACCUMULATE",
+)
+_GRADIENT_A = Product(
+    "matmul_parameter_gradient_a",
+    m="sizes[0]",
+    n="sizes[1]",
+    k="n_items * sizes[2]",
+    a=columns("1", "sizes[2]", "sizes[0]"),
+    b=columns("3", "sizes[2]", "sizes[1]"),
+    c=matrix("0", "sizes[0]"),
+    add="True",
+)
+matmul_parameter.on_card(stages=lambda sizes: growing(_PRODUCT, sizes[0], sizes[2]))
+matmul_parameter_gradient_x.on_card(stages=lambda sizes: growing(_GRADIENT_X, sizes[1], sizes[2]))
+matmul_parameter_gradient_a.on_card(stages=lambda sizes: summed(_GRADIENT_A, sizes[0], sizes[1], sizes[2]))
 
 
 # A matrix times a vector, each item (and each element of a minibatch) with its own: a call of BLAS costs more than a small
@@ -258,6 +297,109 @@ def matmul_items_gradient_x(ins, T):
                 else:
                     gemm_at(True, False, k, count, m, a, b * m * k, m, dy, b * m * count, m, add or b > 0, dx, 0, k, T)
         i += run
+
+
+# On a card. With one A for an item its columns, of all elements of the minibatch, are one product; with more, each has its own;
+# the gradient of an x that all of them share is a sum of products.
+
+
+def matmul_items_team(ins, T):
+    """As `matmul_items`, for small products: a team an item."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    m, k, count, batch_a, batch_x = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]
+    across = count * batch_x if batch_a == 1 else count
+    for i in items(n):
+        for b in range(batch_a):
+            y, a = _part(ins, 0, i, b * m * count, T), _part(ins, 1, i, b * m * k, T)
+            x = _part(ins, 2, i, b * k * count if batch_x > 1 else 0, T)
+            small_product(m, across, k, a, 1, m, x, k, 1, False, y)
+
+
+def matmul_items_gradient_a_team(ins, T):
+    """As `matmul_items_gradient_a`, for small products."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    m, k, count, batch_a, batch_x = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]
+    add, across = ins[FLAGS] & ACCUMULATE, count * batch_x if batch_a == 1 else count
+    for i in items(n):
+        for b in range(batch_a):
+            da, dy = _part(ins, 0, i, b * m * k, T), _part(ins, 1, i, b * m * count, T)
+            x = _part(ins, 4, i, b * k * count if batch_x > 1 else 0, T)
+            small_product(m, k, across, dy, 1, m, x, 1, k, add, da)
+
+
+def matmul_items_gradient_x_team(ins, T):
+    """As `matmul_items_gradient_x`, for small products."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    m, k, count, batch_a, batch_x = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]
+    add, across = ins[FLAGS] & ACCUMULATE, count * batch_x if batch_a == 1 else count
+    for i in items(n):
+        for b in range(batch_a):
+            dx = _part(ins, 0, i, b * k * count if batch_x > 1 else 0, T)
+            dy, a = _part(ins, 1, i, b * m * count, T), _part(ins, 3, i, b * m * k, T)
+            small_product(k, across, m, a, m, 1, dy, m, 1, add or (b > 0 and batch_x == 1), dx)
+
+
+_OWN_HEAD = """
+m, k, count, batch_a, batch_x = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]
+across = count * batch_x if batch_a == 1 else count
+"""
+_OWN = Product(
+    "matmul_items",
+    head=_OWN_HEAD,
+    m="m",
+    n="across",
+    k="k",
+    a=matrix("1", "m", at="b * m * k", item="i"),
+    b=matrix("2", "k", at="b * k * count if batch_x > 1 else 0", item="i"),
+    c=matrix("0", "m", at="b * m * count", item="i"),
+    b_deep=True,
+    each="batch_a",
+)
+_OWN_GRADIENT_A = Product(
+    "matmul_items_gradient_a",
+    head=_OWN_HEAD,
+    m="m",
+    n="k",
+    k="across",
+    a=matrix("1", "m", at="b * m * count", item="i"),
+    b=matrix("4", "k", at="b * k * count if batch_x > 1 else 0", item="i"),
+    c=matrix("0", "m", at="b * m * k", item="i"),
+    add="ins[FLAGS] & ACCUMULATE",
+    each="batch_a",
+)
+_OWN_GRADIENT_X = Product(
+    "matmul_items_gradient_x",
+    head=_OWN_HEAD,
+    m="k",
+    n="across",
+    k="m",
+    parts="batch_a if batch_x == 1 else 1",
+    a=matrix("3", "m", at="(b + part) * m * k", item="i"),
+    b=matrix("1", "m", at="(b + part) * m * count", item="i"),
+    c=matrix("0", "k", at="b * k * count", item="i"),
+    a_deep=True,
+    b_deep=True,
+    add="ins[FLAGS] & ACCUMULATE",
+    each="batch_a if batch_x > 1 else 1",
+)
+
+
+def _stages(product, team):
+    def stages(sizes):
+        m, k, count, batch_a, batch_x = sizes[:5]
+        across = count * batch_x if batch_a == 1 else count
+        if product is _OWN:
+            return of_items(product, team, m, across, k, batch_a)
+        if product is _OWN_GRADIENT_A:
+            return of_items(product, team, m, k, across, batch_a)
+        return of_items(product, team, k, across, m, batch_a if batch_x > 1 else 1)
+
+    return stages
+
+
+matmul_items.on_card(stages=_stages(_OWN, matmul_items_team))
+matmul_items_gradient_a.on_card(stages=_stages(_OWN_GRADIENT_A, matmul_items_gradient_a_team))
+matmul_items_gradient_x.on_card(stages=_stages(_OWN_GRADIENT_X, matmul_items_gradient_x_team))
 
 
 def _sides(shapes):

@@ -99,8 +99,6 @@ def second_stage(ins, T):
 class Planned:
     """A planned table in the host's memory: instructions whose sizes stand behind their slots, and a list of addresses."""
 
-    SHIFT = 1 << 40  # stands for the distance between the host's memory and that of the card
-
     def __init__(self):
         self.words = []
         self._sizes = []
@@ -119,16 +117,19 @@ class Planned:
     def close(self):
         array = np.array(self.words, np.int64)
         for word, where in self._sizes:
-            array[word] = array.ctypes.data + self.SHIFT + 8 * where
+            array[word] = array.ctypes.data + 8 * where
         return array
 
 
-def run(planned, dtype="float64", names=None, careful=False, products=None, lists=None):
+NONE = np.empty(0, np.int64)
+
+
+def run(planned, dtype="float64", names=None, careful=False, products=None, lists=NONE):
     """Send a planned table to the card and launch it. Returns what it became."""
     table, itemsize = planned.close(), np.dtype(dtype).itemsize
     most = launch.measure(table.ctypes.data, table.size, itemsize)
-    where = table.ctypes.data, table.size, planned.SHIFT
-    size = launch.submit(driver.device(), *where, dtype, names or {}, lists, products, careful)
+    where, arena = (table.ctypes.data, table.size), memory.Arena("tables")
+    size, _ = launch.submit(driver.device(), *where, lists, arena, dtype, names or {}, (), products, careful)
     assert all(a <= b for a, b in zip(size, most, strict=True)) and (size == most or products)
     return size
 
@@ -651,7 +652,7 @@ def test_steps_that_add_to_one_place_go_one_after_the_other():
         steps = [records.StepOf(teams(add, 2), size.address, ACCUMULATE, [part(0, 0, 2), part(1, 0, 2)], EACH)]
         run(Planned().add(cell(*steps), 3, [], [(y.address, 0), x.slot()]))
         assert y.read().tolist() == [[16, 19]] and card.launches() == ["add"] * 3
-        run(Planned().add(cell(*steps), 3, [], [(y.address, 0), (order.ctypes.data + Planned.SHIFT, -1)]))
+        run(Planned().add(cell(*steps), 3, [], [(y.address, 0), (order.ctypes.data, -1)]))
         assert y.read().tolist() == [[22, 28]]
         del listed
 
@@ -780,12 +781,9 @@ def test_lists_go_with_the_table():
     with fake_card() as card:
         x, y = Numbers(np.arange(12.0).reshape(4, 3)), Numbers(np.zeros((2, 3)))
         host = np.array([x.address + 72, x.address], np.int64)
-        block = memory.Block(16, "lists")
-        table = Planned()
-        table.SHIFT = block.address - host.ctypes.data  # what a planner adds to addresses in its own memory
-        table.add(teams(double, 3), 2, [3], [y.slot(), (host.ctypes.data + table.SHIFT, -1)])
+        table = Planned().add(teams(double, 3), 2, [3], [y.slot(), (host.ctypes.data, -1)])
         card.calls.clear()
-        run(table, lists=launch.Lists(host.ctypes.data, block.address, 16))
+        run(table, lists=host)
         assert y.read().tolist() == [[18, 20, 22], [0, 2, 4]]
         assert card.count["cuEventRecord"] == 3, "two uploads, and one slot for table and lists"
 

@@ -6,12 +6,14 @@
 
 The KERNEL word holds the address of a *record*, which is one of
 
-    teams      | TEAMS   | function | work | word | together |
+    teams      | TEAMS   | function | work | word | together | parts | free |
                one launch of teams of lanes (`kernels/_lanes.py`); `work` is how many lanes an item keeps busy, or, where
-               `word` >= 0, that word of the instruction
+               `word` >= 0, that word of the instruction; `parts`: blocks in z; `free`: z has no
+               meaning of its own, so several instructions that may run together become one launch, one for each z (or each
+               `parts` of them, which then stand in the upper half of LENGTH)
 
     stages     | STAGES  | count | denses  least  where  copy  add | kind  function  width height  least upto | x | y | z |
-               scratch | a | b | c | add |  next stage ...  | dense slots: slot size columns written | ...
+               scratch | a | b | c | add | free |  next stage ...  | dense slots: slot size columns written | ...
                a launch for each stage. BLOCKS: width x height threads (`Stage` in `kernels/_jit.py`); a `Count` is four words:
                plus, items, per, most. NARROW: teams of lanes, `width` is the work, `height` whether they tell each other
                something. PRODUCT: by a library (`cublas.py`), width and height tell what is transposed, x y z are m n k, and
@@ -26,17 +28,19 @@ The KERNEL word holds the address of a *record*, which is one of
 A kernel gets the address of its instruction on the card and that of the scratch. The loop asks Python for nothing: grid and
 threads come from the record and the number of items (`geometry`), and `cuLaunchKernel` is called by its address.
 
-A planned table stands in memory of the host, but the addresses in it that point into itself or its lists are those of the card
-already: address of the host + `shift`. Where SIZES points behind the slots of its own instruction it is moved with it.
+A planned table stands in memory of the host, and so do its lists: slots that point into a list get its place on the card while
+the table is written out (`moves`). Where SIZES points behind the slots of its own instruction it is moved with it. All other
+addresses are those of the card.
 """
 
 from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -46,6 +50,7 @@ from autobatch.cuda.memory import Arena, staging
 from autobatch.kernels._errors import DeviceError, InternalError
 from autobatch.kernels._jit import (
     ACCUMULATE,
+    ALONGSIDE,
     EACH,
     FLAGS,
     INCOMING,
@@ -59,18 +64,30 @@ from autobatch.kernels._jit import (
     inline,
     integers,
 )
+from autobatch.memory import address_of
 
 TEAMS, STAGES, PROGRAM = range(3)
 FORM = 0
-FUNCTION, WORK, WORD, TOGETHER = range(1, 5)  # of teams
+FUNCTION, WORK, WORD, TOGETHER, PARTS, FREE = range(1, 7)  # of teams
 COUNT = 1  # stages or steps
 DENSES, DENSE_LEAST, DENSE_AT, COPY_RECORD, ADD_RECORD = range(2, 7)  # of stages
 FIRST_STEP, FIRST_STAGE = 2, 7
 BLOCKS, NARROW, PRODUCT = range(3)
 STAGE_KIND, STAGE_FUNCTION, STAGE_WIDTH, STAGE_HEIGHT, STAGE_LEAST, STAGE_UPTO, STAGE_X = range(7)
-STAGE_Y, STAGE_Z, STAGE_SCRATCH, STAGE_A, STAGE_B, STAGE_C, STAGE_ADD, STAGE_WORDS = 10, 14, 18, 22, 26, 30, 34, 35
+STAGE_Y, STAGE_Z, STAGE_SCRATCH, STAGE_A, STAGE_B, STAGE_C, STAGE_ADD, STAGE_FREE, STAGE_WORDS = (
+    10,
+    14,
+    18,
+    22,
+    26,
+    30,
+    34,
+    35,
+    36,
+)
 MATRIX_SLOT, MATRIX_ROWS, MATRIX_COLUMNS, MATRIX_OFFSET = range(4)
 DENSE_SLOT, DENSE_SIZE, DENSE_COLUMNS, DENSE_WRITTEN, DENSE_WORDS = range(5)
+WORDS = (1 << 32) - 1  # the lower half of LENGTH
 STEP_RECORD, STEP_SIZES, STEP_FLAGS, STEP_SLOTS, STEP_MODE, STEP_WORDS = range(6)
 SLOT_KIND, SLOT_SOURCE, SLOT_BYTES, SLOT_ITEM, SLOT_WORDS = range(5)
 
@@ -79,7 +96,7 @@ WIDEST, BLOCK = 256, 128
 # Lanes take at least this many numbers of an item before it is spread over several blocks.
 LONG = 8
 # Blocks that keep a card busy (132 multiprocessors with 8 of 256 threads each), and most in one direction.
-BUSY, MOST_X, MOST_Y = 1056, 1 << 20, 65535
+BUSY, MOST_X, MOST_Y, MOST_Z = 1056, 1 << 20, 65535, 65535
 
 
 def geometry(n: int, work: int, together: bool) -> tuple[int, int, int, int]:
@@ -256,13 +273,24 @@ def _with_copies(record, out, w, card, scratch, room, itemsize):
     return after, launches, at - scratch
 
 
+@inline
+def _moved(address, moves, count):
+    """An address on the card for one that may lie in lists of the host."""
+    for k in range(count):
+        start = moves[3 * k]
+        if start <= address < start + moves[3 * k + 1]:
+            return address - start + moves[3 * k + 2]
+    return address
+
+
 @compiled
-def _expand(table, words, shift, out, card, scratch, itemsize):
+def _expand(table, words, moves, n_moves, out, card, scratch, itemsize):
     """See `expand`. With out == 0 nothing is written, and it is counted what is needed at most.
 
     Returns words, launches, bytes of scratch, trouble, and where it is.
     """
     at, w, launches, most = 0, 0, 0, 0
+    moves = integers(moves)
     while at < words:
         ins = integers(table + 8 * at)
         record, n, length = integers(ins[KERNEL]), ins[ITEMS], ins[LENGTH]
@@ -306,19 +334,23 @@ def _expand(table, words, shift, out, card, scratch, itemsize):
                             source = SLOTS + 2 * record[s + SLOT_SOURCE]
                             first, stride = ins[source], ins[source + 1]
                             if rounds > 1:
-                                first = first + i * stride if stride >= 0 else integers(first - shift)[i]
+                                first = first + i * stride if stride >= 0 else integers(first)[i]
                             elif stride < 0 and address != 0:
                                 return w, launches, most, _LISTED_PART, at
-                            address += first
+                            address += _moved(first, moves, n_moves)
                         if rounds > 1:
                             stride = record[s + SLOT_ITEM]
                         to[SLOTS + 2 * k], to[SLOTS + 2 * k + 1] = address, stride
                 else:
                     for k in range(length):
                         to[k] = ins[k]
-                    behind = ins[SIZES] - (table + shift + 8 * at)
+                    for k in range(SLOTS, length, 2):
+                        to[k] = _moved(to[k], moves, n_moves)
+                    behind = ins[SIZES] - (table + 8 * at)
                     if 0 <= behind < 8 * length:
                         to[SIZES] = card + 8 * w + behind
+                if part[FORM] == TEAMS:
+                    to[LENGTH] |= part[PARTS] << 32
                 if denses:
                     w, more, room = _with_copies(part, out, w, card, scratch, room, itemsize)
                     launches += more
@@ -345,21 +377,24 @@ def measure(table: int, words: int, itemsize: int) -> Size:
     table, words : where it lies in the host's memory, and its length.
     itemsize : bytes of a number.
     """
-    return Size(*_expand(table, words, 0, 0, 0, 0, itemsize)[:3])
+    return Size(*_expand(table, words, 0, 0, 0, 0, 0, itemsize)[:3])
 
 
-def expand(table: int, words: int, shift: int, out: int, card: int, scratch: int, itemsize: int) -> Size:
+def expand(
+    table: int, words: int, moves: Sequence[tuple[int, int, int]], out: int, card: int, scratch: int, itemsize: int
+) -> Size:
     """Write out what a planned table becomes; returns what that is.
 
     Parameters
     ----------
     table, words, itemsize : as for `measure`.
-    shift : what was added to addresses that point into the table, or its lists.
+    moves : lists: where each lies in the host's memory, its bytes, and where it will lie on the card.
     out : address in the host's memory (a staging slot) with room for what `measure` returned.
     card : where it will lie on the card.
     scratch : address on the card of the work space, with room for what `measure` returned.
     """
-    *size, trouble, at = _expand(table, words, shift, out, card, scratch, itemsize)
+    flat = np.array([k for move in moves for k in move] or [0], np.int64)
+    *size, trouble, at = _expand(table, words, address_of(flat), len(moves), out, card, scratch, itemsize)
     if trouble:
         raise InternalError(f"a step of a cell reads a part of rows that are listed (word {at} of the planned table)")
     return Size(*size)
@@ -378,6 +413,38 @@ def _matrix(ins, record, at, itemsize):
     return ins[s] + record[at + MATRIX_OFFSET] * itemsize, distance
 
 
+@inline
+def _free(record, n):
+    """Whether all launches of n items of a record leave z free."""
+    if record[FORM] != STAGES:
+        return record[FREE] != 0
+    free = True
+    for s in range(record[COUNT]):
+        p = FIRST_STAGE + s * STAGE_WORDS
+        if record[p + STAGE_LEAST] <= n <= record[p + STAGE_UPTO]:
+            free &= record[p + STAGE_FREE] != 0
+    return free
+
+
+@inline
+def _group(ins, table, at, words):
+    """How many instructions, from the one at word `at` on, run as one."""
+    length = ins[LENGTH] & WORDS
+    count, next_ = 1, at + length
+    record = integers(ins[KERNEL])
+    if not _free(record, ins[ITEMS]):
+        return count
+    limit = MOST_Z // record[PARTS] if record[FORM] == TEAMS else MOST_Z
+    while next_ < words and count < limit:
+        other = integers(table + 8 * next_)
+        same = other[KERNEL] == ins[KERNEL] and other[ITEMS] == ins[ITEMS] and other[LENGTH] == ins[LENGTH]
+        if not same or not other[FLAGS] & ALONGSIDE:
+            break
+        count += 1
+        next_ += length
+    return count
+
+
 @compiled
 def _launch(table, words, card, scratch, itemsize, stream, parameters, launcher, waiter, handle, gemm):
     """See `launch`. `waiter`: cuStreamSynchronize after each launch, if not 0. Returns word, code, launches, what failed.
@@ -393,6 +460,7 @@ def _launch(table, words, card, scratch, itemsize, stream, parameters, launcher,
         record, n = integers(ins[KERNEL]), ins[ITEMS]
         values[0] = card + 8 * at
         staged = record[FORM] == STAGES
+        group = _group(ins, table, at, words)
         for s in range((record[COUNT] if staged else 1) if n > 0 else 0):
             p = FIRST_STAGE + s * STAGE_WORDS
             kind = NARROW
@@ -417,12 +485,14 @@ def _launch(table, words, card, scratch, itemsize, stream, parameters, launcher,
                     function, width, height = record[p + STAGE_FUNCTION], record[p + STAGE_WIDTH], record[p + STAGE_HEIGHT]
                     x, y, z = _count(record, p + STAGE_X, n), _count(record, p + STAGE_Y, n), _count(record, p + STAGE_Z, n)
                 else:
-                    function, work, together, z = record[FUNCTION], record[WORK], record[TOGETHER], 1
+                    function, work, together, z = record[FUNCTION], record[WORK], record[TOGETHER], record[PARTS]
                     if staged:
                         function, work, together = record[p + STAGE_FUNCTION], record[p + STAGE_WIDTH], record[p + STAGE_HEIGHT]
+                        z = 1
                     elif record[WORD] >= 0:
                         work = ins[record[WORD]]
                     x, y, width, height = _geometry(n, work, together != 0)
+                z *= group
                 code = _launch_kernel(launcher, function, x, y, z, width, height, stream, parameters + 16)
             if code != 0:
                 return at, code, launches, kind
@@ -431,7 +501,7 @@ def _launch(table, words, card, scratch, itemsize, stream, parameters, launcher,
                 if code != 0:
                     return at, code, launches, NARROW
             launches += 1
-        at += ins[LENGTH]
+        at += group * (ins[LENGTH] & WORDS)
     return at, 0, launches, 0
 
 
@@ -480,7 +550,7 @@ def _failed(
     """The error of a launch that failed."""
     row, w = 0, 0
     while w < at:
-        w += _words(table + 8 * w, SLOTS)[LENGTH]
+        w += _words(table + 8 * w, SLOTS)[LENGTH] & WORDS
         row += 1
     head = _words(table + 8 * at, SLOTS)
     name = names.get(head[KERNEL], "a kernel without a name")
@@ -496,56 +566,54 @@ def _words(address: int, count: int) -> list[int]:
 # The whole way --------------------------------------------------------------------------------------------------------
 
 
-class Lists(NamedTuple):
-    """What planned tables refer to: memory of the host that goes to an address on the card before they run."""
-
-    host: int
-    card: int
-    size: int
-
-
 class _Work(threading.local):
-    """Where expanded tables lie on the card, and the work space of kernels. The stream keeps the order: both are used again."""
+    """The work space of kernels. The stream keeps the order of things, so it is used again at once."""
 
     def __init__(self) -> None:
-        self.tables, self.scratch = Arena("tables"), Arena("scratch")
+        self.scratch = Arena("scratch")
+
+
+class Sent(NamedTuple):
+    """What a planned table became, and where its lists lie on the card."""
+
+    size: Size
+    lists: int
 
 
 def submit(
     owner: Device,
     table: int,
     words: int,
-    shift: int,
+    lists: np.ndarray,
+    arena: Arena,
     dtype: str,
     names: Mapping[int, str],
-    lists: Lists | None = None,
+    others: Sequence[tuple[int, int, int]] = (),
     products: Any = None,
     careful: bool = False,
-) -> Size:
-    """Send a planned table to the card and launch it; returns what it became. Does not wait for it.
+) -> Sent:
+    """Send a planned table and its lists to the card, in one copy, and launch it. Does not wait for it.
 
     Parameters
     ----------
-    table, words, shift : as for `expand`.
-    lists : sent with it.
+    table, words : as for `expand`.
+    lists : integers that slots of the table point to.
+    arena : gives the memory for both; who keeps it may send tables that point into these lists.
+    others : such lists, sent before, as `moves` of `expand`.
     dtype, names, products, careful : as for `launch`.
     """
     work: _Work = owner.kept.get("launch") or owner.kept.setdefault("launch", _Work())
-    itemsize = 4 << (dtype == "float64")
+    itemsize, own = 4 << (dtype == "float64"), lists.nbytes
     most = measure(table, words, itemsize)
-    work.tables.cut((0, 0))
     work.scratch.cut((0, 0))
-    card, scratch = work.tables.take(8 * most.words), work.scratch.take(most.scratch)
-    own = lists.size if lists is not None else 0
+    at, scratch = arena.take(own + 8 * most.words), work.scratch.take(most.scratch)
+    moves = [(address_of(lists), own, at), *others] if own else others
     with staging(own + 8 * most.words) as staged:
-        if lists is not None:
-            ctypes.memmove(staged.address, lists.host, own)
-            staged.send(lists.card, own)
-        out = staged.address + own
-        size = expand(table, words, shift, out, card, scratch, itemsize)
-        staged.send(card, 8 * size.words, own)
-        launch(owner, out, size.words, card, scratch, dtype, names, products, careful)
-    return size
+        ctypes.memmove(staged.address, address_of(lists), own)
+        size = expand(table, words, moves, staged.address + own, at + own, scratch, itemsize)
+        staged.send(at, own + 8 * size.words)
+        launch(owner, staged.address + own, size.words, at + own, scratch, dtype, names, products, careful)
+    return Sent(size, at)
 
 
-__all__ = ["Lists", "Size", "expand", "launch", "measure", "submit"]
+__all__ = ["Sent", "Size", "expand", "launch", "measure", "submit"]

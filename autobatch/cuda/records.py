@@ -17,6 +17,7 @@ from autobatch.cuda.launch import (
     DENSE_WORDS,
     FIRST_STAGE,
     FORM,
+    MOST_Z,
     NARROW,
     PRODUCT,
     PROGRAM,
@@ -26,7 +27,7 @@ from autobatch.cuda.launch import (
     STAGES,
     TEAMS,
 )
-from autobatch.kernels._device import works_together
+from autobatch.kernels._device import takes_z, works_together
 from autobatch.kernels._errors import InternalError
 from autobatch.kernels._jit import SLOTS, Count, Dense, Kernel, Product, Products, Stage
 from autobatch.kernels._rows import add_rows, copy_rows
@@ -35,6 +36,7 @@ from autobatch.memory import address_of
 _ANY = (0, 1 << 62)  # least and most items
 _NO_COUNT = Count(0)
 _NO_MATRICES = [0] * 13  # of a stage that is no product: a, b, c, and whether to add
+_TAKEN, _FREE = 0, 1  # the z of its grid
 
 
 class Record:
@@ -77,12 +79,12 @@ class Launch(NamedTuple):
                 raise InternalError(f"{what}: columns that are parts of an item lie at no even distance")
             head = [PRODUCT, 0, what.transpose_a, what.transpose_b, what.least, what.upto]
             add = -1 if what.add is None else int(what.add)
-            return [*head, *what.m, *what.n, *what.k, *_NO_COUNT, *what.a, *what.b, *what.c, add]
+            return [*head, *what.m, *what.n, *what.k, *_NO_COUNT, *what.a, *what.b, *what.c, add, _TAKEN]
         if isinstance(what, Stage):
             head = [BLOCKS, self.function, *what.threads, what.least, what.upto]
-            return [*head, *what.x, *what.y, *what.z, *what.scratch, *_NO_MATRICES]
+            return [*head, *what.x, *what.y, *what.z, *what.scratch, *_NO_MATRICES, int(not takes_z(what.function))]
         together = works_together(what.card.function or what.function)
-        return [NARROW, self.function, self.work, int(together), *_ANY, *_NO_COUNT * 4, *_NO_MATRICES]
+        return [NARROW, self.function, self.work, int(together), *_ANY, *_NO_COUNT * 4, *_NO_MATRICES, _TAKEN]
 
 
 class Rows(NamedTuple):
@@ -92,7 +94,9 @@ class Rows(NamedTuple):
     add: Record
 
 
-def teams(name: str, function: int, work: int = 1, together: bool = False, word: int = -1) -> Record:
+def teams(
+    name: str, function: int, work: int = 1, together: bool = False, word: int = -1, parts: int = 1, free: bool = False
+) -> Record:
     """Return the record of a kernel of teams.
 
     Parameters
@@ -100,8 +104,10 @@ def teams(name: str, function: int, work: int = 1, together: bool = False, word:
     function : its handle, see `machine_code.function`.
     work : how many lanes an item keeps busy; or, where `word` >= 0, that word of the instruction says it.
     together : whether lanes tell each other something: all lanes of an item are in one block then.
+    parts : into how many parts an item falls, for as many blocks in z.
+    free : whether z has no meaning of its own, see `launch.py`.
     """
-    return Record(name, [TEAMS, function, work, word, together])
+    return Record(name, [TEAMS, function, work, word, together, min(max(parts, 1), MOST_Z), free])
 
 
 def stages(
@@ -187,7 +193,7 @@ def of_kernel(
         if isinstance(what, Stage):
             return Launch(what, machine_code.function(what.function, dtype))
         function = what.card.function or what.function
-        work = what.card.work(sizes) if what.card.work is not None else largest
+        work = what.card.work(sizes) if what.card.work is not None and word < 0 else largest
         return Launch(what, machine_code.function(function, dtype), max(work, 1))
 
     card = kernel.card
@@ -195,8 +201,11 @@ def of_kernel(
     if card.stages is None and products is None:
         one = launch_of(kernel)
         together = works_together(card.function or kernel.function)
-        return teams(kernel.name, one.function, one.work, together, -1 if card.work is not None else word)
-    own = [launch_of(s) for s in (card.stages(sizes) if card.stages is not None else [kernel])]
+        free = not takes_z(card.function or kernel.function)
+        parts = card.parts(sizes) if card.parts is not None else 1
+        return teams(kernel.name, one.function, one.work, together, word, parts, free)
+    kernels = [s for s in card.stages(sizes) if s.dtype in ("", dtype)] if card.stages is not None else [kernel]
+    own = [launch_of(s) for s in kernels]
     return stages(kernel.name, own, products, [launch_of(s) for s in products.stages] if products is not None else (), rows)
 
 
