@@ -20,12 +20,13 @@ pytest.importorskip("greenlet")
 from fake_driver import FakeCublas, FakeDriver, fake_card
 
 import autobatch as ab
-from autobatch import execute
+from autobatch import machine
 from autobatch.cuda import cublas, driver, launch, machine_code, memory, records
 from autobatch.graph import TYPES
 from autobatch.kernels._errors import DeviceError, DeviceMemoryError, InternalError
 from autobatch.kernels._jit import (
     ACCUMULATE,
+    ALONGSIDE,
     EACH,
     FIXED,
     FLAGS,
@@ -129,8 +130,11 @@ def run(planned, dtype="float64", names=None, careful=False, products=None, list
     table, itemsize = planned.close(), np.dtype(dtype).itemsize
     most = launch.measure(table.ctypes.data, table.size, itemsize)
     where, arena = (table.ctypes.data, table.size), memory.Arena("tables")
-    size, _ = launch.submit(driver.device(), *where, lists, arena, dtype, names or {}, (), products, careful)
-    assert all(a <= b for a, b in zip(size, most, strict=True)) and (size == most or products)
+    try:
+        size, _ = launch.submit(driver.device(), *where, lists, arena, dtype, names or {}, (), products, careful)
+    finally:
+        arena.release()
+    assert all(a <= b for a, b in zip(size, most, strict=True)) and (size[::2] == most[::2] or products)
     return size
 
 
@@ -291,7 +295,7 @@ import sys
 sys.path.insert(0, "tests")
 from fake_driver import FakeDriver
 import autobatch as ab
-from autobatch import execute
+from autobatch import machine
 from autobatch.cuda import cublas, driver, memory
 fake = FakeDriver()
 holder = driver.use(fake, fake.compile)
@@ -679,8 +683,8 @@ def records_of_a_processor(dtype):
     programs = {}
     for record in TYPES.records:
         kernel = record.lowering and record.lowering.forward
-        if hasattr(kernel, "_programs"):
-            programs[kernel._programs.table.ctypes.data] = kernel._programs
+        if hasattr(kernel, "programs"):
+            programs[kernel.programs.table.ctypes.data] = kernel.programs
 
     def of(kernel, sizes, flags):
         if kernel not in drivers:
@@ -736,27 +740,28 @@ def test_real_cells_become_their_steps(monkeypatch):
     expected = graph()
     expanded = []
 
-    def run_expanded(self, graph, table, words, scratch, segment, backward):
-        of, planned, kept, at = records_of_a_processor(self.dtype), table.copy(), [], 0
+    def run_expanded(job):
+        table, words, itemsize = job.table, job.words, job.execution.itemsize
+        of, planned, kept, at = records_of_a_processor(job.execution.dtype), table.copy(), [], 0
         while at < words:
             kept.append(of(int(planned[at]), int(planned[at + SIZES]), int(planned[at + FLAGS])))
             planned[at] = kept[-1].address
+            if table.ctypes.data <= planned[at + SIZES] < table.ctypes.data + 8 * words:
+                planned[at + SIZES] += planned.ctypes.data - table.ctypes.data
             at += int(planned[at + 1])
-        # The copy is the planned table; addresses in it point into the one it is a copy of.
-        shift = table.ctypes.data - planned.ctypes.data
-        size = launch.measure(planned.ctypes.data, words, self.itemsize)
+        size = launch.measure(planned.ctypes.data, words, itemsize)
         out = np.zeros(size.words, np.int64)
-        where = out.ctypes.data, out.ctypes.data, 0, self.itemsize
-        assert launch.expand(planned.ctypes.data, words, shift, *where) == size
+        assert launch.expand(planned.ctypes.data, words, [], out.ctypes.data, out.ctypes.data, 0, itemsize) == size
         at = rows = 0
         while at < out.size:
+            out[at + 1] &= launch.WORDS
             out[at] = ctypes.c_int64.from_address(int(out[at]) + 8 * launch.FUNCTION).value
             at, rows = at + int(out[at + 1]), rows + 1
         assert rows == size.launches
         expanded.append((len(kept), rows))
-        run_table(out, out.size, scratch)
+        run_table(out, out.size, job.scratch)
 
-    monkeypatch.setattr(execute.Execution, "_run", run_expanded)
+    monkeypatch.setattr(machine.PROCESSOR, "run", run_expanded)
     for got, wanted in zip(graph(), expected, strict=True):
         np.testing.assert_array_equal(got, wanted)
     assert all(rows > kept for kept, rows in expanded) and len(expanded) == 2
@@ -775,6 +780,53 @@ def minibatch():
     result = memory.read(s, 4, "float64")
     values.release()
     return result.tolist()
+
+
+@pytest.mark.parametrize("size", [3, 300, 5000])
+def test_instructions_that_may_run_together_are_one_launch(size):
+    with fake_card() as card:
+        values = np.arange(4.0 * 2 * size).reshape(4, 2, size) % 11
+        x, y = Numbers(values), Numbers(values * 0)
+        record, other = teams(double, size), teams(add, size)
+        slots = [[(a.address + 8 * 2 * size * k, 8 * size) for a in (y, x)] for k in range(4)]
+        table = Planned()
+        for k, (kernel, n, flags) in enumerate(
+            [(record, 2, 0), (record, 2, ALONGSIDE), (record, 2, ALONGSIDE), (record, 2, 0)]
+        ):
+            table.add(kernel, n, [size], slots[k], flags)
+        assert run(table).launches == 2 and card.launches() == ["double"] * 2
+        np.testing.assert_array_equal(y.read(), 2 * values)
+        # Of another kernel, or with other items: a launch of its own, whatever the flag says.
+        table = Planned().add(record, 2, [size], slots[0]).add(other, 2, [size], slots[1], ALONGSIDE)
+        table.add(other, 1, [size], slots[2], ALONGSIDE).add(other, 1, [size], slots[3], ALONGSIDE)
+        assert run(table).launches == 3
+        expected = values.copy()
+        expected[0], expected[2:, 1] = 2 * values[0], 2 * values[2:, 1]
+        np.testing.assert_array_equal(y.read(), expected)
+
+
+def test_stages_that_share_the_scratch_stay_apart():
+    """Each has the whole scratch for itself."""
+    with fake_card() as card:
+        y = Numbers(np.zeros((2, 4)))
+        kernel = Kernel(first_stage)
+        parts = [Stage(first_stage, (4, 1), Count(1), scratch=Count(4)), Stage(second_stage, (4, 1), Count(1))]
+        kernel.on_card(stages=lambda sizes: parts)
+        record = records.of_kernel(kernel, "float64", ())
+        table = Planned().add(record, 1, [], [y.slot()]).add(record, 1, [], [(y.address + 32, 32)], ALONGSIDE)
+        assert run(table).launches == 4
+        assert y.read().tolist() == [[0, 10, 20, 30]] * 2 and card.launches() == ["first_stage", "second_stage"] * 2
+
+
+def test_a_failed_launch_of_several_instructions_names_the_first():
+    with fake_card() as card:
+        x = Numbers(np.ones((2, 3)))
+        first, second = teams(add, 3), teams(double, 3)
+        table = Planned().add(first, 2, [3], [x.slot(), x.slot()])
+        table.add(second, 2, [3], [x.slot(), x.slot()]).add(second, 2, [3], [x.slot(), x.slot()], ALONGSIDE)
+        card.fail("cuLaunchKernel", 1, 2)
+        with pytest.raises(DeviceError, match=r"^row 1 of a table, twice over 2 items: launch 1 failed: "):
+            run(table, names={second.address: "twice"})
 
 
 def test_lists_go_with_the_table():
@@ -1014,7 +1066,7 @@ def test_parameters_are_what_the_abi_says():
         (first, second) = seen
         assert first[0] is double and second[0] is add and first[4] == "float64"
         words = memory.read(first[3], size.words, "int64")
-        assert words[:5].tolist()[1:3] == [10, 2] and words[SIZES] == first[3] + 8 * 9 and words[9] == 3
+        assert words[1:3].tolist() == [10 + (1 << 32), 2] and words[SIZES] == first[3] + 8 * 9 and words[9] == 3
         assert second[3] == first[3] + 80 and words[10 + SIZES] == second[3] + 72
         assert first[5] == second[5] and first[5] % 256 == 0
 
