@@ -19,10 +19,14 @@ pytest.importorskip("greenlet")
 
 from fake_driver import FakeCublas, FakeDriver, fake_card
 
+import autobatch as ab
+from autobatch import machine
 from autobatch.cuda import cublas, driver, launch, machine_code, memory, records
+from autobatch.graph import TYPES
 from autobatch.kernels._errors import DeviceError, DeviceMemoryError, InternalError
 from autobatch.kernels._jit import (
     ACCUMULATE,
+    ALONGSIDE,
     EACH,
     FIXED,
     FLAGS,
@@ -44,6 +48,8 @@ from autobatch.kernels._jit import (
 )
 from autobatch.kernels._lanes import items, joined, lanes
 from autobatch.kernels._tiles import block_x, thread_x
+from autobatch.kernels._vm import run as run_table
+from autobatch.kernels.cell import cell_forward, cell_gradient, cell_prepare
 
 # Kernels of these tests -----------------------------------------------------------------------------------------------
 
@@ -124,8 +130,11 @@ def run(planned, dtype="float64", names=None, careful=False, products=None, list
     table, itemsize = planned.close(), np.dtype(dtype).itemsize
     most = launch.measure(table.ctypes.data, table.size, itemsize)
     where, arena = (table.ctypes.data, table.size), memory.Arena("tables")
-    size, _ = launch.submit(driver.device(), *where, lists, arena, dtype, names or {}, (), products, careful)
-    assert all(a <= b for a, b in zip(size, most, strict=True)) and (size == most or products)
+    try:
+        size, _ = launch.submit(driver.device(), *where, lists, arena, dtype, names or {}, (), products, careful)
+    finally:
+        arena.release()
+    assert all(a <= b for a, b in zip(size, most, strict=True)) and (size[::2] == most[::2] or products)
     return size
 
 
@@ -285,6 +294,8 @@ def test_the_end_of_a_process_frees_nothing_and_does_not_crash():
 import sys
 sys.path.insert(0, "tests")
 from fake_driver import FakeDriver
+import autobatch as ab
+from autobatch import machine
 from autobatch.cuda import cublas, driver, memory
 fake = FakeDriver()
 holder = driver.use(fake, fake.compile)
@@ -665,6 +676,97 @@ def test_a_program_in_a_program_is_refused():
             cell(records.StepOf(inner, 0, 0, []))
 
 
+def records_of_a_processor(dtype):
+    """Records whose functions are the kernels of a processor: from (KERNEL, SIZES, FLAGS) of an instruction to a record."""
+    found = {}
+    drivers = [k.address(dtype) for k in (cell_forward, cell_prepare, cell_gradient)]
+    programs = {}
+    for record in TYPES.records:
+        kernel = record.lowering and record.lowering.forward
+        if hasattr(kernel, "programs"):
+            programs[kernel.programs.table.ctypes.data] = kernel.programs
+
+    def of(kernel, sizes, flags):
+        if kernel not in drivers:
+            key = kernel
+        else:
+            which = drivers.index(kernel)
+            key = ctypes.c_int64.from_address(sizes).value, which + (flags >> 8 if which == 2 else 0)
+        if key not in found and key == kernel:
+            found[key] = records.teams("kernel", kernel)
+        elif key not in found:
+            steps = []
+            for inside in programs[key[0]].inside(key[1], dtype):
+                kernel, sizes, flags = inside.head
+                assert not inside.each
+                parts = [
+                    records.Part(INCOMING if source is not None else FIXED, source or 0, offset, size)
+                    for source, offset, size in inside.places
+                ]
+                steps.append(records.StepOf(of(kernel, sizes, flags), sizes, flags, parts, INHERIT * inside.inherit))
+            found[key] = cell(*steps)
+        return found[key]
+
+    return of
+
+
+def test_real_cells_become_their_steps(monkeypatch):
+    """Whole graphs with cells, expanded, and then run by the interpreter: the same numbers as ever, bit by bit."""
+    model = ab.ParameterCollection()
+    W, U, b = model.add_parameters((5, 4)), model.add_parameters((5, 5)), model.add_parameters(5)
+    vectors = np.random.default_rng(1).normal(size=(6, 4))
+
+    @ab.cell
+    def step(x, h):
+        gate = ab.logistic(W * x + U * h + b)
+        return ab.cmult(gate, ab.tanh(W * x)) + ab.cmult(1 - gate, h), gate
+
+    def graph():
+        ab.renew_cg()
+        losses = []
+        for length in (2, 6, 3):
+            h, gates = ab.inputVector([0.1] * 5), []
+            for x in vectors[:length]:
+                h, gate = step(ab.inputVector(x), h)
+                gates.append(gate)
+            losses.append(ab.sum_elems(ab.square(h)) + ab.sum_elems(gates[0]))
+        loss = ab.esum(losses)
+        loss.backward()
+        gradients = [p.grad_as_array().copy() for p in (W, U, b)]
+        for p in (W, U, b):
+            p.scale_gradient(0)
+        return [loss.value(), *gradients]
+
+    expected = graph()
+    expanded = []
+
+    def run_expanded(job):
+        table, words, itemsize = job.table, job.words, job.execution.itemsize
+        of, planned, kept, at = records_of_a_processor(job.execution.dtype), table.copy(), [], 0
+        while at < words:
+            kept.append(of(int(planned[at]), int(planned[at + SIZES]), int(planned[at + FLAGS])))
+            planned[at] = kept[-1].address
+            if table.ctypes.data <= planned[at + SIZES] < table.ctypes.data + 8 * words:
+                planned[at + SIZES] += planned.ctypes.data - table.ctypes.data
+            at += int(planned[at + 1])
+        size = launch.measure(planned.ctypes.data, words, itemsize)
+        out = np.zeros(size.words, np.int64)
+        assert launch.expand(planned.ctypes.data, words, [], out.ctypes.data, out.ctypes.data, 0, itemsize) == size
+        at = rows = 0
+        while at < out.size:
+            out[at + 1] &= launch.WORDS
+            out[at] = ctypes.c_int64.from_address(int(out[at]) + 8 * launch.FUNCTION).value
+            at, rows = at + int(out[at + 1]), rows + 1
+        assert rows == size.launches
+        expanded.append((len(kept), rows))
+        run_table(out, out.size, job.scratch)
+
+    monkeypatch.setattr(machine.PROCESSOR, "run", run_expanded)
+    for got, wanted in zip(graph(), expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    assert all(rows > kept for kept, rows in expanded) and len(expanded) == 2
+
+
 def minibatch():
     """Twice the same work: numbers to the card, a cell, two instructions, numbers back."""
     values = memory.Arena("values")
@@ -678,6 +780,53 @@ def minibatch():
     result = memory.read(s, 4, "float64")
     values.release()
     return result.tolist()
+
+
+@pytest.mark.parametrize("size", [3, 300, 5000])
+def test_instructions_that_may_run_together_are_one_launch(size):
+    with fake_card() as card:
+        values = np.arange(4.0 * 2 * size).reshape(4, 2, size) % 11
+        x, y = Numbers(values), Numbers(values * 0)
+        record, other = teams(double, size), teams(add, size)
+        slots = [[(a.address + 8 * 2 * size * k, 8 * size) for a in (y, x)] for k in range(4)]
+        table = Planned()
+        for k, (kernel, n, flags) in enumerate(
+            [(record, 2, 0), (record, 2, ALONGSIDE), (record, 2, ALONGSIDE), (record, 2, 0)]
+        ):
+            table.add(kernel, n, [size], slots[k], flags)
+        assert run(table).launches == 2 and card.launches() == ["double"] * 2
+        np.testing.assert_array_equal(y.read(), 2 * values)
+        # Of another kernel, or with other items: a launch of its own, whatever the flag says.
+        table = Planned().add(record, 2, [size], slots[0]).add(other, 2, [size], slots[1], ALONGSIDE)
+        table.add(other, 1, [size], slots[2], ALONGSIDE).add(other, 1, [size], slots[3], ALONGSIDE)
+        assert run(table).launches == 3
+        expected = values.copy()
+        expected[0], expected[2:, 1] = 2 * values[0], 2 * values[2:, 1]
+        np.testing.assert_array_equal(y.read(), expected)
+
+
+def test_stages_that_share_the_scratch_stay_apart():
+    """Each has the whole scratch for itself."""
+    with fake_card() as card:
+        y = Numbers(np.zeros((2, 4)))
+        kernel = Kernel(first_stage)
+        parts = [Stage(first_stage, (4, 1), Count(1), scratch=Count(4)), Stage(second_stage, (4, 1), Count(1))]
+        kernel.on_card(stages=lambda sizes: parts)
+        record = records.of_kernel(kernel, "float64", ())
+        table = Planned().add(record, 1, [], [y.slot()]).add(record, 1, [], [(y.address + 32, 32)], ALONGSIDE)
+        assert run(table).launches == 4
+        assert y.read().tolist() == [[0, 10, 20, 30]] * 2 and card.launches() == ["first_stage", "second_stage"] * 2
+
+
+def test_a_failed_launch_of_several_instructions_names_the_first():
+    with fake_card() as card:
+        x = Numbers(np.ones((2, 3)))
+        first, second = teams(add, 3), teams(double, 3)
+        table = Planned().add(first, 2, [3], [x.slot(), x.slot()])
+        table.add(second, 2, [3], [x.slot(), x.slot()]).add(second, 2, [3], [x.slot(), x.slot()], ALONGSIDE)
+        card.fail("cuLaunchKernel", 1, 2)
+        with pytest.raises(DeviceError, match=r"^row 1 of a table, twice over 2 items: launch 1 failed: "):
+            run(table, names={second.address: "twice"})
 
 
 def test_lists_go_with_the_table():
@@ -917,7 +1066,7 @@ def test_parameters_are_what_the_abi_says():
         (first, second) = seen
         assert first[0] is double and second[0] is add and first[4] == "float64"
         words = memory.read(first[3], size.words, "int64")
-        assert words[:5].tolist()[1:3] == [10, 2] and words[SIZES] == first[3] + 8 * 9 and words[9] == 3
+        assert words[1:3].tolist() == [10 + (1 << 32), 2] and words[SIZES] == first[3] + 8 * 9 and words[9] == 3
         assert second[3] == first[3] + 80 and words[10 + SIZES] == second[3] + 72
         assert first[5] == second[5] and first[5] % 256 == 0
 

@@ -612,8 +612,9 @@ def submit(
         ctypes.memmove(staged.address, address_of(lists), own)
         size = expand(table, words, moves, staged.address + own, at + own, scratch, itemsize)
         staged.send(at, own + 8 * size.words)
-        launch(owner, staged.address + own, size.words, at + own, scratch, dtype, names, products, careful)
-    return Sent(size, at)
+        where = staged.address + own, size.words, at + own, scratch
+        launches = launch(owner, *where, dtype, names, products, careful)
+    return Sent(size._replace(launches=launches), at)
 
 
 __all__ = ["Sent", "Size", "expand", "launch", "measure", "submit"]

@@ -82,7 +82,8 @@ class Launch(NamedTuple):
             return [*head, *what.m, *what.n, *what.k, *_NO_COUNT, *what.a, *what.b, *what.c, add, _TAKEN]
         if isinstance(what, Stage):
             head = [BLOCKS, self.function, *what.threads, what.least, what.upto]
-            return [*head, *what.x, *what.y, *what.z, *what.scratch, *_NO_MATRICES, int(not takes_z(what.function))]
+            free = not takes_z(what.function) and what.scratch == _NO_COUNT  # the scratch is one, for one instruction
+            return [*head, *what.x, *what.y, *what.z, *what.scratch, *_NO_MATRICES, int(free)]
         together = works_together(what.card.function or what.function)
         return [NARROW, self.function, self.work, int(together), *_ANY, *_NO_COUNT * 4, *_NO_MATRICES, _TAKEN]
 
