@@ -13,7 +13,6 @@ copied first. In steady state the card has the newer parameters, and nothing is 
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 from collections.abc import Sequence
@@ -102,8 +101,6 @@ class _Place:
 
     def __init__(self) -> None:
         self.inputs, self.tables, self.backward = (memory.Arena(p) for p in ("inputs", "tables", "backward tables"))
-        self.scratch = memory.Arena("work space")
-        self.scratch_size = self.scratch_at = 0
         self.known = 0  # inputs
         self.addresses = np.empty(64, np.int64)
         self.chunks: list[
@@ -130,7 +127,7 @@ class Card(Machine):
         self.info, self.operands = np.zeros_like(TYPES.info), np.zeros_like(TYPES.operands)
         self._done: set[tuple[int, int, bool]] = set()
         self.values, self.gradients, self.touched = (np.zeros(0, np.int64) for _ in range(3))
-        self._records: list[Record] = []
+        self._records: dict[Any, Record] = {}
         self._names: dict[int, str] = {}
         self._numbers: dict[Any, memory.Block] = {}  # sizes and constants on the card
         self._constants: dict[tuple[int, int, str], int] = {}
@@ -224,14 +221,14 @@ class Card(Machine):
                 largest = max([record.shape.total, *(s.total for s in record.shapes)])
                 self.info[t, NUMBERS] = self.integers(self._sizes(record))
                 if not backward:
-                    self.info[t, FORWARD + kind] = self._record(lowering.forward, dtype, lowering.sizes, largest)
+                    self.info[t, FORWARD + kind] = self._record(lowering.forward, dtype, lowering.sizes, largest).address
                 else:
                     if lowering.prepare is not None:
-                        self.info[t, PREPARE + kind] = self._record(lowering.prepare, dtype, lowering.sizes, largest)
+                        self.info[t, PREPARE + kind] = self._record(lowering.prepare, dtype, lowering.sizes, largest).address
                     for k, operand in enumerate(lowering.operands):
                         if operand.backward is not None:
                             at = int(self.info[t, OPERANDS]) + k
-                            self.operands[at, BACKWARD + kind] = self._record(operand.backward, dtype, lowering.sizes, largest)
+                            self.operands[at, BACKWARD + kind] = self._record(operand.backward, dtype, lowering.sizes, largest).address
                 self._done.add((t, kind, backward))
 
     def _sizes(self, record: NodeType) -> list[int]:
@@ -256,19 +253,22 @@ class Card(Machine):
             "add_to_table": (_rows.add_to_table_groups, SLOTS + 12),
         }
         with self._lock:
-            return {name: self._record(kernel, dtype, (), 1, at) for name, (kernel, at) in made.items()}
+            return {name: self._record(kernel, dtype, (), 1, at).address for name, (kernel, at) in made.items()}
 
-    def _record(self, kernel: Kernel, dtype: str, sizes: tuple[int, ...], largest: int, word: int = -1) -> int:
-        """Return the address of the record of a kernel."""
+    def _record(self, kernel: Kernel, dtype: str, sizes: tuple[int, ...], largest: int, word: int = -1) -> Record:
+        """Return the record of a kernel. Equal ones are one: a table may hold several that run together."""
+        key = kernel, dtype, sizes, largest, word
+        if key in self._records:
+            return self._records[key]
         programs: Programs | None = getattr(kernel, "programs", None)
         if programs is not None:
             made = self._program(kernel, programs, dtype)
         else:
             made = of_kernel(kernel, dtype, sizes, largest, word, self._rows_of(dtype))
-        self._records.append(made)
+        self._records[key] = made
         for record in (made, *made.inside):
             self._names[record.address] = record.name
-        return made.address
+        return made
 
     def _rows_of(self, dtype: str) -> Rows | None:
         """Return the records that copy rows together for a library of products; None without one."""
@@ -286,7 +286,7 @@ class Card(Machine):
         before: Step | None = None
         for step in programs.programs[kernel.which]:
             largest = max((s.size for s in step.slots), default=1)
-            record = of_kernel(step.kernel, dtype, tuple(step.sizes.tolist()), largest, rows=self._rows_of(dtype))
+            record = self._record(step.kernel, dtype, tuple(step.sizes.tolist()), largest)
             parts = []
             for s in step.slots:
                 offset = s.start * width
@@ -362,32 +362,20 @@ class Card(Machine):
 
     def run(self, job: Job) -> None:
         """Send a table to the card and launch it."""
-        execution = job.execution
+        execution, segment = job.execution, job.segment
         place = execution.inputs = execution.inputs or _Place()
-        width, table = execution.itemsize, address_of(job.table)
-        size = launch.measure(table, job.words, width)
-        behind = 8 * job.lists.size
-        arena = place.tables if job.backward is None else place.backward
-        lists = arena.take(behind + 8 * size.words)
-        card = lists + behind
-        moves = [(address_of(job.lists), job.lists.nbytes, lists)] if job.lists.size else []
-        if job.backward is None:
-            job.segment.card_lists = lists
-        elif job.segment.lists.size:
-            moves.append((address_of(job.segment.lists), job.segment.lists.nbytes, job.segment.card_lists))
-        if size.scratch > place.scratch_size:
-            place.scratch.cut((0, 0))
-            place.scratch_at, place.scratch_size = place.scratch.take(size.scratch), size.scratch
+        forward = job.backward is None
+        others = [] if forward else [(address_of(segment.lists), segment.lists.nbytes, segment.card_lists)]
         if self.products is not None:
             self.products.tf32 = SETTINGS.matmul_precision == "tf32"
-        with memory.staging(behind + 8 * size.words) as staged:
-            at = staged.address + behind
-            words = launch.expand(table, job.words, moves, at, card, place.scratch_at, width).words
-            ctypes.memmove(staged.address, address_of(job.lists), behind)
-            staged.send(lists, behind + 8 * words)
-            self.launches += launch.launch(
-                self.device, at, words, card, place.scratch_at, execution.dtype, self._names, self.products, CAREFUL
-            )
+        arena = place.tables if forward else place.backward
+        sent = launch.submit(
+            *(self.device, address_of(job.table), job.words, job.lists, arena, execution.dtype, self._names),
+            *(others, self.products, CAREFUL),
+        )
+        self.launches += sent.size.launches
+        if forward:
+            segment.card_lists = sent.lists
 
 
 def independent(before: Step | None, step: Step) -> bool:

@@ -137,16 +137,29 @@ def _further(typingctx, ins, count):
     """The instruction `count` behind this one; all have its length."""
 
     def codegen(context, builder, signature, args):
-        words = builder.mul(_word(builder, args[0], ir.Constant(_INT, LENGTH)), args[1])
-        return builder.gep(args[0], [words])
+        length = builder.and_(_word(builder, args[0], ir.Constant(_INT, LENGTH)), ir.Constant(_INT, 0xFFFFFFFF))
+        return builder.gep(args[0], [builder.mul(length, args[1])])
 
     return ins(ins, types.int64), codegen
 
 
 @cuda.jit(device=True)
+def part_step(ins):
+    """Into how many parts an item falls, for a block each."""
+    count = np.uint32(ins[LENGTH] >> 32)
+    return np.int64(count) if count > 0 else np.int64(1)
+
+
+@cuda.jit(device=True)
+def first_part(ins):
+    """The first part of this team: the blocks in z are for parts of one instruction, then for those of the next."""
+    return np.int64(np.uint32(cuda.blockIdx.z) % np.uint32(part_step(ins)))
+
+
+@cuda.jit(device=True)
 def own_instruction(ins):
-    """The instruction of this block, where several run together: one for each z."""
-    return _further(ins, np.int64(cuda.blockIdx.z))
+    """The instruction of this block, where several run together."""
+    return _further(ins, np.int64(np.uint32(cuda.blockIdx.z) // np.uint32(part_step(ins))))
 
 
 @intrinsic
@@ -236,18 +249,6 @@ def item_step():
 
 
 @cuda.jit(device=True)
-def first_part():
-    """The first part of an item for this team."""
-    return np.int64(cuda.blockIdx.z)
-
-
-@cuda.jit(device=True)
-def part_step():
-    """Teams for the parts of an item."""
-    return np.int64(cuda.gridDim.z)
-
-
-@cuda.jit(device=True)
 def first_lane():
     """This lane."""
     return np.int64(cuda.blockIdx.y) * cuda.blockDim.x + cuda.threadIdx.x
@@ -257,18 +258,6 @@ def first_lane():
 def lane_step():
     """Lanes of the team."""
     return np.int64(cuda.gridDim.y) * cuda.blockDim.x
-
-
-@cuda.jit(device=True)
-def first_part():
-    """The first part of an item for this team."""
-    return np.int64(cuda.blockIdx.z)
-
-
-@cuda.jit(device=True)
-def part_step():
-    """Teams that take parts of one item."""
-    return np.int64(cuda.gridDim.z)
 
 
 @cuda.jit(device=True)

@@ -22,7 +22,7 @@ from autobatch.kernels._errors import InternalError
 
 _LOOPS = {
     "items": ("first_item", "item_step"),
-    "parts": ("first_part", "part_step"),
+    "parts": ("first_part", "part_step"),  # these ask the instruction, `ins`
     "lanes": ("first_lane", "lane_step"),
 }
 COUNTERS = tuple(name for loop in _LOOPS.values() for name in loop)  # what the loops are made of
@@ -143,8 +143,6 @@ def takes_z(function: Any, seen: set[int] | None = None) -> bool:
     function, seen = getattr(function, "py_func", function), seen or set()
     seen.add(id(function))
     names = _names(function.__code__)
-    if "parts" in names and function.__globals__.get("parts") is _lanes.parts:
-        return True
     cells = [c.cell_contents for c in function.__closure__ or ()]
     for value in [*(function.__globals__.get(name) for name in names), *cells]:
         if value is _tiles.block_z or value is _tiles.blocks_z:
@@ -207,18 +205,19 @@ class _Loops(ast.NodeTransformer):
         if any(isinstance(inner, ast.Continue) for inner in _own(node)) or node.orelse or len(call.args) > 2:
             raise InternalError(f"{self._who}: a loop over {call.func.id} takes no step, no `continue` and no `else`")
         first, step = _LOOPS[call.func.id]
+        asked = "ins" if call.func.id == "parts" else ""
         self._count += 1
         end = f"end_{self._count}"
         assert isinstance(node.target, ast.Name)
         j = node.target.id
-        begin: ast.expr = ast.parse(f"{first}()", mode="eval").body
+        begin: ast.expr = ast.parse(f"{first}({asked})", mode="eval").body
         if len(call.args) == 2:
             begin = ast.BinOp(call.args[0], ast.Add(), begin)
         head = [
             ast.Assign([ast.Name(end, ast.Store())], call.args[-1]),
             ast.Assign([ast.Name(j, ast.Store())], begin),
         ]
-        step_by = ast.parse(f"{j} += {step}()").body
+        step_by = ast.parse(f"{j} += {step}({asked})").body
         test = ast.parse(f"{j} < {end}", mode="eval").body
         loop = ast.While(test, [*node.body, *step_by], [])
         for new in (*head, loop):

@@ -118,20 +118,22 @@ def remainder(typingctx, n, d):
 @inline
 def start_of(sizes, at, o):
     """Where in x the first piece of results `o * inner` and following begins; the walk stands in `sizes` from `at` on."""
-    start, count = 0, sizes[at + KEPT]
-    for d in range(count - 1):
+    start, d, count = 0, 0, sizes[at + KEPT]
+    while d < count - 1 and o > 0:
         start += remainder(o, sizes[at + WALK + 2 * d]) * sizes[at + WALK + 2 * d + 1]
         o = quotient(o, sizes[at + WALK + 2 * d])
+        d += 1
     return start + o * sizes[at + WALK + 2 * count - 1]
 
 
 @inline
 def piece_of(sizes, at, p):
     """How far from the first piece of a result piece p lies."""
-    start, first, count = 0, at + WALK + 2 * sizes[at + KEPT], sizes[at + REDUCED]
-    for d in range(count - 1):
+    start, d, first, count = 0, 0, at + WALK + 2 * sizes[at + KEPT], sizes[at + REDUCED]
+    while d < count - 1 and p > 0:  # nothing that a card's compiler unrolls: with the divisions it took half of all registers
         start += remainder(p, sizes[first + 2 * d]) * sizes[first + 2 * d + 1]
         p = quotient(p, sizes[first + 2 * d])
+        d += 1
     return start + p * sizes[first + 2 * count - 1]
 
 
@@ -271,6 +273,15 @@ def pieces_or_numbers(alone, pieces, length):
     if length >= pieces:
         return 0, 1, lane(), width()
     return lane(), width(), 0, 1
+
+
+@inline
+def share(alone, length):
+    """Begin and end of numbers for this lane that lie side by side, after those of the lanes before."""
+    if alone:
+        return 0, length
+    each = quotient(length + width() - 1, width())
+    return min(lane() * each, length), min(lane() * each + each, length)
 
 
 @inline

@@ -123,7 +123,10 @@ class _Machine:
         work = card.work(sizes_of()) if card.work else 24
         parts = card.parts(sizes_of()) if card.parts else 1
         grid, threads = geometry(n, work, works_together(function), parts)
+        length = int(head[LENGTH])
+        head[LENGTH] |= parts << 32
         self.sim.launch(function, grid, threads, ins, self.dtype, self.scratch)
+        head[LENGTH] = length
 
 
 @contextlib.contextmanager

@@ -252,10 +252,12 @@ class Simulator:
         self._blocks.clear()
         self._writes.clear()
         self._reads.clear()
-        length = 0 if takes_z(function) else 8 * int(Pointer(self, ins, np.int64)[LENGTH])
+        length = int(Pointer(self, ins, np.int64)[LENGTH])
+        further = 0 if takes_z(function) else 8 * (length & 0xFFFFFFFF)
+        together_z = max(length >> 32, 1)
         with np.errstate(all="ignore"):
             for z, y, x in np.ndindex(grid[::-1]):
-                arguments = Pointer(self, ins + z * length, np.int64), Pointer(self, scratch, dtype)
+                arguments = Pointer(self, ins + z // together_z * further, np.int64), Pointer(self, scratch, dtype)
                 self._run_block((x, y, z), made, arguments, together)
         self.now = None
 
@@ -382,8 +384,8 @@ def _twins(sim: Simulator) -> dict[Any, Any]:
     twins: dict[Any, Any] = {
         "first_item": lambda: sim.now.block[0] * sim.height + sim.now.y,
         "item_step": lambda: sim.grid[0] * sim.height,
-        "first_part": lambda: sim.now.block[2],
-        "part_step": lambda: sim.grid[2],
+        "first_part": lambda ins: sim.now.block[2] % max(int(ins[LENGTH]) >> 32, 1),
+        "part_step": lambda ins: max(int(ins[LENGTH]) >> 32, 1),
         "first_lane": lambda: sim.now.block[1] * sim.width + sim.now.x,
         "lane_step": lambda: sim.grid[1] * sim.width,
         np.int32: int32,

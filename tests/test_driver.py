@@ -2,7 +2,10 @@
 
 import ctypes
 import gc
+import importlib.util
 import itertools
+import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -93,8 +96,6 @@ def second_stage(ins, T):
 class Planned:
     """A planned table in the host's memory: instructions whose sizes stand behind their slots, and a list of addresses."""
 
-    SHIFT = 1 << 40  # stands for the distance between the host's memory and that of the card
-
     def __init__(self):
         self.words = []
         self._sizes = []
@@ -113,25 +114,20 @@ class Planned:
     def close(self):
         array = np.array(self.words, np.int64)
         for word, where in self._sizes:
-            array[word] = array.ctypes.data + self.SHIFT + 8 * where
+            array[word] = array.ctypes.data + 8 * where
         return array
 
 
-def run(planned, dtype="float64", names=None, careful=False, products=None):
-    """Expand a planned table, send it, launch it: what an execution does. Returns its size."""
+NONE = np.empty(0, np.int64)
+
+
+def run(planned, dtype="float64", names=None, careful=False, products=None, lists=NONE):
+    """Send a planned table to the card and launch it. Returns what it became."""
     table, itemsize = planned.close(), np.dtype(dtype).itemsize
     most = launch.measure(table.ctypes.data, table.size, itemsize)
-    tables, scratch = memory.Arena("tables"), memory.Arena("scratch")
-    card, work = tables.take(8 * most.words), scratch.take(most.scratch)
-    with memory.staging(8 * most.words) as staged:
-        size = launch.expand(table.ctypes.data, table.size, Planned.SHIFT, staged.address, card, work, itemsize)
-        assert all(a <= b for a, b in zip(size, most, strict=True)) and (size == most or products)
-        staged.send(card, 8 * size.words)
-        where = staged.address, size.words, card, work
-        launches = launch.launch(driver.device(), *where, dtype, names or {}, products, careful)
-    assert launches == size.launches
-    tables.release()
-    scratch.release()
+    where, arena = (table.ctypes.data, table.size), memory.Arena("tables")
+    size, _ = launch.submit(driver.device(), *where, lists, arena, dtype, names or {}, (), products, careful)
+    assert all(a <= b for a, b in zip(size, most, strict=True)) and (size == most or products)
     return size
 
 
@@ -153,6 +149,48 @@ class Numbers:
 
     def read(self):
         return memory.read(self.address, self.host.size, str(self.host.dtype)).reshape(self.host.shape)
+
+
+# The real thing --------------------------------------------------------------------------------------------------------
+
+
+def header():
+    """The text of cuda.h, of a wheel or a toolkit."""
+    wheels = importlib.util.find_spec("nvidia")
+    places = [pathlib.Path(p, "cu13") for p in (wheels.submodule_search_locations if wheels else ())]
+    places += [pathlib.Path(os.environ[v]) for v in ("CUDA_HOME", "CUDA_PATH") if v in os.environ]
+    for place in places:
+        file = place / "include" / "cuda.h"
+        if file.exists():
+            return file.read_text(encoding="utf-8", errors="replace")
+    return pytest.skip("cuda.h is not here")
+
+
+def test_signatures_are_those_of_the_header():
+    text = re.sub(r"/\*.*?\*/", "", header(), flags=re.S)
+    kinds = {
+        "size_t": "c_ulong",
+        "unsigned int": "c_uint",
+        "unsigned char": "c_ubyte",
+        "CUdeviceptr": "c_ulong",
+        "int": "c_int",
+    }
+    kinds |= dict.fromkeys(("CUdevice", "CUdevice_attribute", "CUresult"), "c_int")
+    handles = ("CUcontext", "CUstream", "CUevent", "CUlibrary", "CUkernel", "CUfunction")
+    for name, form in driver.FORMS.items():
+        plain = name.removesuffix("_v2")
+        assert name == plain or re.search(rf"#\s*define {plain}\s+(__CUDA_API_PTSZ\()?{name}\)?\s", text), name
+        (arguments,) = re.findall(rf"CUresult CUDAAPI {plain}\(([^()]*)\);", text)[:1]
+        expected = []
+        for argument in arguments.split(","):
+            kind = " ".join(argument.replace("const ", "").split())
+            if "*" in kind:
+                expected.append("pointer")
+            else:
+                kind = kind.rsplit(" ", 1)[0]
+                expected.append("pointer" if kind in handles else kinds[kind])
+        ours = ["pointer" if k in (ctypes.c_void_p, ctypes.c_char_p) else k.__name__ for k in form._argtypes_]
+        assert [k.replace("c_ulonglong", "c_ulong") for k in ours] == expected, name
 
 
 # What the machine lacks -----------------------------------------------------------------------------------------------
@@ -609,7 +647,7 @@ def test_steps_that_add_to_one_place_go_one_after_the_other():
         steps = [records.StepOf(teams(add, 2), size.address, flags, [part(0, 0, 2), part(1, 0, 2)], ALONE)]
         run(Planned().add(cell(*steps), 3, [], [(y.address, 0), x.slot()]))
         assert y.read().tolist() == [[16, 19]] and card.launches() == ["add"] * 3
-        run(Planned().add(cell(*steps), 3, [], [(y.address, 0), (order.ctypes.data + Planned.SHIFT, -1)]))
+        run(Planned().add(cell(*steps), 3, [], [(y.address, 0), (order.ctypes.data, -1)]))
         assert y.read().tolist() == [[22, 28]]
         del listed
 
@@ -642,6 +680,60 @@ def minibatch():
     result = memory.read(s, 4, "float64")
     values.release()
     return result.tolist()
+
+
+def test_lists_go_with_the_table():
+    with fake_card() as card:
+        x, y = Numbers(np.arange(12.0).reshape(4, 3)), Numbers(np.zeros((2, 3)))
+        host = np.array([x.address + 72, x.address], np.int64)
+        table = Planned().add(teams(double, 3), 2, [3], [y.slot(), (host.ctypes.data, -1)])
+        card.calls.clear()
+        run(table, lists=host)
+        assert y.read().tolist() == [[18, 20, 22], [0, 2, 4]]
+        assert card.count["cuEventRecord"] == 3, "two uploads, and one slot for table and lists"
+
+
+def test_threads_side_by_side():
+    """Their graphs have memory and staging slots of their own, and share the stream."""
+    with fake_card() as card:
+        failed = []
+
+        def work():
+            try:
+                for _ in range(10):
+                    assert minibatch() == [6, 24, 42, 60]
+            except BaseException as error:
+                failed.append(error)
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not failed, failed
+        gc.collect()
+        assert not card.alive["memory"] and not card.alive["pinned"], "what threads kept is held when they are gone"
+
+
+def test_an_arena_of_a_card_that_was_given_back_begins_anew():
+    with fake_card() as card:
+        arena = memory.Arena("values")
+        arena.take(100)
+        driver.give_back()
+        assert not any(card.alive.values())
+        address = arena.take(100)
+        memory.upload(address, np.ones(2))
+        assert memory.read(address, 2, "float64").tolist() == [1, 1] and len(card.alive["memory"]) == 1
+        driver.give_back()
+        driver.give_back()
+
+
+def test_names_of_records():
+    with fake_card():
+        record = cell(records.StepOf(teams(double), 0, 0, []))
+        (inside,) = record.inside
+        assert record.names() == {record.address: "cell", inside.address: "double of cell"}
+        assert record.names("tree") == {record.address: "tree", inside.address: "double of tree"}
 
 
 def test_steady_state_asks_for_no_memory():
@@ -790,6 +882,22 @@ def test_machine_code_that_does_not_load_is_named():
         assert not card.alive["library"]
         assert machine_code.function(double, "float32") == machine_code.function(double, "float32")
         assert len(card.alive["library"]) == 1
+
+
+def test_a_kernel_that_is_made_anew_is_loaded_once():
+    with fake_card() as card:
+        handles = {machine_code.function(made_of(3), "float32") for _ in range(3)}
+        assert len(handles) == len(card.alive["library"]) == 1
+        assert machine_code.function(made_of(4), "float32") not in handles
+
+
+def test_a_card_that_is_open_waits_until_the_fake_is_gone():
+    with fake_card() as outer:
+        block = memory.Block(8, "values")
+        memory.upload(block.address, np.ones(1))
+        with fake_card() as inner:
+            assert minibatch() == [6, 24, 42, 60] and inner.launches()
+        assert memory.read(block.address, 1, "float64")[0] == 1 and not outer.launches()
 
 
 def test_errors_the_driver_does_not_know():
@@ -1121,12 +1229,14 @@ def test_the_folder(monkeypatch):
     assert machine_code.folder().as_posix() == "/local/autobatch/cuda"
 
 
-def test_a_real_compiler_makes_what_the_loader_expects(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kernel", [double, add, total, first_stage, second_stage, product, weight_product])
+def test_a_real_compiler_makes_what_the_loader_expects(kernel, tmp_path, monkeypatch):
     pytest.importorskip("numba_cuda")
     monkeypatch.setattr(machine_code.numba.config, "CACHE_DIR", str(tmp_path))
-    entry, code = machine_code.stored(total, "float32", (9, 0, "a"))
-    assert code[:4] == b"\x7fELF" and entry.encode() in code
-    assert machine_code.stored(total, "float32", (9, 0, "a")) == (entry, code)
+    for dtype in ("float32", "float64"):
+        entry, code = machine_code.stored(kernel, dtype, (9, 0, "a"))
+        assert code[:4] == b"\x7fELF" and entry.encode() in code
+        assert machine_code.stored(kernel, dtype, (9, 0, "a")) == (entry, code)
 
 
 def test_pointers_of_the_fake_are_those_of_the_table():

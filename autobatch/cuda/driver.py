@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from ctypes import c_char_p, c_int, c_size_t, c_ubyte, c_uint, c_uint64, c_void_p
 from typing import Any
 
-from autobatch.kernels._errors import DeviceError, DeviceMemoryError, InternalError, message
+from autobatch.kernels._errors import DeviceError, DeviceMemoryError, message
 
 # What is called, and with what. Pointers are c_void_p, which takes `byref(...)`, arrays and addresses.
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
@@ -524,12 +524,10 @@ def give_back() -> None:
 def use(library: Any, compiler: Callable[..., tuple[str, bytes]] | None = None) -> Iterator[None]:
     """Put an object with the functions of `FORMS` in the place of the driver, for tests; with nothing of any card before it."""
     with _State.lock:
-        if _State.device is not None:
-            raise InternalError(f"{_State.device!r} is in use")
-        before = _State.library, _State.compiler
-        _State.library, _State.compiler = library, compiler
+        before = _State.device, _State.library, _State.compiler
+        _State.device, _State.library, _State.compiler = None, library, compiler
     try:
         yield
     finally:
         give_back()
-        _State.library, _State.compiler = before
+        _State.device, _State.library, _State.compiler = before

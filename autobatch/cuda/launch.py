@@ -9,7 +9,8 @@ The KERNEL word holds the address of a *record*, which is one of
     teams      | TEAMS   | function | work | word | together | parts | free |
                one launch of teams of lanes (`kernels/_lanes.py`); `work` is how many lanes an item keeps busy, or, where
                `word` >= 0, that word of the instruction; `parts`: blocks in z; `free`: z has no
-               meaning of its own, so several instructions that may run together become one launch, one for each z
+               meaning of its own, so several instructions that may run together become one launch, one for each z (or each
+               `parts` of them, which then stand in the upper half of LENGTH)
 
     stages     | STAGES  | count | denses  least  where  copy  add | kind  function  width height  least upto | x | y | z |
                scratch | a | b | c | add | free |  next stage ...  | dense slots: slot size columns written | ...
@@ -22,6 +23,8 @@ The KERNEL word holds the address of a *record*, which is one of
     program    | PROGRAM | steps | record  sizes  flags  slots  mode | kind  slot  bytes  item | ...  next step ...
                the steps of a cell (`kernels/cell.py`), each an instruction of its own with a record of its own
 
+`submit` does the whole of it: measures, expands, sends, launches.
+
 A kernel gets the address of its instruction on the card and that of the scratch. The loop asks Python for nothing: grid and
 threads come from the record and the number of items (`geometry`), and `cuLaunchKernel` is called by its address.
 
@@ -33,6 +36,7 @@ addresses are those of the card.
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -42,6 +46,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from autobatch.cuda.driver import Device
+from autobatch.cuda.memory import Arena, staging
 from autobatch.kernels._errors import DeviceError, InternalError
 from autobatch.kernels._jit import (
     ACCUMULATE,
@@ -82,6 +87,7 @@ STAGE_Y, STAGE_Z, STAGE_SCRATCH, STAGE_A, STAGE_B, STAGE_C, STAGE_ADD, STAGE_FRE
 )
 MATRIX_SLOT, MATRIX_ROWS, MATRIX_COLUMNS, MATRIX_OFFSET = range(4)
 DENSE_SLOT, DENSE_SIZE, DENSE_COLUMNS, DENSE_WRITTEN, DENSE_WORDS = range(5)
+WORDS = (1 << 32) - 1  # the lower half of LENGTH
 STEP_RECORD, STEP_SIZES, STEP_FLAGS, STEP_SLOTS, STEP_MODE, STEP_WORDS = range(6)
 SLOT_KIND, SLOT_SOURCE, SLOT_BYTES, SLOT_ITEM, SLOT_WORDS = range(5)
 
@@ -344,6 +350,8 @@ def _expand(table, words, moves, n_moves, out, card, scratch, itemsize):
                     behind = ins[SIZES] - (table + 8 * at)
                     if 0 <= behind < 8 * length:
                         to[SIZES] = card + 8 * w + behind
+                if part[FORM] == TEAMS:
+                    to[LENGTH] |= part[PARTS] << 32
                 if denses:
                     w, more, room = _with_copies(part, out, w, card, scratch, room, itemsize)
                     launches += more
@@ -422,16 +430,19 @@ def _free(record, n):
 @inline
 def _group(ins, table, at, words):
     """How many instructions, from the one at word `at` on, run as one."""
-    count, next_ = 1, at + ins[LENGTH]
-    if not _free(integers(ins[KERNEL]), ins[ITEMS]):
+    length = ins[LENGTH] & WORDS
+    count, next_ = 1, at + length
+    record = integers(ins[KERNEL])
+    if not _free(record, ins[ITEMS]):
         return count
-    while next_ < words and count < MOST_Z:
+    limit = MOST_Z // record[PARTS] if record[FORM] == TEAMS else MOST_Z
+    while next_ < words and count < limit:
         other = integers(table + 8 * next_)
         same = other[KERNEL] == ins[KERNEL] and other[ITEMS] == ins[ITEMS] and other[LENGTH] == ins[LENGTH]
         if not same or not other[FLAGS] & ALONGSIDE:
             break
         count += 1
-        next_ += ins[LENGTH]
+        next_ += length
     return count
 
 
@@ -482,8 +493,7 @@ def _launch(table, words, card, scratch, itemsize, stream, parameters, launcher,
                     elif record[WORD] >= 0:
                         work = ins[record[WORD]]
                     x, y, width, height = _geometry(n, work, together != 0)
-                if group > 1:
-                    z = group
+                z *= group
                 code = _launch_kernel(launcher, function, x, y, z, width, height, stream, parameters + 16)
             if code != 0:
                 return at, code, launches, kind
@@ -492,7 +502,7 @@ def _launch(table, words, card, scratch, itemsize, stream, parameters, launcher,
                 if code != 0:
                     return at, code, launches, NARROW
             launches += 1
-        at += group * ins[LENGTH]
+        at += group * (ins[LENGTH] & WORDS)
     return at, 0, launches, 0
 
 
@@ -541,7 +551,7 @@ def _failed(
     """The error of a launch that failed."""
     row, w = 0, 0
     while w < at:
-        w += _words(table + 8 * w, SLOTS)[LENGTH]
+        w += _words(table + 8 * w, SLOTS)[LENGTH] & WORDS
         row += 1
     head = _words(table + 8 * at, SLOTS)
     name = names.get(head[KERNEL], "a kernel without a name")
@@ -554,4 +564,57 @@ def _words(address: int, count: int) -> list[int]:
     return list(array)
 
 
-__all__ = ["Size", "expand", "launch", "measure"]
+# The whole way --------------------------------------------------------------------------------------------------------
+
+
+class _Work(threading.local):
+    """The work space of kernels. The stream keeps the order of things, so it is used again at once."""
+
+    def __init__(self) -> None:
+        self.scratch = Arena("scratch")
+
+
+class Sent(NamedTuple):
+    """What a planned table became, and where its lists lie on the card."""
+
+    size: Size
+    lists: int
+
+
+def submit(
+    owner: Device,
+    table: int,
+    words: int,
+    lists: np.ndarray,
+    arena: Arena,
+    dtype: str,
+    names: Mapping[int, str],
+    others: Sequence[tuple[int, int, int]] = (),
+    products: Any = None,
+    careful: bool = False,
+) -> Sent:
+    """Send a planned table and its lists to the card, in one copy, and launch it. Does not wait for it.
+
+    Parameters
+    ----------
+    table, words : as for `expand`.
+    lists : integers that slots of the table point to.
+    arena : gives the memory for both; who keeps it may send tables that point into these lists.
+    others : such lists, sent before, as `moves` of `expand`.
+    dtype, names, products, careful : as for `launch`.
+    """
+    work: _Work = owner.kept.get("launch") or owner.kept.setdefault("launch", _Work())
+    itemsize, own = 4 << (dtype == "float64"), lists.nbytes
+    most = measure(table, words, itemsize)
+    work.scratch.cut((0, 0))
+    at, scratch = arena.take(own + 8 * most.words), work.scratch.take(most.scratch)
+    moves = [(address_of(lists), own, at), *others] if own else others
+    with staging(own + 8 * most.words) as staged:
+        ctypes.memmove(staged.address, address_of(lists), own)
+        size = expand(table, words, moves, staged.address + own, at + own, scratch, itemsize)
+        staged.send(at, own + 8 * size.words)
+        launch(owner, staged.address + own, size.words, at + own, scratch, dtype, names, products, careful)
+    return Sent(size, at)
+
+
+__all__ = ["Sent", "Size", "expand", "launch", "measure", "submit"]

@@ -53,13 +53,15 @@ def function(kernel: Callable[..., None], dtype: str) -> int:
     """
     card = device()
     loaded: dict[Any, tuple[int, Any]] = card.kept.setdefault("functions", {})
-    key = id(kernel), dtype
-    if key not in loaded:
-        name = f"kernel {kernel.__qualname__} ({dtype})"
-        make = card.compiler or stored
-        entry, code = make(kernel, dtype, capability_of(card.capability))
-        loaded[key] = card.load(code, entry, name), kernel  # an id is good as long as its object lives
-    return loaded[key][0]
+    known = id(kernel), dtype
+    if known not in loaded:
+        capability = capability_of(card.capability)
+        key = _key(kernel, dtype, capability)  # an op may make the same kernel anew for each node type
+        if key not in loaded:
+            entry, code = (card.compiler or stored)(kernel, dtype, capability)
+            loaded[key] = card.load(code, entry, f"kernel {kernel.__qualname__} ({dtype})"), kernel
+        loaded[known] = loaded[key][0], kernel  # an id is good as long as its object lives
+    return loaded[known][0]
 
 
 def capability_of(capability: tuple[int, int]) -> tuple[Any, ...]:

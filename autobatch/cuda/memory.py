@@ -69,6 +69,8 @@ def _thread(owner: Device) -> _Thread:
 class Arena:
     """Contiguous pieces of the card's memory, all given back together; see `autobatch.memory.Arena`.
 
+    One that is dropped without `release` gives its chunks back to the card: its thread may be at its end, and its pool gone.
+
     Parameters
     ----------
     purpose : chunks come from arenas of the same purpose and go back to them; errors tell how much each purpose holds.
@@ -90,7 +92,7 @@ class Arena:
         DeviceMemoryError : the card has no room for them. The arena stays as it was.
         """
         size = (size + ALIGN - 1) // ALIGN * ALIGN
-        if self._at + size > self._end:
+        if self._at + size > self._end or (self._device is not None and self._device.lost):
             self._grow(size)
         at = self._at
         self._at = at + size
@@ -121,6 +123,7 @@ class Arena:
 
     def _grow(self, size: int) -> None:
         owner = device()
+        owner.enter()
         if owner is not self._device:  # the chunks are those of a card that was given back
             self._chunks, self._device = [], owner
         thread = _thread(owner)
@@ -161,10 +164,6 @@ class Arena:
                 wanted[self._purpose] = max(wanted.get(self._purpose, 0), self.reserved)
         self._chunks = []
         self._at = self._end = self._start = 0
-
-    def __del__(self) -> None:
-        if getattr(self, "_chunks", None):
-            self.release()
 
 
 def _some(owner: Device, best: int, least: int, purpose: str) -> _Memory:

@@ -55,6 +55,11 @@ class Record:
         self.name, self.words, self.inside = name, np.array(words, np.int64), tuple(inside)
         self.address = address_of(self.words)
 
+    def names(self, name: str = "") -> dict[int, str]:
+        """Return what errors call it and what is inside of it, by address; `name` in the place of its own."""
+        name = name or self.name
+        return {self.address: name, **{step.address: f"{step.name} of {name}" for step in self.inside}}
+
     def __repr__(self) -> str:
         return f"<record of {self.name}>"
 
