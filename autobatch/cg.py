@@ -9,6 +9,7 @@ from autobatch import graph as graphs
 from autobatch.execute import execution_of
 from autobatch.graph import SETTINGS, Checkpoint, Graph, check_dtype, check_policy, current_graph
 from autobatch.kernels._errors import ArgumentError
+from autobatch.machine import check_device
 from autobatch.memory import free_pool, pooled
 from autobatch.schedule import forget
 
@@ -100,6 +101,8 @@ def configure(
     check_nan: bool | None = None,
     inference: bool | None = None,
     threads: int | None = None,
+    device: str | None = None,
+    matmul_precision: str | None = None,
 ) -> None:
     """Set what new graphs and parameter collections take as their defaults; what is not named stays as it is.
 
@@ -110,17 +113,29 @@ def configure(
     check_nan : whether each forward pass looks for NaN and names the node where the first came up.
     inference : whether new graphs give values up as soon as nothing needs them, see `inference`.
     threads : of the BLAS; needs threadpoolctl, ``pip install "autobatch-numba[threads]"``.
+    device : "cpu" (the default) or "cuda", for graphs that have not been evaluated yet, see `docs/cuda.md`; needs
+        ``pip install "autobatch-numba[cuda]"``.
+    matmul_precision : of products of float32 on a card: "float32" (the default), or "tf32", which keeps 10 bits of each factor.
 
     Raises
     ------
     ArgumentError : a value that none of these take; nothing is changed then.
+    DeviceError : there is no such device; says what is missing. Nothing is changed then.
     """
+    if matmul_precision is not None and matmul_precision not in ("float32", "tf32"):
+        raise ArgumentError(f"matmul_precision is {matmul_precision!r}\n  expected  'float32' or 'tf32'")
     if policy is not None:
         check_policy(policy)
     if dtype is not None:
         dtype = check_dtype(dtype)
+    if device is not None:
+        device = check_device(device)
     if threads is not None:
         _set_threads(threads)
+    if device is not None:
+        SETTINGS.device = device
+    if matmul_precision is not None:
+        SETTINGS.matmul_precision = matmul_precision
     if policy is not None:
         SETTINGS.policy = policy
     if dtype is not None:

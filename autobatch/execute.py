@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from autobatch import plan
+from autobatch import plan, plan_card
 from autobatch.frame import Block, Frame
 from autobatch.graph import DTYPES, PARAMETERS, STOP, TYPES, VIEW, Graph
-from autobatch.kernels._rows import add_rows, add_to_table, copy_rows, zero_rows
-from autobatch.kernels._vm import run
-from autobatch.memory import Arena, address_of, read
+from autobatch.machine import PROCESSOR, Job, Machine, configured_machine
+from autobatch.memory import Arena, address_of
 from autobatch.schedule import Schedule, in_pieces, lower_bound, recalled
 
 _CTYPES = {"float32": ctypes.c_float, "float64": ctypes.c_double}
@@ -52,6 +51,7 @@ class Segment:
     arena: tuple[Any, ...]
     fields: dict[str, int]  # what the passes are told about the segment
     blocks: tuple[Any, ...]  # the memory that `fields` names
+    card_lists: int = 0  # where the lists lie on a card
     last: np.ndarray | None = None  # for inference: the batch after which the values of each batch are given up
     copies: int = -1  # and the offset of the place for copies
 
@@ -75,8 +75,9 @@ class Backward:
 class Execution:
     """The values of a graph, as far as they were computed."""
 
-    def __init__(self, dtype: str) -> None:
+    def __init__(self, dtype: str, machine: Machine = PROCESSOR) -> None:
         self.dtype = dtype
+        self.machine = machine
         self.kind = DTYPES.index(dtype)
         self.itemsize = 4 << self.kind
         self.types = np.empty(64, np.int32)
@@ -91,14 +92,15 @@ class Execution:
         self.keeps = False  # whether values stay in spite of `inference`
         self.peak = 0
         self.segments: list[Segment] = []
-        self.values = Arena("values")
+        self.values = machine.arena("values")
+        self.gradients = machine.arena("gradients")
         self.tables = Arena("tables")
-        self.gradients = Arena("gradients")
+        self.backward_tables = Arena("backward tables")
+        self.inputs: Any = None  # what the machine knows of them
         self.backward: Backward | None = None
         self.frame = Frame()
         self._told: tuple[np.ndarray, ...] = ()
-        kernels = {k.name: k.address(self.dtype) for k in (copy_rows, zero_rows, add_rows, add_to_table)}
-        self.frame.set(itemsize=self.itemsize, dtype=self.kind, **kernels)
+        self.frame.set(itemsize=self.itemsize, dtype=self.kind, card=int(machine.card), **machine.kernels(dtype))
         self._share()
         self._tell()
 
@@ -119,7 +121,7 @@ class Execution:
 
     def _tell(self) -> None:
         """Hand the tables of the process to the frame: they are replaced when they grow, and the frame keeps those it has."""
-        told = TYPES.info, TYPES.operands, TYPES.needs, PARAMETERS.values, PARAMETERS.gradients, PARAMETERS.touched
+        told = self.machine.tables()
         if self._told and all(map(operator.is_, told, self._told)):
             return
         self._told = tables = told
@@ -152,6 +154,7 @@ class Execution:
             return
         if n1 > self.flushed:
             self._flush(graph)
+        self.machine.prepare(graph)
         self._tell()
         frame = self.frame
         if self.freed:
@@ -172,7 +175,7 @@ class Execution:
         nodes, present = reduced.view(fields["nodes"], count, np.int32), reduced.view(fields["present"], n_types, np.int32)
         kinds, first = reduced.view(kinds_at, count, np.int32), reduced.view(first_at, count + 1, np.int32)
         edges, joins = reduced.view(edges_at, m, np.int32), reduced.view(joins_at, n_types, np.uint8)
-        TYPES.compile(present.tolist(), self.kind, False)
+        self.machine.compile(present.tolist(), self.kind, False)
         self._tell()
         # Batches, and where they lie.
         order = recalled("none" if single else graph.policy, kinds, first, edges, n_types, joins)
@@ -220,7 +223,8 @@ class Execution:
         fields |= {"value_base": base, "forward": table}
         frame.set(value_base=base, table=table, lists=lists)
         if graph.input_addresses:
-            frame.set(input_addresses=graph.address_array())
+            addresses, self.inputs = self.machine.inputs(graph, self.inputs)
+            frame.set(input_addresses=addresses)
         plan.place(frame)
         words, lists_size = plan.forward_table(frame)
         segment = Segment(
@@ -248,7 +252,8 @@ class Execution:
             copies=copies,
         )
         try:
-            self._run(graph, segment.table, words, _scratch(self.dtype), segment, None)
+            self.machine.begin(graph, False)
+            self._run(graph, segment.table, words, segment.lists, _scratch(self.dtype), segment, None)
             if graph.check_nan:
                 from autobatch.check import find_nan
 
@@ -281,18 +286,29 @@ class Execution:
         self.keeps = True
 
     def _run(
-        self, graph: Graph, table: np.ndarray, words: int, scratch: int, segment: Segment, backward: Backward | None
+        self,
+        graph: Graph,
+        table: np.ndarray,
+        words: int,
+        lists: np.ndarray,
+        scratch: int,
+        segment: Segment,
+        backward: Backward | None,
     ) -> None:
-        if CHECKED:
+        if CHECKED and not self.machine.card:
             from autobatch.check import run_checked
 
             run_checked(self, graph, table, words, scratch, segment, backward)
         else:
-            run(table, words, scratch)
+            self.machine.run(Job(self, graph, table, words, lists, scratch, segment, backward))
 
     def value_address(self, index: int) -> int:
         """Address of the value of a node, or of a parameter (a negative index)."""
-        return int(self.address[index] if index >= 0 else PARAMETERS.values[(-index - 1) >> 1])
+        return int(self.address[index] if index >= 0 else self._told[3][(-index - 1) >> 1])
+
+    def value_of(self, index: int, count: int) -> np.ndarray:
+        """Return a copy of the value of a node, or of a parameter, of `count` numbers."""
+        return self.machine.read(self.value_address(index), count, self.dtype)
 
     # Backward ---------------------------------------------------------------------------------------------------------
 
@@ -300,6 +316,8 @@ class Execution:
         """Compute the gradients of node `loss` and add those of the parameters to the parameters."""
         self.backward = None
         self.gradients.cut((0, 0))
+        self.backward_tables.cut((0, 0))
+        self.machine.begin(graph, True)
         self.backward = self._pass(graph, loss, full)
 
     def _pass(self, graph: Graph, loss: int, full: bool) -> Backward:
@@ -320,7 +338,7 @@ class Execution:
         # 0 for BLAS), and a place for what nobody wants.
         layouts, end, scratch_size, widest = [], 0, 0, 0
         for s in segments:
-            TYPES.compile(s.present.tolist(), self.kind, True)
+            self.machine.compile(s.present.tolist(), self.kind, True)
             self._tell()
             work = Block(12 * s.present.size + 4 * s.at.size + 8 * (s.n1 - s.n0) + 64)
             fields = {**s.fields, "n1": min(s.n1, n), "block_at": work.take(8 * s.present.size)}
@@ -333,6 +351,7 @@ class Execution:
         base, scratch = self.gradients.take(end), self.gradients.take(scratch_size + 64)
         sink = self.gradients.take(widest)
         frame.set(gradient_base=base, scratch=scratch + 64, sink=sink)
+        work = self._work_on_card(graph, nodes) if self.machine.card else None
         for _, fields, _, _, _ in layouts:
             if len(layouts) > 1:
                 frame.set(**fields)
@@ -346,27 +365,52 @@ class Execution:
                 size = int(TYPES.info[self.types[root], plan.SIZE]) * self.itemsize
                 result.seed = int(gradient[loss]), int(gradient[root]), size
             self._seed(result)
+        elif self.machine.card:
+            self.machine.zero(base, end)
         for s, fields, _, words, lists in reversed(layouts):
-            table, lists_at = self.gradients.take(8 * words), self.gradients.take(8 * lists)
+            table, lists_at = self.backward_tables.take(8 * words), self.backward_tables.take(8 * lists)
             if len(layouts) > 1:
                 frame.set(**fields)
             frame.set(table=table, lists=lists_at)
-            w, r = plan.backward_table(frame)
-            frame.set(w=w, r=r)
-            w, products = plan.weight_table(frame)
-            frame.set(w=w)
-            w, r = plan.rows_table(frame)
+            w, r, rounds = plan.backward_table(frame)
+            frame.set(w=w, r=r, rounds=rounds)
+            if work is None:
+                w, products = plan.weight_table(frame)
+                frame.set(w=w)
+                w, r = plan.rows_table(frame)
+            else:
+                w, r, products = plan_card.weight_lists(frame)
+                frame.set(w=w, r=r)
+                w, r = plan_card.row_groups(frame)
             result.products += products
             result.tables.append((_integers(table, w), w, _integers(lists_at, r), s))
-            self._run(graph, result.tables[-1][0], w, scratch, s, result)
+            self._run(graph, result.tables[-1][0], w, result.tables[-1][2], scratch, s, result)
         for parameter in graph.parameters:
             if hasattr(parameter, "touched"):  # a table used as a whole
                 parameter.touched[:] = 1
         return result
 
+    def _work_on_card(self, graph: Graph, nodes: int) -> Block:
+        """Hand over the work space of the passes for a card."""
+        owners = nodes + len(self._told[3])
+        rows = max((p.dims[-1] for p in (getattr(q, "of", q) for q in graph.tables)), default=0)
+        work = Block(8 * owners + 4 * rows + 64)
+        seen, group, row_seen = work.take(4 * owners), work.take(4 * owners), work.take(4 * rows)
+        ctypes.memset(seen, 0, 4 * owners)
+        ctypes.memset(row_seen, 0xFF, 4 * rows)
+        self.frame.set(seen=seen, group=group, row_seen=row_seen, rounds=0)
+        return work
+
     def _seed(self, backward: Backward) -> None:
         """Set the gradient of the loss to 1, in a slot that is otherwise zero; set the scalars of the scratch."""
         place, slot, size = backward.seed
+        if self.machine.card:
+            begin, end = backward.slots
+            self.machine.zero(begin, end - begin)
+            one = self.machine.read(place, 1, self.dtype) if place and not size else np.zeros(1, self.dtype)
+            if place:
+                self.machine.write(place, one + one.dtype.type(1))
+            return
         number = _CTYPES[self.dtype]
         if CHECKED:
             from autobatch.check import poison
@@ -393,15 +437,16 @@ class Execution:
             return np.zeros(count, self.dtype)
         number = int(self.types[index])
         if TYPES.records[number].kind != VIEW:
-            return read(int(b.gradient[index]), count, self.dtype)
+            return self.machine.read(int(b.gradient[index]), count, self.dtype)
         (shape,), out = TYPES.records[number].shapes, TYPES.records[number].shape
-        mark, saved = self.gradients.mark(), _gradients(graph)
+        mark, tables, saved = self.gradients.mark(), self.backward_tables.mark(), _gradients(graph)
         self.types[index] = TYPES.intern(STOP, None, (shape,), (), {}, shape=out, immediates=1)
         try:
-            return read(int(self._pass(graph, b.loss, b.full).gradient[index]), count, self.dtype)
+            return self.machine.read(int(self._pass(graph, b.loss, b.full).gradient[index]), count, self.dtype)
         finally:
             self.types[index] = number
             self.gradients.cut(mark)
+            self.backward_tables.cut(tables)
             _put_back(saved)
 
     def parameter_gradient(self, graph: Graph, index: int, count: int) -> np.ndarray | None:
@@ -418,10 +463,11 @@ class Execution:
             return np.zeros(count, self.dtype)  # this graph does not use it
         for p, _, _ in saved:
             p.gradients[:] = 0
+        self.machine.begin(graph, True)
         self._seed(b)
-        for table, words, _, segment in b.tables:
-            self._run(graph, table, words, b.scratch, segment, b)
-        flat = read(int(PARAMETERS.gradients[pid]), count, self.dtype)
+        for table, words, lists, segment in b.tables:
+            self._run(graph, table, words, lists, b.scratch, segment, b)
+        flat = self.machine.read(int(self._told[4][pid]), count, self.dtype)
         _put_back(saved)
         return flat
 
@@ -433,7 +479,7 @@ class Execution:
         self.flushed_entries = 0, 0
         self.segments.clear()
         self.backward = None
-        for arena in (self.values, self.tables, self.gradients):
+        for arena in (self.values, self.tables, self.gradients, self.backward_tables):
             arena.cut((0, 0))
 
     def cut(self, nodes: int, args: int) -> None:
@@ -452,8 +498,10 @@ class Execution:
 
     def memory(self) -> dict[str, int]:
         """Bytes used and reserved, by purpose; and the most that values used at any time."""
-        arenas = {"values": self.values, "gradients": self.gradients, "tables": self.tables}
-        held = {f"{name}_{what}": getattr(a, what) for name, a in arenas.items() for what in ("used", "reserved")}
+        arenas = {"values": [self.values], "gradients": [self.gradients], "tables": [self.tables, self.backward_tables]}
+        held = {
+            f"{name}_{what}": sum(getattr(a, what) for a in of) for name, of in arenas.items() for what in ("used", "reserved")
+        }
         return {**held, "values_peak": self.peak}
 
     def release(self) -> None:
@@ -463,8 +511,9 @@ class Execution:
         self.done = self.flushed = self.flushed_args = self.freed = self.peak = 0
         self.keeps = False
         self.flushed_entries = 0, 0
-        for arena in (self.values, self.tables, self.gradients):
+        for arena in (self.values, self.tables, self.gradients, self.backward_tables):
             arena.release()
+        self.inputs = None
         if len(_IDLE.executions) < 4 and self.types.size <= _LARGEST_IDLE:
             _IDLE.executions.append(self)
 
@@ -522,10 +571,10 @@ _LARGEST_IDLE = 1 << 20  # nodes
 def execution_of(graph: Graph) -> Execution:
     """Return the execution of a graph, made now if it has none."""
     if graph.execution is None:
-        idle = _IDLE.executions
-        if idle and idle[-1].dtype == graph.dtype:
+        idle, machine = _IDLE.executions, configured_machine()
+        if idle and idle[-1].dtype == graph.dtype and idle[-1].machine is machine:
             graph.execution = idle.pop()
         else:
-            graph.execution = Execution(graph.dtype)
+            graph.execution = Execution(graph.dtype, machine)
     execution: Execution = graph.execution
     return execution

@@ -119,8 +119,11 @@ class Expression:
         count = TYPES.records[self.type].shape.total
         if graph is None:
             pid = (-self.index - 1) >> 1
+            if pid in PARAMETERS.mirrors:
+                PARAMETERS.mirrors[pid].values.fetch()
             return read(int(PARAMETERS.values[pid]), count, PARAMETERS.dtypes[pid])
-        return read(graph.execution.value_address(self.index), count, graph.dtype)
+        flat: np.ndarray = graph.execution.value_of(self.index, count)
+        return flat
 
     def npvalue(self, recalculate: bool = False) -> np.ndarray:
         """Return the value as a float64 array of shape dims, or dims + (B,) for a minibatch of B > 1.
@@ -155,7 +158,7 @@ class Expression:
                 "  try       npvalue() or vec_value(); sum_batches or sum_elems to make one number of it"
             )
         graph = self._ready(recalculate)
-        if graph is None:
+        if graph is None or graph.execution.machine.card:
             return float(self._flat()[0])
         return float(_NUMBERS[graph.dtype].from_address(graph.execution.value_address(self.index)).value)
 

@@ -32,11 +32,11 @@ from autobatch.memory import address_of
 
 NUMBERS = """
 n0 n1 a0 n_types n_batches itemsize dtype value_base gradient_base start scratch sink loss full w r
-copy_rows zero_rows add_rows add_to_table copies
+copy_rows zero_rows add_rows add_to_table copies card rounds add_groups add_overlapping
 """.split()
 INT32 = """
 types args root local nodes kinds first edges present dense order type_start batch_type batch_begin batch_end source
-batches ends last batch_of released
+batches ends last batch_of released seen group row_seen
 """.split()
 INT64 = """
 info operands needs positions address value_at gather_first gather_at input_addresses at table lists forward block_at slot

@@ -206,6 +206,7 @@ class ParameterTable:
         self.gradients = np.zeros(256, np.int64)
         self.touched = np.zeros(256, np.int64)  # of tables: the bytes that mark rows with a gradient
         self.dtypes: list[str] = []
+        self.mirrors: dict[int, Any] = {}  # of parameters that are on a card too, see `card.py`
 
     def add(self, values: np.ndarray, gradients: np.ndarray, dtype: str, touched: np.ndarray | None) -> int:
         """Register a parameter; the caller keeps the arrays alive as long as it can be used."""
@@ -713,6 +714,8 @@ class Settings:
     dtype: str = "float32"
     check_nan: bool = False
     inference: bool = False
+    device: str = "cpu"
+    matmul_precision: str = "float32"
 
 
 SETTINGS = Settings()

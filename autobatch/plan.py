@@ -63,6 +63,7 @@ from autobatch.graph import (
 )
 from autobatch.kernels._jit import (
     ACCUMULATE,
+    ALONGSIDE,
     FLAGS,
     ITEMS,
     SLOTS,
@@ -81,6 +82,8 @@ THIN = 256  # columns: weight gradients formed from thinner runs than this are w
 _ROWS_WORDS = SLOTS + 4 + 1  # a copy of rows: two slots and the literal that SIZES points to
 _ZERO_WORDS = SLOTS + 2 + 1
 _TABLE_WORDS = SLOTS + 8 + 1  # rows added to a table
+TABLE_GROUPS_WORDS = SLOTS + 12 + 1  # the same in groups
+_GROUPS_WORDS = SLOTS + 8 + 1  # rows added to few places
 
 
 # Survey ---------------------------------------------------------------------------------------------------------------
@@ -458,7 +461,7 @@ def mark(loss, full, types, args, positions, info, operands, active):
 
 
 @over_frame
-def gradient_layout(n0, n1, n_types, n_batches, types, info, operands, itemsize, nodes, order, type_start, present,
+def gradient_layout(n0, n1, n_types, n_batches, types, info, operands, itemsize, card, nodes, order, type_start, present,
                     batch_type, batch_begin, batch_end, active, local, start, block_at, slot):  # fmt: skip
     """Give each type with an active node its block of gradients, and each active leaf a slot, from offset `start` on.
 
@@ -490,19 +493,22 @@ def gradient_layout(n0, n1, n_types, n_batches, types, info, operands, itemsize,
             o = (info[t + OPERANDS] + k) * OPERAND_COLUMNS
             item = operands[o + ELEMENTS] * itemsize
             if operands[o + WRITES] != SHARED:
-                widest = max(widest, item)
-            if operands[o + WRITES] == DENSE:
+                widest = max(widest, n * item if card else item)
+            if operands[o + WRITES] == DENSE or (card and operands[o + WRITES] != SHARED):
                 scratch = max(scratch, n * item)
             fields = 3 + operands[o + NEED_COUNT] + info[t + IMMEDIATES]
             words += runs * (SLOTS + 2 * fields + _ROWS_WORDS) + n * _ZERO_WORDS
             words += (runs + 1) * _ROWS_WORDS * operands[o + NEED_COUNT]
             lists += 2 * n
+            if card:
+                words += runs * (_GROUPS_WORDS - _ROWS_WORDS)
+                lists += n * (4 + 2 + operands[o + NEED_COUNT] + info[t + IMMEDIATES]) + runs
     # Leaves, type by type, so that those of one type lie one after the other: count, then place.
     for n in range(n0, n1):
         kind = info[types[n] * TYPE_COLUMNS + KIND]
         if active[n] == 3 and (kind == ROW or kind == INPUT or kind == STOP):
             local[types[n]] = 1 if local[types[n]] < 0 else local[types[n]] + 1
-            lists += 1
+            lists += 4 if card else 1
     for n in range(n0, n1):
         type_ = types[n]
         count = local[type_]
@@ -516,7 +522,8 @@ def gradient_layout(n0, n1, n_types, n_batches, types, info, operands, itemsize,
                     if count == 0:
                         break
             at = _aligned(at)
-            words += _TABLE_WORDS
+            words += TABLE_GROUPS_WORDS if card else _TABLE_WORDS
+            lists += 1
             local[type_] = -1
     return at, scratch, widest, words, lists
 
@@ -548,14 +555,70 @@ def gradient_places(n0, n1, n_types, types, args, positions, info, itemsize, nod
             gradient[n], source[n] = gradient_base + slot[n - n0], n
 
 
+@inline
+def _add_in_groups(table, w, add_groups, add_overlapping, n, groups, size, source, item, lists, r):
+    """Write the addition of n rows of `size` numbers, some of which go to the same places; returns where the next one goes.
+
+    In the lists stand at r the places, behind them n free entries, behind these the group of each row; what is written there:
+
+        r               r + n            r + 2n                r + 3n
+        places          a place each     rows in order of      where each group
+        of rows         of the groups    their groups          begins, and the end
+    """
+    # Beginnings, by counting: begins[g + 1] is the size of group g, then where it ends.
+    begins, rows, places = r + 3 * n, r + 2 * n, r + n
+    for g in range(groups + 1):
+        lists[begins + g] = 0
+    same = True
+    for q in range(n):
+        g = lists[rows + q]
+        lists[begins + g + 1] += 1
+    for g in range(groups):
+        lists[begins + g + 1] += lists[begins + g]
+    # The rows in order: the group of a row is kept in `places` until its row is there.
+    for q in range(n):
+        lists[places + q] = lists[rows + q]
+    for q in range(n):
+        g = lists[places + q]
+        lists[rows + lists[begins + g]] = q
+        lists[begins + g] += 1
+    for g in range(groups, 0, -1):
+        lists[begins + g] = lists[begins + g - 1]
+    lists[begins] = 0
+    for g in range(groups):
+        first = lists[r + lists[rows + lists[begins + g]]]
+        lists[places + g] = first
+        for p in range(lists[begins + g], lists[begins + g + 1]):
+            same &= lists[r + lists[rows + p]] == first
+    start = address_of(lists)
+    write_head(
+        table, w, add_groups if same else add_overlapping, _GROUPS_WORDS, groups, address_of(table) + 8 * (w + SLOTS + 8),
+        ACCUMULATE,
+    )  # fmt: skip
+    write_slot(table, w + SLOTS, start + 8 * (places if same else r), -1)
+    write_slot(table, w + SLOTS + 2, source, item)
+    write_slot(table, w + SLOTS + 4, start + 8 * rows, 8)
+    write_slot(table, w + SLOTS + 6, start + 8 * begins, 8)
+    table[w + SLOTS + 8] = size
+    return w + _GROUPS_WORDS
+
+
 @over_frame
 def backward_table(n_batches, types, args, positions, info, operands, needs, nodes, order, type_start, present, batch_type,
                    batch_begin, batch_end, at, forward, active, block_at, gradient_base, gradient, source, touched, itemsize,
-                   dtype, parameter_gradients, scratch, sink, zero_rows, add_rows, table, lists):  # fmt: skip
-    """Write the backward table of one segment, but for shared parameters and rows. Returns words of the table and of the lists.
+                   dtype, parameter_gradients, scratch, sink, zero_rows, add_rows, card, add_groups, add_overlapping, loss,
+                   rounds, seen, group, table, lists):  # fmt: skip
+    """Write the backward table of one segment, but for shared parameters and rows.
+
+    Returns words of the table and of the lists, and `rounds`, a count of instructions that goes on in the next segment.
 
     `forward` is the segment's forward table, `at` where its batches begin. `touched[n]` tells whether the gradient in the
     slot of n was written to.
+
+    On a card the items of a batch run at the same time. Gradients of which two might meet in one place are formed in the scratch
+    and added in groups, one after the other in each; those that nobody wants go to places of their own; and all gradients are 0
+    at first, which takes one launch where zeroing here and there takes many. `seen` and `group` (one a node up to the loss, and
+    one a parameter) are work space, `seen` all 0 at first.
     """
     w, r = 0, 0
     for b in range(n_batches - 1, -1, -1):
@@ -575,6 +638,7 @@ def backward_table(n_batches, types, args, positions, info, operands, needs, nod
                 j += 1
             n = j - i
             dy = gradient_base + block_at[l] + (lo + i - type_start[l]) * size
+            together = False
             if info[t + PREPARE + dtype]:
                 words = SLOTS + 2 * (3 + arguments + immediates)
                 write_head(table, w, info[t + PREPARE + dtype], words, n, info[t + NUMBERS], 0)
@@ -591,14 +655,15 @@ def backward_table(n_batches, types, args, positions, info, operands, needs, nod
                 # Where the gradients go, and which of these places are written to for the first time.
                 item = operands[o + ELEMENTS] * itemsize
                 firsts, sinks, even, to, stride = 0, 0, True, 0, 0
-                zeros = 0
+                zeros, groups, meet = 0, 0, 0
+                rounds += 1
                 flags_at = r + n  # lists[r:r+n] places, lists[r+n:r+2n] sources of those written to for the first time
                 for q in range(n):
                     a = args[positions[nodes[order[lo + i + q]]] + k]
-                    place_, fresh = sink, -1
+                    place_, fresh, owner = sink + card * q * item, -1, -1
                     if a < 0:
                         if a % 2 != 0:
-                            place_ = parameter_gradients[(-a - 1) >> 1]
+                            place_, owner = parameter_gradients[(-a - 1) >> 1], loss + 1 + ((-a - 1) >> 1)
                         else:
                             sinks += 1
                     elif active[a] != 3:
@@ -606,18 +671,28 @@ def backward_table(n_batches, types, args, positions, info, operands, needs, nod
                     else:
                         place_ = gradient[a]
                         root = source[a]
+                        owner = root if root >= 0 else loss + 1 + ((-root - 1) >> 1)
                         if root >= 0 and not touched[root]:
                             touched[root] = 1
                             if info[types[root] * TYPE_COLUMNS + SIZE] == operands[o + ELEMENTS]:
                                 fresh = root
                                 firsts += 1
-                            else:
+                            elif not card:
                                 # The first to write writes a part: all of it must be zero.
                                 write_head(table, w, zero_rows, _ZERO_WORDS, 1, address_of(table) + 8 * (w + SLOTS + 2), 0)
                                 write_slot(table, w + SLOTS, gradient[root], 0)
                                 table[w + SLOTS + 2] = info[types[root] * TYPE_COLUMNS + SIZE]
                                 w += _ZERO_WORDS
                     lists[r + q], lists[flags_at + q] = place_, fresh
+                    if card:
+                        if owner >= 0 and seen[owner] == rounds:
+                            meet += 1
+                            lists[r + 2 * n + q] = group[owner]
+                        else:
+                            if owner >= 0:
+                                seen[owner], group[owner] = rounds, groups
+                            lists[r + 2 * n + q] = groups
+                            groups += 1
                     if q == 1:
                         stride = place_ - to
                     elif q == 0:
@@ -628,7 +703,7 @@ def backward_table(n_batches, types, args, positions, info, operands, needs, nod
                 flags = k << 8
                 if firsts < n - sinks:
                     flags |= ACCUMULATE
-                    if firsts:
+                    if firsts and not card:
                         for q in range(n):
                             fresh = lists[flags_at + q]
                             if fresh >= 0:
@@ -646,7 +721,14 @@ def backward_table(n_batches, types, args, positions, info, operands, needs, nod
                 direct = operands[o + WRITES] != DENSE or (
                     even and (stride == item or (operands[o + COLUMNS] == 1 and item < stride < REACH))
                 )
+                if card:
+                    direct = meet == 0 or (even and stride >= item)
                 s = w + SLOTS
+                # On a card, this and the instruction before may run together, if both write where nobody wrote before.
+                alone = card and direct and firsts == n
+                if alone and together:
+                    flags |= ALONGSIDE
+                together = alone
                 write_head(table, w, operands[o + BACKWARD + dtype], words, n, info[t + NUMBERS], flags)
                 if not direct:
                     table[w + FLAGS] = k << 8
@@ -662,7 +744,12 @@ def backward_table(n_batches, types, args, positions, info, operands, needs, nod
                 for q in range(immediates):
                     move_slot(table, s + 6 + 2 * (count + q), forward, slots + 2 + 2 * (arguments + q), i)
                 w += words
-                if not direct:
+                if not direct and card:
+                    w = _add_in_groups(
+                        table, w, add_groups, add_overlapping, n, groups, operands[o + ELEMENTS], scratch, item, lists, r
+                    )
+                    r += 4 * n + 1
+                elif not direct:
                     if even:
                         w = _copy(table, w, add_rows, n, operands[o + ELEMENTS], flags & ACCUMULATE, to, stride, scratch, item)
                     else:
@@ -670,7 +757,7 @@ def backward_table(n_batches, types, args, positions, info, operands, needs, nod
                         w = _copy(table, w, add_rows, n, operands[o + ELEMENTS], flags & ACCUMULATE, places, -1, scratch, item)
                 r += 2 * n
             i = j
-    return w, r
+    return w, r, rounds
 
 
 @inline

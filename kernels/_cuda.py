@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from autobatch.kernels._device import takes_z
 from autobatch.kernels._errors import DeviceError
 
 _WANTED = 'pip install "autobatch[cuda]"'
@@ -127,7 +128,23 @@ def link(ptx: str, cc: tuple[int, ...]) -> MachineCode:
 
 def compile_kernel(function: Callable[..., Any], dtype: str, cc: tuple[int, ...]) -> MachineCode:
     """Compile a kernel of the ABI (as written for a processor) for a card of compute capability `cc`."""
-    return link(compile_ptx(target().kernel(function), dtype, cc), cc)
+    return link(compile_ptx(entry_of(function), dtype, cc), cc)
+
+
+def entry_of(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a kernel as it is called on a card: the z of the grid says which of several instructions is meant."""
+    made = target().kernel(function)
+    if takes_z(function):
+        return made  # type: ignore[no-any-return]
+    from autobatch.kernels._cuda_words import own_instruction
+
+    inner = numba_cuda().jit(device=True)(made)
+
+    def entry(ins, T):
+        inner(own_instruction(ins), T)
+
+    entry.__name__, entry.__qualname__ = made.__name__, made.__qualname__
+    return entry
 
 
 @functools.cache
@@ -137,4 +154,4 @@ def target() -> Any:
     from autobatch.kernels import _cuda_math, _cuda_words
     from autobatch.kernels._device import Target
 
-    return Target({**_cuda_words.twins(), **_cuda_math.twins()}, lambda f: cuda.jit(device=True)(f))
+    return Target({**_cuda_words.twins(), **_cuda_math.twins()}, lambda f: cuda.jit(device=True)(f), _cuda_math.instead())

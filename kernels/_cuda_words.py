@@ -2,6 +2,7 @@
 
     block      |  team of `width` threads  |  next team  |  ...          threadIdx.x: the lane, threadIdx.y: the team
     grid.x     teams beyond a block        grid.y     more lanes of the same teams, where lanes have nothing to tell each other
+    grid.z     teams for the parts of items
 
 A team is a power of two of threads: up to a warp, which exchanges by shuffles, or a whole block, which does it through shared
 memory. Sums go by halves, so they depend on the width only.
@@ -16,7 +17,8 @@ from llvmlite import ir
 
 from autobatch.kernels import _jit, _lanes, _reduce, _tiles, _update
 from autobatch.kernels._cuda import numba_cuda
-from autobatch.kernels._jit import FLAGS, SLOTS
+from autobatch.kernels._device import COUNTERS
+from autobatch.kernels._jit import FLAGS, LENGTH, SLOTS
 
 cuda = numba_cuda()
 
@@ -131,6 +133,36 @@ def _row_address(context: Any, builder: Any, signature: Any, args: Any) -> Any:
 
 
 @intrinsic
+def _further(typingctx, ins, count):
+    """The instruction `count` behind this one; all have its length."""
+
+    def codegen(context, builder, signature, args):
+        length = builder.and_(_word(builder, args[0], ir.Constant(_INT, LENGTH)), ir.Constant(_INT, 0xFFFFFFFF))
+        return builder.gep(args[0], [builder.mul(length, args[1])])
+
+    return ins(ins, types.int64), codegen
+
+
+@cuda.jit(device=True)
+def part_step(ins):
+    """Into how many parts an item falls, for a block each."""
+    count = np.uint32(ins[LENGTH] >> 32)
+    return np.int64(count) if count > 0 else np.int64(1)
+
+
+@cuda.jit(device=True)
+def first_part(ins):
+    """The first part of this team: the blocks in z are for parts of one instruction, then for those of the next."""
+    return np.int64(np.uint32(cuda.blockIdx.z) % np.uint32(part_step(ins)))
+
+
+@cuda.jit(device=True)
+def own_instruction(ins):
+    """The instruction of this block, where several run together."""
+    return _further(ins, np.int64(np.uint32(cuda.blockIdx.z) // np.uint32(part_step(ins))))
+
+
+@intrinsic
 def slot(typingctx, k):
     """See `_jit.slot`."""
 
@@ -187,6 +219,18 @@ def argument(typingctx, ins):
         return builder.ashr(_word(builder, args[0], ir.Constant(_INT, FLAGS)), ir.Constant(_INT, 8))
 
     return types.int64(ins), codegen
+
+
+def _shared(context: Any, builder: Any, kind: Any, numbers: int) -> Any:
+    """Shared memory of a block, as a pointer of a type."""
+    memory_kind = ir.ArrayType(context.get_data_type(kind.dtype), numbers)
+    name = builder.module.get_unique_name("shared")
+    memory = ir.GlobalVariable(builder.module, memory_kind, name, addrspace=3)
+    memory.linkage = "internal"
+    memory.initializer = ir.Constant(memory_kind, ir.Undefined)
+    memory.align = 16
+    first = builder.gep(memory, [ir.Constant(_INT, 0), ir.Constant(_INT, 0)])
+    return builder.addrspacecast(first, context.get_value_type(kind))
 
 
 # Teams ----------------------------------------------------------------------------------------------------------------
@@ -256,13 +300,25 @@ def _smaller(x, z):
     return x if x < z or x != x else z
 
 
+@intrinsic
+def _room(typingctx, x):
+    """Shared memory for a number of each warp of a block, of the type of x. That of `cuda.shared.array` cannot be linked where
+    two helpers of a kernel contain it.
+    """
+
+    def codegen(context, builder, signature, args):
+        return _shared(context, builder, signature.return_type, 32)
+
+    return types.CPointer(x)(x), codegen
+
+
 def _together(name: str, combine: Any) -> Any:
     """Return a function f(x) that combines the numbers of all lanes, two and two."""
 
     def stub(x):
         raise NotImplementedError  # compiled code only
 
-    def body_for(kind: Any) -> Any:
+    def body_for() -> Any:
         def body(x):
             width = np.int32(cuda.blockDim.x)
             if width <= 32:
@@ -271,7 +327,7 @@ def _together(name: str, combine: Any) -> Any:
                     x = combine(x, cuda.shfl_xor_sync(mates, x, apart))
                     apart >>= 1
                 return x
-            parts = cuda.shared.array(32, kind)
+            parts = _room(x)
             apart = np.int32(16)
             while apart > 0:
                 x = combine(x, cuda.shfl_xor_sync(np.uint32(0xFFFFFFFF), x, apart))
@@ -290,12 +346,50 @@ def _together(name: str, combine: Any) -> Any:
 
         return body
 
-    bodies = {kind: body_for(kind) for kind in (types.float32, types.float64, types.int64)}
+    bodies = {kind: body_for() for kind in (types.float32, types.float64, types.int64)}
     stub.__name__ = stub.__qualname__ = name
     overload(stub)(lambda x: bodies.get(x))
     return stub
 
 
+def before(x):
+    """See `_lanes.before`."""
+    raise NotImplementedError  # compiled code only
+
+
+def _before_for(kind: Any) -> Any:
+    def body(x):
+        width, thread = np.int32(cuda.blockDim.x), np.int32(cuda.threadIdx.x)
+        mates, place = np.uint32(0xFFFFFFFF), thread & np.int32(31)
+        if width <= 32:
+            mates, place = _mates(), thread
+        total, apart = x, np.int32(1)
+        while apart < min(width, np.int32(32)):
+            other = cuda.shfl_up_sync(mates, total, apart)
+            if place >= apart:
+                total = other + total
+            apart <<= 1
+        earlier = cuda.shfl_up_sync(mates, total, np.int32(1))
+        if place == 0:
+            earlier = kind(0)
+        if width <= 32:
+            return earlier
+        parts = _room(x)
+        if place == 31:
+            parts[thread >> 5] = total
+        cuda.syncthreads()
+        w, base = np.int32(0), kind(0)
+        while w < thread >> 5:
+            base = base + parts[w]
+            w += np.int32(1)
+        cuda.syncthreads()  # nobody writes the next parts before all have read these
+        return base + earlier
+
+    return body
+
+
+_befores = {kind: _before_for(kind) for kind in (types.float32, types.float64, types.int64)}
+overload(before)(lambda x: _befores.get(x))
 joined = _together("joined", _sum)
 largest = _together("largest", _larger)
 smallest = _together("smallest", _smaller)
@@ -345,6 +439,52 @@ def sync():
     cuda.syncthreads()
 
 
+def _unsigned(name: str) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return getattr(builder, name)(*(_as_int64(context, builder, a, t) for a, t in zip(args, signature.args, strict=True)))
+
+    return codegen
+
+
+@intrinsic
+def quotient(typingctx, n, d):
+    """See `_reduce.quotient`."""
+    return types.int64(n, d), _unsigned("udiv")
+
+
+@intrinsic
+def remainder(typingctx, n, d):
+    """See `_reduce.remainder`."""
+    return types.int64(n, d), _unsigned("urem")
+
+
+@intrinsic
+def rank_of(typingctx, x):
+    """See `_reduce.rank_of`."""
+    bits = ir.IntType(32 if x == types.float32 else 64)
+
+    def codegen(context, builder, signature, args):
+        value = builder.bitcast(args[0], bits)
+        sign = builder.ashr(value, bits(bits.width - 1))
+        rank = builder.xor(value, builder.lshr(sign, bits(1)))
+        return builder.sext(rank, _INT) if bits.width == 32 else rank
+
+    return types.int64(x), codegen
+
+
+@intrinsic
+def of_rank(typingctx, rank, like):
+    """See `_reduce.of_rank`."""
+    bits = ir.IntType(32 if like == types.float32 else 64)
+
+    def codegen(context, builder, signature, args):
+        rank = builder.trunc(args[0], bits) if bits.width == 32 else args[0]
+        sign = builder.ashr(rank, bits(bits.width - 1))
+        return builder.bitcast(builder.xor(rank, builder.lshr(sign, bits(1))), context.get_value_type(like))
+
+    return like(types.int64, like), codegen
+
+
 @intrinsic
 def shared(typingctx, count, like):
     """See `_tiles.shared`."""
@@ -353,15 +493,7 @@ def shared(typingctx, count, like):
     numbers = count.literal_value
 
     def codegen(context, builder, signature, args):
-        element = context.get_data_type(signature.return_type.dtype)
-        kind = ir.ArrayType(element, numbers)
-        name = builder.module.get_unique_name("shared")
-        memory = ir.GlobalVariable(builder.module, kind, name, addrspace=3)
-        memory.linkage = "internal"
-        memory.initializer = ir.Constant(kind, ir.Undefined)
-        memory.align = 16
-        first = builder.gep(memory, [ir.Constant(_INT, 0), ir.Constant(_INT, 0)])
-        return builder.addrspacecast(first, context.get_value_type(signature.return_type))
+        return _shared(context, builder, signature.return_type, numbers)
 
     return like(count, like), codegen
 
@@ -403,13 +535,16 @@ def put_four(typingctx, p, j, a, b, c, d):
 def twins() -> dict[Any, Any]:
     """Return what takes the place of each word."""
     own = globals()
-    found: dict[Any, Any] = {name: own[name] for name in ("first_item", "item_step", "first_lane", "lane_step")}
+    found: dict[Any, Any] = {name: own[name] for name in COUNTERS}
     for name in ("pointer", "integers", "int32s", "bytes_at", "address_of", "itemsize", "number", "slot", "row", "item"):
         found[getattr(_jit, name)] = own[name]
     for name in ("whole", "immediate", "argument"):
         found[getattr(_jit, name)] = own[name]
-    for name in ("joined", "largest", "smallest", "meet", "leader"):
+    for name in ("joined", "largest", "smallest", "before", "meet", "leader"):
         found[getattr(_lanes, name)] = own[name]
+    found |= {_lanes.lane: first_lane, _lanes.width: lane_step}
     for word in _tiles.WORDS:
         found[word] = own[word.__name__]
-    return {**found, _update.doubles: doubles, _reduce.larger: _larger, _reduce.smaller: _smaller}
+    reductions = {"larger": _larger, "smaller": _smaller, "rank_of": rank_of, "of_rank": of_rank}
+    reductions |= {"quotient": quotient, "remainder": remainder}
+    return {**found, _update.doubles: doubles, **{getattr(_reduce, name): word for name, word in reductions.items()}}

@@ -1,6 +1,6 @@
 """One source, two machines: makes functions for a card of those written for a processor.
 
-    source of a kernel          loops over `items` and `lanes` become loops of teams and lanes, see `_lanes.py`
+    source of a kernel          loops over `items`, `lanes` and `parts` become loops of teams and lanes, see `_lanes.py`
     names it refers to          helpers of compiled code are replaced by their twins on the target, functions are made anew
 
 A `Target` is what it is made for: CUDA (`_cuda.py`), or the simulator of the tests, which runs the same functions in plain
@@ -20,8 +20,13 @@ from typing import Any
 from autobatch.kernels import _lanes
 from autobatch.kernels._errors import InternalError
 
-_LOOPS = {"items": ("first_item", "item_step"), "lanes": ("first_lane", "lane_step")}
-_TOGETHER = (_lanes.joined, _lanes.largest, _lanes.smallest, _lanes.meet, _lanes.leader)
+_LOOPS = {
+    "items": ("first_item", "item_step"),
+    "parts": ("first_part", "part_step"),  # these ask the instruction, `ins`
+    "lanes": ("first_lane", "lane_step"),
+}
+COUNTERS = tuple(name for loop in _LOOPS.values() for name in loop)  # what the loops are made of
+_TOGETHER = (_lanes.joined, _lanes.largest, _lanes.smallest, _lanes.before, _lanes.meet, _lanes.leader)
 
 
 class Target:
@@ -30,14 +35,19 @@ class Target:
     Parameters
     ----------
     twins : for each helper of compiled code (an intrinsic, a function of `_math`) what takes its place. Has "first_item",
-            "item_step", "first_lane" and "lane_step" under these names: functions without arguments.
+            "item_step" and so on (`COUNTERS`) under these names: functions without arguments.
     finish : called with each new plain function; returns what others call (a device function of Numba).
+    instead : for some helpers others that are written in the words of kernels.
     """
 
-    def __init__(self, twins: Mapping[Any, Any], finish: Callable[[Any], Any]) -> None:
+    def __init__(
+        self, twins: Mapping[Any, Any], finish: Callable[[Any], Any], instead: Mapping[Any, Any] | None = None
+    ) -> None:
         self._twins = {k if isinstance(k, str) else id(k): v for k, v in twins.items()}
         self._kept = list(twins)  # an id is good as long as its object lives
         self._finish = finish
+        self._instead = {id(k): v for k, v in (instead or {}).items()}
+        self._kept += instead or {}
         self._made: dict[int, Any] = {}
         self._modules: dict[str, types.ModuleType] = {}
 
@@ -57,8 +67,8 @@ class Target:
         scope = function.__globals__
         if any(scope.get(name) is getattr(_lanes, name) for name in names & set(_LOOPS)):
             code = _unrolled(function)
-            names |= {part for loop in _LOOPS.values() for part in loop}
-            scope = {**scope, **{part: self._twins[part] for loop in _LOOPS.values() for part in loop}}
+            names |= set(COUNTERS)
+            scope = {**scope, **{name: self._twins[name] for name in COUNTERS}}
         else:
             code = function.__code__
         own = {"__builtins__": __builtins__, "__name__": function.__module__ or __name__}
@@ -76,10 +86,12 @@ class Target:
     def _translated(self, value: Any, name: str, by: Any) -> Any:
         if id(value) in self._twins:
             return self._twins[id(value)]
+        if id(value) in self._instead:
+            return self._helper(self._instead[id(value)])
         if isinstance(value, types.ModuleType):
             return self._module(value)
         if isinstance(value, types.FunctionType) or hasattr(value, "py_func"):
-            if name in ("first_item", "item_step", "first_lane", "lane_step"):
+            if name in COUNTERS:
                 return value
             return self._helper(value)
         if type(value).__module__.startswith("numba"):
@@ -124,6 +136,24 @@ def works_together(function: Any, seen: set[int] | None = None) -> bool:
     return False
 
 
+def takes_z(function: Any, seen: set[int] | None = None) -> bool:
+    """Return whether a kernel gives a meaning to the z of its grid; for others it counts instructions that run together."""
+    from autobatch.kernels import _tiles
+
+    function, seen = getattr(function, "py_func", function), seen or set()
+    seen.add(id(function))
+    names = _names(function.__code__)
+    cells = [c.cell_contents for c in function.__closure__ or ()]
+    for value in [*(function.__globals__.get(name) for name in names), *cells]:
+        if value is _tiles.block_z or value is _tiles.blocks_z:
+            return True
+        inner = getattr(value, "py_func", value)
+        if isinstance(inner, types.FunctionType) and inner.__module__.startswith("autobatch.") and id(inner) not in seen:
+            if takes_z(inner, seen):
+                return True
+    return False
+
+
 def _names(code: types.CodeType) -> set[str]:
     """Names of all globals that a function, and what is defined inside of it, may refer to."""
     found = set(code.co_names)
@@ -137,7 +167,7 @@ def _names(code: types.CodeType) -> set[str]:
 
 
 def _unrolled(function: Any) -> types.CodeType:
-    """Return the code of a function with its loops over items and lanes written as loops of teams and lanes."""
+    """Return the code of a function with its loops over items, lanes and parts written out for one thread."""
     path = inspect.getfile(function)
     source = getattr(function, "__source__", None)
     first = 0
@@ -175,18 +205,19 @@ class _Loops(ast.NodeTransformer):
         if any(isinstance(inner, ast.Continue) for inner in _own(node)) or node.orelse or len(call.args) > 2:
             raise InternalError(f"{self._who}: a loop over {call.func.id} takes no step, no `continue` and no `else`")
         first, step = _LOOPS[call.func.id]
+        asked = "ins" if call.func.id == "parts" else ""
         self._count += 1
         end = f"end_{self._count}"
         assert isinstance(node.target, ast.Name)
         j = node.target.id
-        begin: ast.expr = ast.parse(f"{first}()", mode="eval").body
+        begin: ast.expr = ast.parse(f"{first}({asked})", mode="eval").body
         if len(call.args) == 2:
             begin = ast.BinOp(call.args[0], ast.Add(), begin)
         head = [
             ast.Assign([ast.Name(end, ast.Store())], call.args[-1]),
             ast.Assign([ast.Name(j, ast.Store())], begin),
         ]
-        step_by = ast.parse(f"{j} += {step}()").body
+        step_by = ast.parse(f"{j} += {step}({asked})").body
         test = ast.parse(f"{j} < {end}", mode="eval").body
         loop = ast.While(test, [*node.body, *step_by], [])
         for new in (*head, loop):

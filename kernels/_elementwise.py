@@ -12,7 +12,12 @@ the plainest that fits its shapes, named by one letter an argument:
 Where all items of a batch lie one after the other the loop runs over the whole batch as over one vector.
 
 A formula that is right, and vector code, for all but rare numbers (sin of huge ones) says so by `rare`: 1024 numbers at a time
-are looked through, and if one of them is rare, they all go through other formulas, one after the other.
+are looked through, and if one of them is rare, they all go through other formulas, one after the other. On a card the
+functions are right for all numbers.
+
+On a card the walk of form `b` has a lane for each number of the result, which finds its place in each argument by divisions.
+In the gradient of an argument that was stretched, a number of it is a sum: of many numbers for each of few, then all lanes form
+one sum, or of few for each of many, then each lane does.
 """
 
 from __future__ import annotations
@@ -23,11 +28,14 @@ from typing import Any, NamedTuple
 
 from autobatch.kernels import _jit, _lanes
 from autobatch.kernels._fused import Formulas
-from autobatch.kernels._jit import Kernel, inline, kernel_from_source
+from autobatch.kernels._jit import Kernel, function_from_source, inline, kernel_from_source
 from autobatch.kernels._op import Lowering, Op, Operand, Shape, common_batch, wrong
 
-_SCOPE = {name: getattr(_jit, name) for name in ("ITEMS", "SIZES", "FLAGS", "ACCUMULATE", "integers", "item", "whole")}
-_SCOPE |= {name: getattr(_lanes, name) for name in ("items", "lanes", "joined", "leader", "meet")}
+_SCOPE = {
+    name: getattr(_jit, name) for name in ("ITEMS", "SIZES", "FLAGS", "ACCUMULATE", "integers", "item", "whole", "number")
+}
+_SCOPE |= {name: getattr(_lanes, name) for name in ("items", "lanes", "parts", "joined", "leader", "quotient")}
+_STRIP = 256  # results that a team forms on a card, where each lane forms one
 
 
 # Shapes ---------------------------------------------------------------------------------------------------------------
@@ -194,7 +202,7 @@ def {name}(ins, T):
     return (
         head
         + f"""
-        total = dy[0] * 0
+        total = number(0, T)
         for j in lanes(size):
             total += slope(dy[j], y[j], {args})
         total = joined(total)
@@ -223,7 +231,7 @@ if not ins[FLAGS] & ACCUMULATE:
         dx[j] = 0"""
         slope = f"slope(dy[o * inner + j], y[o * inner + j], {args})"
         inner = f"""if s{k} == 0:
-    total = dy[0] * 0
+    total = number(0, T)
     for j in range(inner):
         total += {slope}
     dx[o{k}] += total
@@ -249,6 +257,114 @@ def {name}(ins, T):
 {_indent(moves, 16)}
 {_indent(inner, 12)}
 """
+
+
+def _place(count: int, only: str = "") -> str:
+    """Text that moves to number `rest`: o of the result, o0, o1, ... of the arguments; of some dims only, if `only` says so.
+
+    The last dim of each kind needs no division.
+    """
+    moves = "\n".join(f"o{m} += at * sizes[2 + (1 + {m}) * dims + d]" for m in range(count))
+    return f"""
+step = 1
+for d in range(dims):
+    extent = sizes[2 + d]
+    if {only or "True"}:
+        up = 0 if rest < extent else quotient(rest, extent)
+        at = rest - up * extent
+        rest = up
+        o += at * step
+{_indent(moves, 8)}
+    step *= extent"""
+
+
+def _card_walk_source(name: str, count: int, k: int | None) -> str:
+    """Text of the loops of form `b` on a card: forward (k None) or the gradient of argument k."""
+    first = 1 if k is None else 3
+    fetch = "\n".join(f"x{m} = item(ins, {first + m}, i, T)" for m in range(count))
+    args = ", ".join(f"x{m}[o{m}]" for m in range(count))
+    starts = "".join(f"o{m} = " for m in range(count)) + "o = 0"
+    if k is None:
+        return f"""
+def {name}(ins, T):
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    dims = sizes[1]
+    for i in items(n):
+        y = item(ins, 0, i, T)
+{_indent(fetch, 8)}
+        for j in lanes(sizes[0]):
+            rest = j
+            {starts}
+{_indent(_place(count), 12)}
+            y[j] = value({args})
+"""
+    kept, summed = (f"sizes[2 + (1 + {k}) * dims + d] {sign} 0" for sign in ("!=", "=="))
+    result = f"""
+rest = r
+{starts}
+{_place(count, kept)}"""
+    term = f"""
+rest = t
+{"".join(f"o{m} = from_{m}" + chr(10) for m in range(count))}o = start
+{_place(count, summed)}
+total += slope(dy[o], y[o], {args})"""
+    base = "".join(f"from_{m} = o{m}" + chr(10) for m in range(count)) + "start = o"
+    return f"""
+def {name}(ins, T):
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    dims = sizes[1]
+    results = sizes[2 + (1 + {count}) * dims + {k}]
+    terms = sizes[0] // results
+    add = ins[FLAGS] & ACCUMULATE
+    for i in items(n):
+        dx, dy, y = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T)
+{_indent(fetch, 8)}
+        if results < {_STRIP} and results < terms:
+            for r in parts(results):
+{_indent(result, 16)}
+{_indent(base, 16)}
+                total = number(0, T)
+                for t in lanes(terms):
+{_indent(term, 20)}
+                total = joined(total)
+                if leader():
+                    dx[r] = dx[r] + total if add else total
+        else:
+            for p in parts((results + {_STRIP - 1}) // {_STRIP}):
+                for r in lanes(p * {_STRIP}, min((p + 1) * {_STRIP}, results)):
+{_indent(result, 20)}
+{_indent(base, 20)}
+                    total = number(0, T)
+                    for t in range(terms):
+{_indent(term, 24)}
+                    dx[r] = dx[r] + total if add else total
+"""
+
+
+def _results(sizes: Sequence[int], count: int, k: int) -> tuple[int, int]:
+    """Numbers of argument k, and how many add up to one of its gradient, from the sizes of a walk."""
+    results = sizes[2 + (1 + count) * sizes[1] + k]
+    return results, sizes[0] // results
+
+
+def _walk_work(count: int, k: int) -> Callable[[tuple[int, ...]], int]:
+    """How many lanes the gradient of argument k keeps busy."""
+
+    def work(sizes: tuple[int, ...]) -> int:
+        results, terms = _results(sizes, count, k)
+        return terms if results < min(_STRIP, terms) else min(results, _STRIP)
+
+    return work
+
+
+def _walk_parts(count: int, k: int) -> Callable[[tuple[int, ...]], int]:
+    """In how many parts the gradient of argument k falls."""
+
+    def parts(sizes: tuple[int, ...]) -> int:
+        results, terms = _results(sizes, count, k)
+        return results if results < min(_STRIP, terms) else -(-results // _STRIP)
+
+    return parts
 
 
 # The record -----------------------------------------------------------------------------------------------------------
@@ -288,7 +404,16 @@ def loops(
                 source = _backward_source(kernel_name, form, k, rare is not None)
             own = {**scope, "slope": None if k is None else compiled_slopes[k]}
             reduces = k is not None and form[k] != "f"
-            kernels[form, k] = kernel_from_source(kernel_name, source, path, own, reductions=reduces)
+            made = kernels[form, k] = kernel_from_source(kernel_name, source, path, own, reductions=reduces)
+            if form[0] == "b":
+                on_card = function_from_source(kernel_name, _card_walk_source(kernel_name, count, k), path, own)
+                if k is None:
+                    made.on_card(on_card)
+                else:
+                    made.on_card(work=_walk_work(count, k), parts=_walk_parts(count, k))(on_card)
+            elif rare is not None:
+                plain = _forward_source(kernel_name, form) if k is None else _backward_source(kernel_name, form, k)
+                made.on_card(function_from_source(kernel_name, plain, path, own))
         return kernels[form, k]
 
     def lower(shapes: Sequence[Shape], out: Shape, shared: Sequence[bool]) -> Lowering:

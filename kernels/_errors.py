@@ -156,6 +156,22 @@ class DeviceError(RuntimeError):
     """
 
 
+class DeviceMemoryError(DeviceError, MemoryError):
+    """The card has no room for what is asked; the message tells how much that is, what is free, and what we hold.
+
+    Cause::
+
+        losses = [model_of(sentence) for sentence in corpus]  # a graph of a million sentences
+        ab.esum(losses).backward()
+
+    Cure::
+
+        for sentences in minibatches(corpus, 64):
+            ab.renew_cg()
+            ab.esum([model_of(sentence) for sentence in sentences]).backward()
+    """
+
+
 class NumericalError(RuntimeError):
     """A NaN or an infinity was found where it would spread.
 

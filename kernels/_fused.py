@@ -25,6 +25,9 @@ from numba.core import ir
 from numba.core.compiler import run_frontend
 
 from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, Kernel, inline, item, kernel_from_source
+from autobatch.kernels._lanes import items, lanes
+
+_WORDS = {"items": items, "lanes": lanes}
 
 
 @functools.cache
@@ -101,7 +104,7 @@ class Chain:
     def _names(self, lines: list[Line]) -> tuple[dict[Any, str], dict[str, Any]]:
         """Names of the formulas of each op, and what they are called in the text."""
         names: dict[Any, str] = {}
-        scope: dict[str, Any] = {"ITEMS": ITEMS, "FLAGS": FLAGS, "ACCUMULATE": ACCUMULATE, "item": item}
+        scope: dict[str, Any] = {"ITEMS": ITEMS, "FLAGS": FLAGS, "ACCUMULATE": ACCUMULATE, "item": item, **_WORDS}
         for line in lines:
             if line.formulas not in names:
                 name = names[line.formulas] = f"f{len(names)}"
@@ -125,13 +128,16 @@ class Chain:
         body = f"""(ins, T):
     # {stamps}
     # {who}
-    for i in range(ins[ITEMS]):
+    for i in items(ins[ITEMS]):
 {_block(8, [f"b{k} = item(ins, {k}, i, T)" for k in range(rows)] + before)}
-        for j in range({self.size}):
+        for j in lanes({self.size}):
 {_block(12, inside)}
 """
         name = f"{kind}_{hashlib.sha256(body.encode()).hexdigest()[:16]}"
-        return kernel_from_source(name, f"def {name}{body}", __file__, scope)
+        made = kernel_from_source(name, f"def {name}{body}", __file__, scope)
+        size = self.size
+        made.on_card(work=lambda sizes: size)
+        return made
 
     def forward(self) -> Kernel:
         """Return the kernel that computes the chain. Slots: the rows."""

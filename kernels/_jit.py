@@ -43,6 +43,10 @@ from numba.extending import intrinsic
 
 KERNEL, LENGTH, ITEMS, SIZES, FLAGS, SLOTS = range(6)
 ACCUMULATE = 1  # flag of a backward instruction: add to what the slot holds; without it, overwrite
+ALONGSIDE = 2  # flag for a card: may run at the same time as the instruction before it
+# Of the steps of a cell (`cell.py`): what a slot is, and the mode of a step.
+EMPTY, INCOMING, FIXED = range(3)
+EACH, INHERIT = 1, 2
 
 # NaN and infinities keep their meaning; sums are reordered only where a kernel asks for it (`reductions=True`).
 _FASTMATH = {"contract", "nsz", "arcp"}
@@ -141,17 +145,70 @@ class Stage(NamedTuple):
         return self.least <= n <= self.upto and self.dtype in ("", dtype)
 
 
+class Matrix(NamedTuple):
+    """An operand of a `Product`, column-major: from number `offset` of an item on, `rows` numbers in a column.
+
+    `columns` of each item stand side by side, item after item. 0: one matrix, the same for all items.
+    """
+
+    slot: int
+    rows: int
+    columns: int = 0
+    offset: int = 0
+
+
+class Product(NamedTuple):
+    """A stage that a library of products runs: c = or += a b, m x k times k x n. `add` None: as the instruction's flag says."""
+
+    a: Matrix
+    b: Matrix
+    c: Matrix
+    m: Count
+    n: Count
+    k: Count
+    transpose_a: bool = False
+    transpose_b: bool = False
+    add: bool | None = None
+    least: int = 0
+    upto: int = 1 << 62
+
+
+class Dense(NamedTuple):
+    """A slot whose items a `Product` wants side by side: `size` numbers in an item, in `columns`; `written`, not read."""
+
+    slot: int
+    size: int
+    columns: int = 1
+    written: bool = False
+
+
+class Products(NamedTuple):
+    """What an instruction of `least` items or more becomes where there is a library of products.
+
+    `stages` are launches one after the other: products, and kernels (of teams, or of blocks) before, between and after them.
+    """
+
+    least: int
+    dense: tuple[Dense, ...]
+    stages: tuple[Stage | Product | Kernel, ...]
+
+
 class Card(NamedTuple):
     """How a kernel runs on a card.
 
     function    what runs there, if something else than on a processor (`_lanes.py` tells how one source serves both)
-    work        from the sizes of a node type: how many lanes an item keeps busy. None: its largest operand's numbers
+    work        from the sizes of a node type: how many lanes an item (or a part of one) keeps busy. None: its largest operand's
+                numbers
+    parts       from the sizes: into how many `parts` an item falls, each for a team of its own. None: one
     stages      from the sizes: the launches that an instruction becomes. None: one, of teams of lanes
+    products    from the sizes: what many items become where there is a library of products. None: nothing else
     """
 
     function: Callable[..., None] | None = None
     work: Callable[[tuple[int, ...]], int] | None = None
     stages: Callable[[tuple[int, ...]], Sequence[Stage]] | None = None
+    parts: Callable[[tuple[int, ...]], int] | None = None
+    products: Callable[[tuple[int, ...]], Products | None] | None = None
 
 
 class Kernel:
@@ -174,16 +231,18 @@ class Kernel:
         *,
         work: Callable[[tuple[int, ...]], int] | None = None,
         stages: Callable[[tuple[int, ...]], Sequence[Stage]] | None = None,
+        parts: Callable[[tuple[int, ...]], int] | None = None,
+        products: Callable[[tuple[int, ...]], Products | None] | None = None,
     ) -> Any:
         """Say how the kernel runs on a card, see `Card`; as a decorator, with another function than on a processor."""
 
         def take(own: Callable[..., None]) -> Callable[..., None]:
-            self.card = Card(own, work, None)
+            self.card = Card(own, work, stages, parts, products)
             return own
 
         if function is not None:
             return take(function)
-        self.card = Card(self.card.function, work, stages)
+        self.card = Card(self.card.function, work, stages, parts, products)
         return take
 
     def inside(self, dtype: str) -> Any:
@@ -220,13 +279,18 @@ def kernel(
     return Kernel(function, reductions, before)
 
 
-def kernel_from_source(name: str, source: str, path: str, scope: dict[str, Any], reductions: bool = False) -> Kernel:
-    """Make a kernel from the text of a function `name`; `path` is the file the text belongs to (for cache and traceback)."""
+def function_from_source(name: str, source: str, path: str, scope: dict[str, Any]) -> Any:
+    """Make a function `name` from its text; `path` is the file the text belongs to (for cache and traceback)."""
     namespace = {"__name__": __name__, **scope}
     exec(compile(source, path, "exec"), namespace)
     function = namespace[name]
     function.__source__ = source
-    return Kernel(function, reductions)
+    return function
+
+
+def kernel_from_source(name: str, source: str, path: str, scope: dict[str, Any], reductions: bool = False) -> Kernel:
+    """Make a kernel from the text of a function, see `function_from_source`."""
+    return Kernel(function_from_source(name, source, path, scope), reductions)
 
 
 # Pointers -------------------------------------------------------------------------------------------------------------

@@ -57,6 +57,7 @@ class Operand:
     columns   columns of an item of a DENSE argument
     backward  kernel that writes its gradient; None: no gradient
     writes    as `reads`, for the gradient; SHARED: called once for all items of the type, to add to the parameter's
+    parts     kernels read parts of an item that begin behind its first number: a card copies rows together only for these
     needs     arguments (by position) that `backward` reads, in the order of its slots from 3 on; None: all of them
     """
 
@@ -64,6 +65,7 @@ class Operand:
     backward: Kernel | None = None
     writes: int = ROWS
     columns: int = 1
+    parts: bool = False
     needs: tuple[int, ...] | None = None
 
 

@@ -13,43 +13,48 @@ from typing import Any
 
 import numba
 
-from autobatch.kernels import _jit
+from autobatch.kernels import _jit, _lanes
 from autobatch.kernels._jit import _FASTMATH, _HELPER, Kernel, kernel_from_source
 from autobatch.kernels._op import Choose, Lowering, Op, Operand, Sample, Shape, Tensor, common_batch, wrong
 
 _SCOPE = {name: getattr(_jit, name) for name in ("ITEMS", "SIZES", "FLAGS", "ACCUMULATE", "integers", "item", "number")}
+_SCOPE |= {name: getattr(_lanes, name) for name in ("items", "lanes", "parts", "joined", "leader")}
 
 # With a call left over in it, a loop does not become vector code.
 _formula: Any = numba.njit(**_HELPER, fastmath=_FASTMATH, forceinline=True)
 
+# On a card an element of the minibatch is a part, unless all of them add to the gradient of the same numbers.
+#
 # sizes: numbers of one element, batch, then 1 for each argument that has a batch of its own
 
 _FORWARD = """
 def {name}(ins, T):
     n, sizes = ins[ITEMS], integers(ins[SIZES])
     size, batch = sizes[0], sizes[1]
-    for i in range(n):
+    for i in items(n):
         y, x, z{c} = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T){third}
-        for b in range(batch):
+        for b in parts(batch):
             at_x, at_z, total = b * size * sizes[2], b * size * sizes[3], number(0, T)
-            for j in range(size):
+            for j in lanes(size):
                 total += value(x[at_x + j], z[at_z + j]{c})
-            y[b] = total
+            total = joined(total)
+            if leader():
+                y[b] = total
 """
 
 _BACKWARD = """
 def {name}(ins, T):
     n, sizes = ins[ITEMS], integers(ins[SIZES])
     size, batch, own = sizes[0], sizes[1], sizes[{own}]
-    for i in range(n):
+    for i in items(n):
         dx, dy, x, z{c} = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 3, i, T), item(ins, 4, i, T){third}
-        for b in range(batch):
+        for b in parts(batch):
             at, at_x, at_z, g = b * size * own, b * size * sizes[2], b * size * sizes[3], dy[b]
             if ins[FLAGS] & ACCUMULATE or (b > 0 and not own):
-                for j in range(size):
+                for j in lanes(size):
                     dx[at + j] += slope(g, x[at_x + j], z[at_z + j]{c})
             else:
-                for j in range(size):
+                for j in lanes(size):
                     dx[at + j] = slope(g, x[at_x + j], z[at_z + j]{c})
 """
 
@@ -77,10 +82,13 @@ def sum_of_pairs(
         return kernel_from_source(kernel_name, source, path, {**_SCOPE, **scope}, reductions=True)
 
     forward = make(name, _FORWARD, {"value": _formula(value)}, 1)
+    forward.on_card(work=lambda sizes: sizes[0], parts=lambda sizes: sizes[1])
     backward = [
         make(f"{name}_gradient_{letter}", _BACKWARD, {"slope": _formula(slope)}, 3)
         for letter, slope in zip("xz", slopes, strict=True)
     ]
+    backward[0].on_card(work=lambda sizes: sizes[0], parts=lambda sizes: sizes[1] if sizes[2] else 1)
+    backward[1].on_card(work=lambda sizes: sizes[0], parts=lambda sizes: sizes[1] if sizes[3] else 1)
 
     def shape(shapes: Sequence[Shape]) -> Shape:
         if shapes[0].dims != shapes[1].dims:

@@ -18,13 +18,12 @@ from typing import Any
 import numba
 import numpy as np
 from llvmlite import ir
-from numba import extending, types
 
 from autobatch.kernels import _math
 from autobatch.kernels._jit import _FASTMATH, _HELPER, number
+from autobatch.kernels._math_words import polynomial, word
 
 _GOLDEN = 0x9E3779B9  # 2³² / golden ratio
-intrinsic: Any = extending.intrinsic
 # With a call left over in it, a loop does not become vector code.
 _part: Any = numba.njit(**_HELPER, fastmath=_FASTMATH, forceinline=True)
 
@@ -35,7 +34,7 @@ _part: Any = numba.njit(**_HELPER, fastmath=_FASTMATH, forceinline=True)
 @_part
 def hashed(key):
     """32 bits that each depend on every bit of an integer."""
-    h = np.uint32(key)
+    h = np.uint32(key & 0xFFFFFFFF)
     h = np.uint32((h ^ (h >> np.uint32(16))) * np.uint32(0x85EBCA6B))
     h = np.uint32((h ^ (h >> np.uint32(13))) * np.uint32(0xC2B2AE35))
     return np.uint32(h ^ (h >> np.uint32(16)))
@@ -44,7 +43,7 @@ def hashed(key):
 @_part
 def mixed(first, second, place):
     """32 random bits for a place, from two hashes of the key (`hashes`)."""
-    h = np.uint32(place * 0x9E3779B1 + first)  # Numba multiplies 32 bits to 64
+    h = np.uint32(place * 0x9E3779B1 + np.int64(first) & 0xFFFFFFFF)  # Numba multiplies 32 bits to 64
     h = np.uint32((h ^ (h >> np.uint32(16))) * np.uint32(0x7FEB352D) + second)
     h = np.uint32((h ^ (h >> np.uint32(15))) * np.uint32(0x846CA68B))
     return np.uint32(h ^ (h >> np.uint32(16)))
@@ -82,7 +81,7 @@ def reference_bits(key: int, count: int) -> np.ndarray:
 @_part
 def limit(p):
     """What bits are compared with for an event of probability p: they lie below with that probability."""
-    return np.int64(np.float64(p) * 4294967296.0) if 0 <= p <= 1 else np.int64(0)
+    return np.int64(p * number(4294967296.0, p)) if 0 <= p <= 1 else np.int64(0)  # no product is rounded
 
 
 @_part
@@ -91,64 +90,55 @@ def uniform(h, like):
     return _as_uniform(h, like)
 
 
-@intrinsic
-def _as_uniform(typingctx, h, like):
+def _uniform_plain(h: Any, like: Any) -> Any:
+    kept = int(h) >> 8 if like.dtype == np.float32 else int(h)
+    return like.dtype.type(kept * 2.0 ** (-24 if like.dtype == np.float32 else -32))
+
+
+@word(_uniform_plain)
+def _as_uniform(intrinsic, types):
     """_as_uniform(h, like): the 32 bits of h as a number in [0, 1); bits that the type cannot hold are cut off."""
-    kind = getattr(like, "dtype", like)
-    drop = 8 if kind == types.float32 else 0
-
-    def codegen(context, builder, signature, args):
-        word = context.cast(builder, args[0], signature.args[0], types.uint32)
-        if drop:
-            kept = builder.lshr(word, ir.Constant(ir.IntType(32), drop))
-            real = builder.sitofp(kept, ir.FloatType())  # below 2²⁴, and signed integers convert faster
-            return builder.fmul(real, ir.Constant(ir.FloatType(), 2.0**-24))
-        return builder.fmul(builder.uitofp(word, ir.DoubleType()), ir.Constant(ir.DoubleType(), 2.0**-32))
-
-    return kind(h, like), codegen
-
-
-def _rational(above: tuple[float, ...], below: tuple[float, ...]) -> Any:
-    """Return an intrinsic: the quotient of two polynomials, coefficients from the constant on, in the type of its argument."""
 
     @intrinsic
-    def rational(typingctx, x):
+    def as_uniform(typingctx, h, like):
+        kind = getattr(like, "dtype", like)
+        drop = 8 if str(kind) == "float32" else 0
+
         def codegen(context, builder, signature, args):
-            def polynomial(coefficients):
-                c = [ir.Constant(args[0].type, float(v)) for v in coefficients]
-                value = c.pop()
-                while c:
-                    value = builder.fadd(builder.fmul(value, args[0]), c.pop())
-                return value
+            bits = context.cast(builder, args[0], signature.args[0], types.uint32)
+            if drop:
+                kept = builder.lshr(bits, ir.Constant(ir.IntType(32), drop))
+                real = builder.sitofp(kept, ir.FloatType())  # below 2²⁴, and signed integers convert faster
+                return builder.fmul(real, ir.Constant(ir.FloatType(), 2.0**-24))
+            return builder.fmul(builder.uitofp(bits, ir.DoubleType()), ir.Constant(ir.DoubleType(), 2.0**-32))
 
-            return builder.fdiv(polynomial(above), polynomial(below))
+        return kind(h, like), codegen
 
-        return x(x), codegen
-
-    return rational
+    return as_uniform
 
 
 # The quantile of the normal distribution: algorithm AS 241 (PPND16) of M. J. Wichura, Applied Statistics 37 (1988).
 # Our smallest p is 2⁻³³, where the square root below is 4.8; the third range of the algorithm begins at 5.
-_central = _rational(
-    (
-        *(3.3871328727963666080, 133.14166789178437745, 1971.5909503065514427, 13731.693765509461125),
-        *(45921.953931549871457, 67265.770927008700853, 33430.575583588128105, 2509.0809287301226727),
-    ),
-    (
-        *(1.0, 42.313330701600911252, 687.18700749205790830, 5394.1960214247511077),
-        *(21213.794301586595867, 39307.895800092710610, 28729.085735721942674, 5226.4952788528545610),
-    ),
-)
-_tail = _rational(
-    (
-        *(1.42343711074968357734, 4.63033784615654529590, 5.76949722146069140550, 3.64784832476320460504),
-        *(1.27045825245236838258, 0.241780725177450611770, 0.0227238449892691845833, 7.74545014278341407640e-4),
-    ),
-    (
-        *(1.0, 2.05319162663775882187, 1.67638483018380384940, 0.689767334985100004550),
-        *(0.148103976427480074590, 0.0151986665636164571966, 5.47593808499534494600e-4, 1.05075007164441684324e-9),
-    ),
+_central_above, _central_below, _tail_above, _tail_below = (
+    polynomial(c, c)
+    for c in (
+        (
+            *(3.3871328727963666080, 133.14166789178437745, 1971.5909503065514427, 13731.693765509461125),
+            *(45921.953931549871457, 67265.770927008700853, 33430.575583588128105, 2509.0809287301226727),
+        ),
+        (
+            *(1.0, 42.313330701600911252, 687.18700749205790830, 5394.1960214247511077),
+            *(21213.794301586595867, 39307.895800092710610, 28729.085735721942674, 5226.4952788528545610),
+        ),
+        (
+            *(1.42343711074968357734, 4.63033784615654529590, 5.76949722146069140550, 3.64784832476320460504),
+            *(1.27045825245236838258, 0.241780725177450611770, 0.0227238449892691845833, 7.74545014278341407640e-4),
+        ),
+        (
+            *(1.0, 2.05319162663775882187, 1.67638483018380384940, 0.689767334985100004550),
+            *(0.148103976427480074590, 0.0151986665636164571966, 5.47593808499534494600e-4, 1.05075007164441684324e-9),
+        ),
+    )
 )
 
 
@@ -161,8 +151,9 @@ def normal(h, like):
     m = np.int32(h & np.uint32(0x7FFFFFFF))
     p = (number(m, like) + number(0.5, like)) * number(2.0**-32, like)
     q = number(0.5, like) - p
-    in_centre = q * _central(number(0.180625, like) - q * q)
-    in_tail = _tail(_math.sqrt(-_math.log(p)) - number(1.6, like))
+    c, t = number(0.180625, like) - q * q, _math.sqrt(-_math.log(p)) - number(1.6, like)
+    in_centre = q * (_central_above(c) / _central_below(c))
+    in_tail = _tail_above(t) / _tail_below(t)
     z = in_centre if q <= number(0.425, like) else in_tail
     return -z if h >= np.uint32(0x80000000) else z
 

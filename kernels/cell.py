@@ -39,7 +39,12 @@ from autobatch.kernels._errors import InternalError
 from autobatch.kernels._jit import (
     ACCUMULATE,
     DTYPES,
+    EACH,
+    EMPTY,
+    FIXED,
     FLAGS,
+    INCOMING,
+    INHERIT,
     ITEMS,
     KERNEL,
     LENGTH,
@@ -56,8 +61,6 @@ from autobatch.kernels._jit import (
     slot,
 )
 
-EMPTY, INCOMING, FIXED = range(3)
-EACH, INHERIT = 1, 2
 _STEP, _SLOT = 5, 4  # words
 ROOM = 4096  # words of the longest instruction of a step
 MOST_SLOTS = (ROOM - SLOTS) // 2
@@ -139,14 +142,14 @@ class Slot(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One step of a program. `sizes` is the address of what the kernel finds behind SIZES.
+    """One step of a program. `sizes` is what the kernel finds behind SIZES.
 
     For debug mode: `reads` and `writes` are the parts of incoming slots it reads, and writes; `adds` says of each that is
     written whether it is added to (True), stored to where nothing was written before (False), or either (None).
     """
 
     kernel: Kernel
-    sizes: int
+    sizes: np.ndarray
     flags: int
     slots: tuple[Slot, ...]
     mode: int = 0
@@ -200,7 +203,7 @@ class Programs:
         for step in self.programs[which]:
             if len(step.slots) > MOST_SLOTS:
                 raise InternalError(f"a step of a cell has {len(step.slots)} slots, and there is room for {MOST_SLOTS}")
-            words += [step.kernel.address(dtype), step.sizes, step.flags, len(step.slots), step.mode]
+            words += [step.kernel.address(dtype), step.sizes.ctypes.data, step.flags, len(step.slots), step.mode]
             for s in step.slots:
                 offset = kept[s.source].ctypes.data if s.kind == FIXED else s.start * bytes_each
                 words += [s.kind, s.source, offset, s.size * bytes_each]
@@ -229,16 +232,16 @@ class _ProgramKernel(Kernel):
 
     def __init__(self, driver: Kernel, programs: Programs, which: int) -> None:
         super().__init__(driver.function)
-        self._driver, self._programs, self._which = driver, programs, which
+        self._driver, self.programs, self.which = driver, programs, which
         self.outputs, self.written = programs.outputs, programs.written
 
     def inside(self, dtype: str) -> list[Inside]:
         """Return the steps of the program."""
-        return self._programs.inside(self._which, dtype)
+        return self.programs.inside(self.which, dtype)
 
     def address(self, dtype: str) -> int:
         """Return the address of the machine code; see to it that the program is there."""
-        self._programs.encode(self._which, dtype)
+        self.programs.encode(self.which, dtype)
         return self._driver.address(dtype)
 
 

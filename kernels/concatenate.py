@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 
-from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, argument, integers, item, kernel
+from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, argument, integers, item, kernel, number
+from autobatch.kernels._lanes import items, joined, lanes, leader, quotient
 from autobatch.kernels._op import Lowering, Op, Operand, Sample, Shape, Tensor, common_batch, wrong
 
 # sizes: arguments, batch B, outer, numbers of y per outer step, then for each argument: its numbers per outer step, where they
@@ -27,23 +28,104 @@ def concatenate(ins, T):
                     y[o * step + start + j] = x[at + j]
 
 
+@concatenate.on_card
+def concatenate_card(ins, T):
+    """A lane looks for the argument in which a number of y begins: halving, for they stand in order."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    count, total, outer, step = sizes[0], sizes[1] * sizes[2] * sizes[3], sizes[2], sizes[3]
+    for i in items(n):
+        y = item(ins, 0, i, T)
+        for t in lanes(total):
+            o = quotient(t, step)
+            at, k, behind = t - o * step, 0, count
+            while behind - k > 1:
+                middle = (k + behind) >> 1
+                if sizes[_ARGUMENTS + 3 * middle + 1] <= at:
+                    k = middle
+                else:
+                    behind = middle
+            part, start, own = sizes[_ARGUMENTS + 3 * k], sizes[_ARGUMENTS + 3 * k + 1], sizes[_ARGUMENTS + 3 * k + 2]
+            if not own:
+                o -= quotient(o, outer) * outer
+            y[t] = item(ins, 1 + k, i, T)[o * part + at - start]
+
+
 @kernel
 def concatenate_gradient(ins, T):
     """dx = or += its part of dy."""
     n, sizes, k = ins[ITEMS], integers(ins[SIZES]), argument(ins)
-    batch, outer, step = sizes[1], sizes[2], sizes[3]
-    part, start, own = sizes[_ARGUMENTS + 3 * k], sizes[_ARGUMENTS + 3 * k + 1], sizes[_ARGUMENTS + 3 * k + 2]
+    steps, step, part, start = sizes[1] * sizes[2], sizes[3], sizes[_ARGUMENTS + 3 * k], sizes[_ARGUMENTS + 3 * k + 1]
     add = ins[FLAGS] & ACCUMULATE
     for i in range(n):
         dx, dy = item(ins, 0, i, T), item(ins, 1, i, T)
-        for o in range(batch * outer):
-            at = (o if own else o % outer) * part
-            if add or (o >= outer and not own):
+        for o in range(steps):
+            if add:
                 for j in range(part):
-                    dx[at + j] += dy[o * step + start + j]
+                    dx[o * part + j] += dy[o * step + start + j]
             else:
                 for j in range(part):
-                    dx[at + j] = dy[o * step + start + j]
+                    dx[o * part + j] = dy[o * step + start + j]
+
+
+@concatenate_gradient.on_card
+def concatenate_gradient_card(ins, T):
+    """All numbers of dx by lanes, also where parts are short."""
+    n, sizes, k = ins[ITEMS], integers(ins[SIZES]), argument(ins)
+    steps, step, part, start = sizes[1] * sizes[2], sizes[3], sizes[_ARGUMENTS + 3 * k], sizes[_ARGUMENTS + 3 * k + 1]
+    add = ins[FLAGS] & ACCUMULATE
+    for i in items(n):
+        dx, dy = item(ins, 0, i, T), item(ins, 1, i, T)
+        for t in lanes(steps * part):
+            o = quotient(t, part)
+            part_of_dy = dy[o * step + start + t - o * part]
+            dx[t] = dx[t] + part_of_dy if add else part_of_dy
+
+
+@kernel
+def concatenate_gradient_of_one(ins, T):
+    """dx = or += the sum over the batch of its part of dy: the argument has no batch, y has one."""
+    n, sizes, k = ins[ITEMS], integers(ins[SIZES]), argument(ins)
+    batch, outer, step = sizes[1], sizes[2], sizes[3]
+    part, start = sizes[_ARGUMENTS + 3 * k], sizes[_ARGUMENTS + 3 * k + 1]
+    add = ins[FLAGS] & ACCUMULATE
+    for i in range(n):
+        dx, dy = item(ins, 0, i, T), item(ins, 1, i, T)
+        for b in range(batch):
+            for o in range(outer):
+                begin = (b * outer + o) * step + start
+                if add or b:
+                    for j in range(part):
+                        dx[o * part + j] += dy[begin + j]
+                else:
+                    for j in range(part):
+                        dx[o * part + j] = dy[begin + j]
+
+
+@concatenate_gradient_of_one.on_card
+def concatenate_gradient_of_one_card(ins, T):
+    """A lane takes numbers of dx, or, where the batch is much longer, elements of the batch."""
+    n, sizes, k = ins[ITEMS], integers(ins[SIZES]), argument(ins)
+    batch, outer, step = sizes[1], sizes[2], sizes[3]
+    part, start = sizes[_ARGUMENTS + 3 * k], sizes[_ARGUMENTS + 3 * k + 1]
+    add, whole_step = ins[FLAGS] & ACCUMULATE, outer * step
+    for i in items(n):
+        dx, dy = item(ins, 0, i, T), item(ins, 1, i, T)
+        if batch > 8 * outer * part:
+            for t in range(outer * part):
+                o = quotient(t, part)
+                at, total = o * step + start + t - o * part, number(0, T)
+                for b in lanes(batch):
+                    total += dy[at + b * whole_step]
+                total = joined(total)
+                if leader():
+                    dx[t] = dx[t] + total if add else total
+        else:
+            for t in lanes(outer * part):
+                o = quotient(t, part)
+                at, total = o * step + start + t - o * part, number(0, T)
+                for b in range(batch):
+                    total += dy[at + b * whole_step]
+                dx[t] = dx[t] + total if add else total
 
 
 def _padded(shapes, d):
@@ -72,7 +154,8 @@ def _lower(shapes, out, shared, d):
     for shape, dims in zip(shapes, padded, strict=True):
         sizes += [inner * dims[d], start, int(shape.batch > 1)]
         start += inner * dims[d]
-    return Lowering(concatenate, tuple(sizes), (Operand(backward=concatenate_gradient, needs=()),) * len(shapes))
+    several = [concatenate_gradient_of_one if shape.batch < out.batch else concatenate_gradient for shape in shapes]
+    return Lowering(concatenate, tuple(sizes), tuple(Operand(backward=k, needs=()) for k in several))
 
 
 def _reference(arguments, d):

@@ -1,10 +1,29 @@
-"""Running sum along a dim: y[j] = x[0] + ... + x[j].    dx[j] += dy[j] + ... + dy[last]"""
+"""Running sum along a dim: y[j] = x[0] + ... + x[j].    dx[j] += dy[j] + ... + dy[last]
+
+On a card, where a team takes one long sum, each lane adds up a share of numbers that lie side by side, learns what those before
+have, and goes through its share again.
+"""
 
 import numpy as np
 
 from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, integers, item, kernel, number
+from autobatch.kernels._lanes import before, items, parts, width
 from autobatch.kernels._op import Lowering, Op, Operand, Sample, Shape, Tensor
-from autobatch.kernels._reduce import BLOCK, along, block, check_dim
+from autobatch.kernels._reduce import (
+    BLOCK,
+    along,
+    as_spread,
+    block,
+    by_lane,
+    check_dim,
+    end_result,
+    first_result,
+    quotient,
+    remainder,
+    share,
+    spread_along,
+    turns,
+)
 
 # sizes: inner, length, outer
 
@@ -30,6 +49,29 @@ def cumsum(ins, T):
                     to = at + k * inner
                     for j in range(inner):
                         y[to + j] = y[to - inner + j] + x[to + j]
+
+
+@cumsum.on_card(**as_spread(spread_along))
+def cumsum_card(ins, T):
+    """The same, each sum by a lane or a team."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    inner, length, outer = sizes[0], sizes[1], sizes[2]
+    alone = by_lane(inner, outer, length)
+    begin, end = share(alone, length)
+    for i in items(n):
+        y, x = item(ins, 0, i, T), item(ins, 1, i, T)
+        for t in parts(turns(alone, inner * outer)):
+            r = first_result(alone, t)
+            while r < end_result(alone, t, inner * outer):
+                at, total = quotient(r, inner) * length * inner + remainder(r, inner), number(0, T)
+                if not alone:
+                    for k in range(begin, end):
+                        total += x[at + k * inner]
+                    total = before(total)
+                for k in range(begin, end):
+                    total += x[at + k * inner]
+                    y[at + k * inner] = total
+                r += width()
 
 
 @kernel
@@ -65,6 +107,30 @@ def cumsum_gradient(ins, T):
                             dx[to + j] = sums[j]
 
 
+@cumsum_gradient.on_card(**as_spread(spread_along))
+def cumsum_gradient_card(ins, T):
+    """The same from the other end."""
+    n, sizes, add = ins[ITEMS], integers(ins[SIZES]), ins[FLAGS] & ACCUMULATE
+    inner, length, outer = sizes[0], sizes[1], sizes[2]
+    alone = by_lane(inner, outer, length)
+    begin, end = share(alone, length)
+    for i in items(n):
+        dx, dy = item(ins, 0, i, T), item(ins, 1, i, T)
+        for t in parts(turns(alone, inner * outer)):
+            r = first_result(alone, t)
+            while r < end_result(alone, t, inner * outer):
+                last = (quotient(r, inner) * length + length - 1) * inner + remainder(r, inner)
+                total = number(0, T)
+                if not alone:
+                    for k in range(begin, end):
+                        total += dy[last - k * inner]
+                    total = before(total)
+                for k in range(begin, end):
+                    total += dy[last - k * inner]
+                    dx[last - k * inner] = dx[last - k * inner] + total if add else total
+                r += width()
+
+
 def _shape(shapes, d):
     check_dim("cumsum", shapes[0], d)
     return shapes[0]
@@ -77,7 +143,7 @@ def _samples(choose):
 
 CUMSUM = Op(
     name="cumsum",
-    doc=__doc__,
+    doc="Running sum along a dim: y[j] = x[0] + ... + x[j].    dx[j] += dy[j] + ... + dy[last]",
     shape=_shape,
     lower=lambda shapes, out, shared, d: Lowering(cumsum, along(shapes[0], d), (Operand(backward=cumsum_gradient, needs=()),)),
     reference=lambda x, d=0: np.cumsum(x, axis=d),

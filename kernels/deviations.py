@@ -15,8 +15,29 @@ import numpy as np
 
 from autobatch.kernels import _math
 from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, inline, integers, item, kernel, number
+from autobatch.kernels._lanes import items, leader, parts, width
 from autobatch.kernels._op import Lowering, Op, Operand, Sample, one_tensor
-from autobatch.kernels._reduce import BLOCK, INNER, LENGTH, OUTER, PIECES, block, piece_of, start_of, walk
+from autobatch.kernels._reduce import (
+    BLOCK,
+    INNER,
+    LENGTH,
+    OUTER,
+    PIECES,
+    all_joined,
+    as_spread,
+    block,
+    by_lane,
+    end_result,
+    first_result,
+    piece_of,
+    pieces_or_numbers,
+    quotient,
+    remainder,
+    spread_walk,
+    start_of,
+    turns,
+    walk,
+)
 from autobatch.kernels.moments import (
     dims_reference,
     dims_shape,
@@ -152,6 +173,73 @@ def std_gradient(ins, T):
 
 
 @inline
+def _mean(x, sizes, start, alone):
+    """On a card: the mean of the numbers of one result, as the distance from the first."""
+    inner, length, pieces = sizes[_AT + INNER], sizes[_AT + LENGTH], sizes[_AT + PIECES]
+    p, step_p, first_k, step_k = pieces_or_numbers(alone, pieces, length)
+    first, total = x[start], number(0, x)
+    while p < pieces:
+        at, k = start + piece_of(sizes, _AT, p), first_k
+        while k < length:
+            total += _from(x[at + k * inner], first)
+            k += step_k
+        p += step_p
+    return first, all_joined(alone, total) / number(sizes[0], x)
+
+
+@std.on_card(**as_spread(spread_walk))
+def std_card(ins, T):
+    """Two passes, too."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    inner, length, outer, pieces = sizes[_AT + INNER], sizes[_AT + LENGTH], sizes[_AT + OUTER], sizes[_AT + PIECES]
+    results, alone = inner * outer, by_lane(inner, outer, length * pieces)
+    first_p, step_p, first_k, step_k = pieces_or_numbers(alone, pieces, length)
+    for i in items(n):
+        y, x = item(ins, 0, i, T), item(ins, 1, i, T)
+        for t in parts(turns(alone, results)):
+            r = first_result(alone, t)
+            while r < end_result(alone, t, results):
+                start, p, square = start_of(sizes, _AT, quotient(r, inner)) + remainder(r, inner), first_p, number(0, T)
+                first, mean = _mean(x, sizes, start, alone)
+                while p < pieces:
+                    at, k = start + piece_of(sizes, _AT, p), first_k
+                    while k < length:
+                        d = _deviation(x[at + k * inner], first, mean)
+                        square += d * d
+                        k += step_k
+                    p += step_p
+                square = all_joined(alone, square)
+                if alone or leader():
+                    y[r] = _math.sqrt(square / number(sizes[0], T))
+                r += width()
+
+
+@std_gradient.on_card(**as_spread(spread_walk))
+def std_gradient_card(ins, T):
+    """The same, spread as the forward kernel."""
+    n, sizes, add = ins[ITEMS], integers(ins[SIZES]), ins[FLAGS] & ACCUMULATE
+    inner, length, outer, pieces = sizes[_AT + INNER], sizes[_AT + LENGTH], sizes[_AT + OUTER], sizes[_AT + PIECES]
+    results, alone = inner * outer, by_lane(inner, outer, length * pieces)
+    first_p, step_p, first_k, step_k = pieces_or_numbers(alone, pieces, length)
+    for i in items(n):
+        dx, dy, y, x = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T), item(ins, 3, i, T)
+        for t in parts(turns(alone, results)):
+            r = first_result(alone, t)
+            while r < end_result(alone, t, results):
+                start, p = start_of(sizes, _AT, quotient(r, inner)) + remainder(r, inner), first_p
+                first, mean = _mean(x, sizes, start, alone)
+                scale = _scale(dy[r], y[r], number(sizes[0], T))
+                while p < pieces:
+                    at, k = start + piece_of(sizes, _AT, p), first_k
+                    while k < length:
+                        d = scale * _deviation(x[at + k * inner], first, mean)
+                        dx[at + k * inner] = dx[at + k * inner] + d if add else d
+                        k += step_k
+                    p += step_p
+                r += width()
+
+
+@inline
 def _others(x, sizes, start):
     """How many numbers of one result are not 0, and their mean, as the distance from the first number."""
     inner, first = sizes[_AT + INNER], x[start]
@@ -169,9 +257,9 @@ def _others(x, sizes, start):
 @kernel
 def std_given(ins, T):
     """y = √(Σ x² / n - (Σ x / n)²). Slots: y, x, n."""
-    items, sizes = ins[ITEMS], integers(ins[SIZES])
+    batches, sizes = ins[ITEMS], integers(ins[SIZES])
     inner, length, outer, pieces = sizes[_AT + INNER], sizes[_AT + LENGTH], sizes[_AT + OUTER], sizes[_AT + PIECES]
-    for i in range(items):
+    for i in range(batches):
         y, x, n = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T)[0]
         for o in range(outer):
             for j in range(inner):
@@ -192,10 +280,10 @@ def std_given(ins, T):
 @kernel
 def std_given_gradient(ins, T):
     """dx = or += dy (x - Σ x / n) / (n y). Slots: dx, dy, y, x, n."""
-    items, sizes, add = ins[ITEMS], integers(ins[SIZES]), ins[FLAGS] & ACCUMULATE
+    batches, sizes, add = ins[ITEMS], integers(ins[SIZES]), ins[FLAGS] & ACCUMULATE
     inner, length, outer, pieces = sizes[_AT + INNER], sizes[_AT + LENGTH], sizes[_AT + OUTER], sizes[_AT + PIECES]
     one = number(1, T)
-    for i in range(items):
+    for i in range(batches):
         dx, dy, y, x, n = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T), item(ins, 3, i, T), item(ins, 4, i, T)[0]
         for o in range(outer):
             for j in range(inner):
@@ -209,6 +297,81 @@ def std_given_gradient(ins, T):
                         f = at + k * inner
                         d = g * _deviation(x[f], x[start], mean)
                         dx[f] = dx[f] + d if add else d
+
+
+@inline
+def _others_on_card(x, sizes, start, alone):
+    """`_others`, of all lanes."""
+    inner, length, pieces = sizes[_AT + INNER], sizes[_AT + LENGTH], sizes[_AT + PIECES]
+    p, step_p, first_k, step_k = pieces_or_numbers(alone, pieces, length)
+    first, m, total = x[start], number(0, x), number(0, x)
+    while p < pieces:
+        at, k = start + piece_of(sizes, _AT, p), first_k
+        while k < length:
+            v = x[at + k * inner]
+            if v != 0:
+                m += number(1, x)
+                total += v - first
+            k += step_k
+        p += step_p
+    m, total = all_joined(alone, m), all_joined(alone, total)
+    return m, total / m if m > 0 else total
+
+
+@std_given.on_card(**as_spread(spread_walk))
+def std_given_card(ins, T):
+    """The same; a result is a lane's or a team's."""
+    batches, sizes = ins[ITEMS], integers(ins[SIZES])
+    inner, length, outer, pieces = sizes[_AT + INNER], sizes[_AT + LENGTH], sizes[_AT + OUTER], sizes[_AT + PIECES]
+    results, alone = inner * outer, by_lane(inner, outer, length * pieces)
+    first_p, step_p, first_k, step_k = pieces_or_numbers(alone, pieces, length)
+    for i in items(batches):
+        y, x, n = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T)[0]
+        for t in parts(turns(alone, results)):
+            r = first_result(alone, t)
+            while r < end_result(alone, t, results):
+                start, p, square = start_of(sizes, _AT, quotient(r, inner)) + remainder(r, inner), first_p, number(0, T)
+                m, mean = _others_on_card(x, sizes, start, alone)
+                while p < pieces:
+                    at, k = start + piece_of(sizes, _AT, p), first_k
+                    while k < length:
+                        v = x[at + k * inner]
+                        if v != 0:
+                            d = _deviation(v, x[start], mean)
+                            square += d * d
+                        k += step_k
+                    p += step_p
+                square = all_joined(alone, square)
+                mean += x[start]
+                if alone or leader():
+                    y[r] = _math.sqrt((square + mean * mean * m * (n - m) / n) / n)
+                r += width()
+
+
+@std_given_gradient.on_card(**as_spread(spread_walk))
+def std_given_gradient_card(ins, T):
+    """The same, spread as the forward kernel."""
+    batches, sizes, add = ins[ITEMS], integers(ins[SIZES]), ins[FLAGS] & ACCUMULATE
+    inner, length, outer, pieces = sizes[_AT + INNER], sizes[_AT + LENGTH], sizes[_AT + OUTER], sizes[_AT + PIECES]
+    results, alone = inner * outer, by_lane(inner, outer, length * pieces)
+    first_p, step_p, first_k, step_k = pieces_or_numbers(alone, pieces, length)
+    for i in items(batches):
+        dx, dy, y, x, n = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T), item(ins, 3, i, T), item(ins, 4, i, T)[0]
+        for t in parts(turns(alone, results)):
+            r = first_result(alone, t)
+            while r < end_result(alone, t, results):
+                start, p = start_of(sizes, _AT, quotient(r, inner)) + remainder(r, inner), first_p
+                m, mean = _others_on_card(x, sizes, start, alone)
+                mean = mean * (m / n) - x[start] * (number(1, T) - m / n)
+                scale = _scale(dy[r], y[r], n)
+                while p < pieces:
+                    at, k = start + piece_of(sizes, _AT, p), first_k
+                    while k < length:
+                        d = scale * _deviation(x[at + k * inner], x[start], mean)
+                        dx[at + k * inner] = dx[at + k * inner] + d if add else d
+                        k += step_k
+                    p += step_p
+                r += width()
 
 
 def _lowering(x, reduced, given=False):

@@ -15,6 +15,7 @@ import numpy as np
 
 from autobatch.kernels._errors import ArgumentError
 from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, immediate, inline, integers, item, kernel, number
+from autobatch.kernels._lanes import items, lanes, quotient
 from autobatch.kernels._op import Lowering, Op, Operand, Sample, Shape, Tensor
 from autobatch.kernels._random import hashes, limit, mixed, reference_bits
 
@@ -22,18 +23,18 @@ from autobatch.kernels._random import hashes, limit, mixed, reference_bits
 @inline
 def _scale(p):
     """1 / (1 - p), or 0 where nothing is kept."""
-    return number(1 / (1 - p), p) if p < 1 else number(0, p)
+    return number(1, p) / (number(1, p) - p) if p < 1 else number(0, p)
 
 
 @kernel
 def dropout(ins, T):
     """y = x where the draw is at least p, scaled; else 0. Slots: y, x, p, key."""
     n, size = ins[ITEMS], integers(ins[SIZES])[0]
-    for i in range(n):
+    for i in items(n):
         y, x, p = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T)[0]
         scale, dropped = _scale(p), limit(p)
         first, second = hashes(immediate(ins, 3, i))
-        for j in range(size):
+        for j in lanes(size):
             y[j] = x[j] * scale if np.int64(mixed(first, second, j)) >= dropped else number(0, scale)
 
 
@@ -41,15 +42,15 @@ def dropout(ins, T):
 def dropout_gradient(ins, T):
     """dx = or += dy where x was kept, scaled. Slots: dx, dy, y, p, key."""
     n, size = ins[ITEMS], integers(ins[SIZES])[0]
-    for i in range(n):
+    for i in items(n):
         dx, dy, p = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 3, i, T)[0]
         scale, dropped = _scale(p), limit(p)
         first, second = hashes(immediate(ins, 4, i))
         if ins[FLAGS] & ACCUMULATE:
-            for j in range(size):
+            for j in lanes(size):
                 dx[j] += dy[j] * scale if np.int64(mixed(first, second, j)) >= dropped else number(0, scale)
         else:
-            for j in range(size):
+            for j in lanes(size):
                 dx[j] = dy[j] * scale if np.int64(mixed(first, second, j)) >= dropped else number(0, scale)
 
 
@@ -118,6 +119,35 @@ def shared_dropout_gradient(ins, T):
             _masked_runs(dx, dy, p, key, sizes, add)
         else:
             _masked(dx, dy, p, key, sizes, add)
+
+
+@inline
+def _masked_card(y, x, p, key, sizes, add):
+    """The same on a card: a lane for each number, which finds its draw."""
+    length, step = sizes[0], sizes[1]
+    scale, dropped = _scale(p), limit(p)
+    first, second = hashes(key)
+    for j in lanes(sizes[2]):
+        row = quotient(j, step)
+        place = quotient(row, length) * step + (j - row * step)
+        value = x[j] * scale if np.int64(mixed(first, second, place)) >= dropped else number(0, scale)
+        y[j] = y[j] + value if add else value
+
+
+@shared_dropout.on_card(work=lambda sizes: sizes[2])
+def shared_dropout_card(ins, T):
+    """As `shared_dropout`."""
+    for i in items(ins[ITEMS]):
+        y, x, p, key = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T)[0], immediate(ins, 3, i)
+        _masked_card(y, x, p, key, integers(ins[SIZES]), False)
+
+
+@shared_dropout_gradient.on_card(work=lambda sizes: sizes[2])
+def shared_dropout_gradient_card(ins, T):
+    """As `shared_dropout_gradient`."""
+    for i in items(ins[ITEMS]):
+        dx, dy, p, key = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 3, i, T)[0], immediate(ins, 4, i)
+        _masked_card(dx, dy, p, key, integers(ins[SIZES]), ins[FLAGS] & ACCUMULATE != 0)
 
 
 # Records --------------------------------------------------------------------------------------------------------------

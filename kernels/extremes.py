@@ -10,8 +10,31 @@ import numpy as np
 
 from autobatch.kernels._errors import ArgumentError
 from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, inline, integers, item, kernel, number
+from autobatch.kernels._lanes import before, items, largest, leader, parts, smallest, width
 from autobatch.kernels._op import Lowering, Op, Operand, Sample, Shape, Tensor, wrong
-from autobatch.kernels._reduce import BLOCK, along, block, check_dim, dropped, larger, of_rank, rank_of, smaller
+from autobatch.kernels._reduce import (
+    BLOCK,
+    all_joined,
+    along,
+    as_spread,
+    block,
+    by_lane,
+    check_dim,
+    dropped,
+    end_result,
+    first_number,
+    first_result,
+    larger,
+    number_step,
+    of_rank,
+    quotient,
+    rank_of,
+    remainder,
+    share,
+    smaller,
+    spread_along,
+    turns,
+)
 
 # max_dim, min_dim -----------------------------------------------------------------------------------------------------
 # sizes: inner, length, outer, 1 for the smallest
@@ -47,6 +70,29 @@ def extreme(ins, T):
                             y[to + j] = larger(y[to + j], x[at + k * inner + j])
 
 
+@extreme.on_card(**as_spread(spread_along))
+def extreme_card(ins, T):
+    """One result after the other."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    inner, length, outer, least = sizes[0], sizes[1], sizes[2], sizes[3]
+    alone = by_lane(inner, outer, length)
+    for i in items(n):
+        y, x = item(ins, 0, i, T), item(ins, 1, i, T)
+        for t in parts(turns(alone, inner * outer)):
+            r = first_result(alone, t)
+            while r < end_result(alone, t, inner * outer):
+                at, k = quotient(r, inner) * length * inner + remainder(r, inner), first_number(alone)
+                best = x[at]
+                while k < length:
+                    best = smaller(best, x[at + k * inner]) if least else larger(best, x[at + k * inner])
+                    k += number_step(alone)
+                if not alone:
+                    best = smallest(best) if least else largest(best)
+                if alone or leader():
+                    y[r] = best
+                r += width()
+
+
 @kernel
 def extreme_gradient(ins, T):
     """dx of the first number that is y += dy; without ACCUMULATE the rest is zero."""
@@ -64,6 +110,41 @@ def extreme_gradient(ins, T):
                 while k < last and x[at + k] != best and x[at + k] == x[at + k]:
                     k += inner
                 dx[at + k] += dy[o * inner + j]
+
+
+@extreme_gradient.on_card(**as_spread(spread_along))
+def extreme_gradient_card(ins, T):
+    """Each lane looks for the first of its numbers that is y, or NaN; the first of all takes dy."""
+    n, sizes, add = ins[ITEMS], integers(ins[SIZES]), ins[FLAGS] & ACCUMULATE
+    inner, length, outer = sizes[0], sizes[1], sizes[2]
+    alone = by_lane(inner, outer, length)
+    for i in items(n):
+        dx, dy, y, x = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T), item(ins, 3, i, T)
+        for t in parts(turns(alone, inner * outer)):
+            r = first_result(alone, t)
+            while r < end_result(alone, t, inner * outer):
+                at, first, best, k = (
+                    quotient(r, inner) * length * inner + remainder(r, inner),
+                    length - 1,
+                    y[r],
+                    first_number(alone),
+                )
+                while k < first:
+                    v = x[at + k * inner]
+                    if v == best or v != v:
+                        first = k
+                    k += number_step(alone)
+                if not alone:
+                    first = smallest(first)
+                if add:
+                    if alone or leader():
+                        dx[at + first * inner] += dy[r]
+                else:
+                    k = first_number(alone)
+                    while k < length:
+                        dx[at + k * inner] = dy[r] if k == first else number(0, T)
+                        k += number_step(alone)
+                r += width()
 
 
 def _shape(name):
@@ -257,6 +338,131 @@ def kmax_pooling_gradient(ins, T):
                         dx[at + j * inner] += dy[to + taken * inner]
                         taken += 1
                     j += 1
+
+
+# On a card a team takes a result, or a lane does. Lanes of a team take numbers that lie side by side, so that the order of
+# those taken is that of the lanes.
+
+
+@inline
+def _count_above(x, at, inner, length, limit, alone):
+    """`_above`, of all lanes."""
+    p, count = first_number(alone), 0
+    while p < length:
+        count += 0 if x[at + p * inner] <= limit else 1
+        p += number_step(alone)
+    return all_joined(alone, count)
+
+
+@inline
+def _limit_on_card(x, at, inner, length, k, alone):
+    """`_limit`, of all lanes."""
+    infinity = number(np.inf, x)
+    count = _count_above(x, at, inner, length, infinity, alone)
+    if count >= k:  # NaN
+        return infinity, 0
+    low, high, missing = rank_of(-infinity), rank_of(infinity), k - count
+    while low < high:
+        middle = _middle(low, high)
+        limit = of_rank(middle, infinity)
+        count = _count_above(x, at, inner, length, limit, alone)
+        if count == k:
+            return limit, 0
+        if count > k:
+            low = middle + 1
+        else:
+            high, missing = middle, k - count
+    return of_rank(low, infinity), missing
+
+
+@kmax_pooling.on_card(**as_spread(spread_along))
+def kmax_pooling_card(ins, T):
+    """The limit is found as above; then each lane counts what of its share is taken, and knows where it goes."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    inner, length, outer, k = sizes[0], sizes[1], sizes[2], sizes[3]
+    alone = by_lane(inner, outer, length)
+    for i in items(n):
+        y, x = item(ins, 0, i, T), item(ins, 1, i, T)
+        for t in parts(turns(alone, inner * outer)):
+            r = first_result(alone, t)
+            while r < end_result(alone, t, inner * outer):
+                at, to = (
+                    quotient(r, inner) * length * inner + remainder(r, inner),
+                    quotient(r, inner) * k * inner + remainder(r, inner),
+                )
+                limit, ties = _limit_on_card(x, at, inner, length, k, alone)
+                begin, end = share(alone, length)
+                taken, equal, p = 0, 0, begin
+                while p < end:
+                    v = x[at + p * inner]
+                    equal += 1 if v == limit else 0
+                    taken += 0 if v <= limit else 1
+                    p += 1
+                if not alone:
+                    taken, equal = before(taken), before(equal)
+                else:
+                    taken, equal = 0, 0
+                p = begin
+                while p < end:  # taken, equal: of all numbers before p; of the equal ones the first `ties` are taken, too
+                    v = x[at + p * inner]
+                    place = taken + min(equal, ties)
+                    if (not v <= limit or (v == limit and equal < ties)) and place < k:
+                        y[to + place * inner] = v
+                    equal += 1 if v == limit else 0
+                    taken += 0 if v <= limit else 1
+                    p += 1
+                r += width()
+
+
+@kmax_pooling_gradient.on_card(**as_spread(spread_along))
+def kmax_pooling_gradient_card(ins, T):
+    """The smallest of y is the limit, NaN above all; what is taken follows from it as in the forward kernel."""
+    n, sizes, add = ins[ITEMS], integers(ins[SIZES]), ins[FLAGS] & ACCUMULATE
+    inner, length, outer, k = sizes[0], sizes[1], sizes[2], sizes[3]
+    alone = by_lane(inner, outer, length)
+    for i in items(n):
+        dx, dy, y, x = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T), item(ins, 3, i, T)
+        for t in parts(turns(alone, inner * outer)):
+            r = first_result(alone, t)
+            while r < end_result(alone, t, inner * outer):
+                at, to = (
+                    quotient(r, inner) * length * inner + remainder(r, inner),
+                    quotient(r, inner) * k * inner + remainder(r, inner),
+                )
+                limit, p = number(np.inf, T), first_number(alone)
+                while p < k:
+                    v = y[to + p * inner]
+                    limit = v if v < limit else limit
+                    p += number_step(alone)
+                limit = limit if alone else smallest(limit)
+                ties, p = 0, first_number(alone)
+                while p < k:
+                    ties += 1 if y[to + p * inner] == limit else 0
+                    p += number_step(alone)
+                ties = all_joined(alone, ties)
+                begin, end = share(alone, length)
+                taken, equal, p = 0, 0, begin
+                while p < end:
+                    v = x[at + p * inner]
+                    equal += 1 if v == limit else 0
+                    taken += 0 if v <= limit else 1
+                    p += 1
+                if not alone:
+                    taken, equal = before(taken), before(equal)
+                else:
+                    taken, equal = 0, 0
+                p = begin
+                while p < end:
+                    v = x[at + p * inner]
+                    place = taken + min(equal, ties)
+                    d = number(0, T)
+                    if (not v <= limit or (v == limit and equal < ties)) and place < k:
+                        d = dy[to + place * inner]
+                    dx[at + p * inner] = dx[at + p * inner] + d if add else d
+                    equal += 1 if v == limit else 0
+                    taken += 0 if v <= limit else 1
+                    p += 1
+                r += width()
 
 
 def _kmax_shape(shapes, k, d):

@@ -10,7 +10,19 @@ import numpy as np
 
 from autobatch.kernels._errors import ArgumentError
 from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, integers, item, kernel, number
+from autobatch.kernels._lanes import items, lanes, leader, parts, width
 from autobatch.kernels._op import Lowering, Op, Operand, Sample, Shape, Tensor, columns, wrong
+from autobatch.kernels._reduce import (
+    all_joined,
+    as_spread,
+    by_lane,
+    end_result,
+    first_number,
+    first_result,
+    number_step,
+    spread,
+    turns,
+)
 
 # fold_rows: sizes: numbers of y, rows in a group ----------------------------------------------------------------------
 
@@ -33,6 +45,32 @@ def fold_rows(ins, T):
                 y[j] = total
 
 
+def _groups(sizes):
+    """Lanes and parts: a group is a result of its own."""
+    return spread(1, sizes[0], sizes[1])
+
+
+@fold_rows.on_card(**as_spread(_groups))
+def fold_rows_card(ins, T):
+    """One group after the other."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    size, group = sizes[0], sizes[1]
+    alone = by_lane(1, size, group)
+    for i in items(n):
+        y, x = item(ins, 0, i, T), item(ins, 1, i, T)
+        for t in parts(turns(alone, size)):
+            r = first_result(alone, t)
+            while r < end_result(alone, t, size):
+                total, k = number(0, T), first_number(alone)
+                while k < group:
+                    total += x[r * group + k]
+                    k += number_step(alone)
+                total = all_joined(alone, total)
+                if alone or leader():
+                    y[r] = total
+                r += width()
+
+
 @kernel
 def fold_rows_gradient(ins, T):
     """dx of a group = or += dy."""
@@ -48,6 +86,24 @@ def fold_rows_gradient(ins, T):
             for j in range(size):
                 for k in range(group):
                     dx[j * group + k] = dy[j]
+
+
+@fold_rows_gradient.on_card(**as_spread(_groups))
+def fold_rows_gradient_card(ins, T):
+    """The same, spread as the forward kernel."""
+    n, sizes, add = ins[ITEMS], integers(ins[SIZES]), ins[FLAGS] & ACCUMULATE
+    size, group = sizes[0], sizes[1]
+    alone = by_lane(1, size, group)
+    for i in items(n):
+        dx, dy = item(ins, 0, i, T), item(ins, 1, i, T)
+        for t in parts(turns(alone, size)):
+            r = first_result(alone, t)
+            while r < end_result(alone, t, size):
+                k = first_number(alone)
+                while k < group:
+                    dx[r * group + k] = dx[r * group + k] + dy[r] if add else dy[r]
+                    k += number_step(alone)
+                r += width()
 
 
 def _fold_shape(shapes, nrows):
@@ -98,6 +154,21 @@ def kmh_ngram(ins, T):
                     y[to + j] += x[start + k * rows + j]
 
 
+@kmh_ngram.on_card(work=lambda sizes: sizes[0] * (sizes[1] - sizes[2] + 1), parts=lambda sizes: sizes[3])
+def kmh_ngram_card(ins, T):
+    """A lane takes a number of y."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    rows, size, window, batch = sizes[0], sizes[0] * (sizes[1] - sizes[2] + 1), sizes[2], sizes[3]
+    for i in items(n):
+        y, x = item(ins, 0, i, T), item(ins, 1, i, T)
+        for b in parts(batch):
+            for j in lanes(size):
+                total, at = number(0, T), b * rows * sizes[1] + j
+                for k in range(window):
+                    total += x[at + k * rows]
+                y[b * size + j] = total
+
+
 @kernel
 def kmh_ngram_gradient(ins, T):
     """dx += n shifted copies of dy."""
@@ -113,6 +184,22 @@ def kmh_ngram_gradient(ins, T):
             for k in range(window):
                 for j in range(size):
                     dx[to + k * rows + j] += dy[start + j]
+
+
+@kmh_ngram_gradient.on_card(work=lambda sizes: sizes[0] * sizes[1], parts=lambda sizes: sizes[3])
+def kmh_ngram_gradient_card(ins, T):
+    """A lane takes a number of dx."""
+    n, sizes, add = ins[ITEMS], integers(ins[SIZES]), ins[FLAGS] & ACCUMULATE
+    rows, size, window, batch = sizes[0], sizes[0] * (sizes[1] - sizes[2] + 1), sizes[2], sizes[3]
+    for i in items(n):
+        dx, dy = item(ins, 0, i, T), item(ins, 1, i, T)
+        for b in parts(batch):
+            for j in lanes(rows * sizes[1]):
+                total, to = number(0, T), b * rows * sizes[1] + j
+                for k in range(window):
+                    if 0 <= j - k * rows < size:
+                        total += dy[b * size + j - k * rows]
+                dx[to] = dx[to] + total if add else total
 
 
 def _ngram_shape(shapes, n):

@@ -13,6 +13,7 @@ import numpy as np
 from autobatch.kernels._elementwise import elementwise
 from autobatch.kernels._errors import ArgumentError
 from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, immediate, integers, item, kernel, number
+from autobatch.kernels._lanes import items, joined, lanes, leader, parts
 from autobatch.kernels._op import Lowering, Op, Operand, Sample, Shape, Tensor, common_batch, wrong
 
 # sizes: length of the dim, its stride, number of groups (one loss each); one immediate for each group
@@ -23,23 +24,25 @@ def hinge(ins, T):
     """y = Σ over i ≠ v of max(0, m - x[v] + x[i]). Slots: y, x, m, then v of each group."""
     n, sizes = ins[ITEMS], integers(ins[SIZES])
     length, step, groups = sizes[0], sizes[1], sizes[2]
-    for i in range(n):
+    for i in items(n):
         y, x, m = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T)[0]
         zero = number(0, m)
-        for g in range(groups):
+        for g in parts(groups):
             at, v = g // step * step * length + g % step, immediate(ins, 3 + g, i)
             total, offset = zero, m - x[at + v * step]
             for part in range(2):
                 begin, end = (0, v) if part == 0 else (v + 1, length)
                 if step == 1:
-                    for j in range(begin, end):
+                    for j in lanes(begin, end):
                         d = offset + x[at + j]
                         total += zero if d <= zero else d
                 else:
-                    for j in range(begin, end):
+                    for j in lanes(begin, end):
                         d = offset + x[at + j * step]
                         total += zero if d <= zero else d
-            y[g] = total
+            total = joined(total)
+            if leader():
+                y[g] = total
 
 
 @kernel(reductions=True)
@@ -47,24 +50,30 @@ def hinge_gradient(ins, T):
     """dx[i] = or += dy where the term is above 0, dx[v] -= dy times their count. Slots: dx, dy, y, x, m, then v."""
     n, sizes = ins[ITEMS], integers(ins[SIZES])
     length, step, groups = sizes[0], sizes[1], sizes[2]
-    for i in range(n):
+    for i in items(n):
         dx, dy, x, m = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 3, i, T), item(ins, 4, i, T)[0]
         zero, one = number(0, m), number(1, m)
-        for g in range(groups):
+        for g in parts(groups):
             at, v = g // step * step * length + g % step, immediate(ins, 5 + g, i)
             right = at + v * step
             offset, count, d = m - x[right], zero, dy[g]
             for part in range(2):
                 begin, end = (0, v) if part == 0 else (v + 1, length)
-                for j in range(begin, end):
+                for j in lanes(begin, end):
                     count += one if offset + x[at + j * step] > zero else zero
                 if ins[FLAGS] & ACCUMULATE:
-                    for j in range(begin, end):
+                    for j in lanes(begin, end):
                         dx[at + j * step] += d if offset + x[at + j * step] > zero else zero
                 else:
-                    for j in range(begin, end):
+                    for j in lanes(begin, end):
                         dx[at + j * step] = d if offset + x[at + j * step] > zero else zero
-            dx[right] = dx[right] - d * count if ins[FLAGS] & ACCUMULATE else -(d * count)
+            count = joined(count)
+            if leader():
+                dx[right] = dx[right] - d * count if ins[FLAGS] & ACCUMULATE else -(d * count)
+
+
+for _each in (hinge, hinge_gradient):
+    _each.on_card(work=lambda sizes: sizes[0], parts=lambda sizes: sizes[2])
 
 
 def _vector(op, shapes, count):

@@ -11,6 +11,9 @@ numbers. With minibatch B:
 
     value     | log det (B) | x⁻¹ (n,n,B) |
 
+On a card a team takes a matrix: the same elimination, in which its lanes share the search for the pivot and each step's n²
+numbers. Which rows were exchanged, and dy yᵀ in the gradient, lie in the work space.
+
 Where x is singular nothing is raised, as one bad node must not take down its batch: the inverse has infinities and NaN, the
 log-determinant is -inf. It is NaN for a negative determinant, as in DyNet.
 """
@@ -19,8 +22,10 @@ import numpy as np
 from numba import carray
 
 from autobatch.kernels import _math
-from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, inline, integers, item, kernel, number
+from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, Count, Stage, inline, integers, item, kernel, number
+from autobatch.kernels._lanes import items, lanes, largest, leader, meet, parts, smallest
 from autobatch.kernels._op import Lowering, Op, Operand, Sample, Shape, Tensor, wrong
+from autobatch.kernels._reduce import quotient, remainder
 
 # sizes: n, batch
 
@@ -69,13 +74,78 @@ def _invert(y, at, n, pivots):
     return sign, total
 
 
+@inline
+def _invert_on_card(y, at, n, pivots, first):
+    """`_invert`, by all lanes; which row came to be row k is noted in pivots[first + k]."""
+    sign, total = number(1, y), number(0, y)
+    for k in range(n):
+        a, best, p = at + k * n, number(-1, y), n
+        for i in lanes(k, n):
+            best = abs(y[a + i]) if abs(y[a + i]) > best else best
+        best = largest(best)
+        for i in lanes(k, n):
+            if abs(y[a + i]) == best and i < p:
+                p = i
+        p = smallest(p)
+        if p == n or y[a + k] != y[a + k]:
+            p = k
+        meet()
+        if leader():
+            pivots[first + k] = number(p, y)
+        if p != k:
+            for j in lanes(n):
+                c = at + j * n
+                y[c + k], y[c + p] = y[c + p], y[c + k]
+            sign = -sign
+        meet()
+        pivot = y[a + k]
+        if pivot < 0:
+            sign = -sign
+        if total != number(-np.inf, total):
+            total += _math.log(abs(pivot))
+        scale = number(1, pivot) / pivot
+        for j in lanes(n):
+            if j != k:
+                y[at + j * n + k] *= scale
+        meet()
+        for q in lanes(n * n):
+            j, i = quotient(q, n), remainder(q, n)
+            if j != k and i != k:
+                y[at + q] -= y[a + i] * y[at + j * n + k]
+        meet()
+        for i in lanes(n):
+            y[a + i] = scale if i == k else y[a + i] * -scale
+        meet()
+    for back in range(n):
+        k = n - 1 - back
+        p = int(pivots[first + k])
+        if p != k:
+            a, c = at + k * n, at + p * n
+            for i in lanes(n):
+                y[a + i], y[c + i] = y[c + i], y[a + i]
+    return sign, total
+
+
+def _matrices_on_card(function):
+    """A kernel of a card with n numbers of work space for each matrix: a block takes one."""
+
+    def stages(sizes):
+        n, batch = sizes[0], sizes[1]
+        threads = 32
+        while threads < min(n * n, 512):
+            threads *= 2
+        return (Stage(function, (threads, 1), Count(0, 1), z=Count(batch), scratch=Count(0, n * batch)),)
+
+    return stages
+
+
 @kernel
 def inverse(ins, T):
     """y = x⁻¹, matrix by matrix."""
-    items, sizes = ins[ITEMS], integers(ins[SIZES])
+    count, sizes = ins[ITEMS], integers(ins[SIZES])
     n, batch = sizes[0], sizes[1]
     pivots = np.empty(n, np.int32)
-    for i in range(items):
+    for i in range(count):
         y, x = item(ins, 0, i, T), item(ins, 1, i, T)
         for j in range(n * n * batch):
             y[j] = x[j]
@@ -83,13 +153,29 @@ def inverse(ins, T):
             _invert(y, b * n * n, n, pivots)
 
 
+def inverse_card(ins, T):
+    """The same, matrix by matrix."""
+    count, sizes = ins[ITEMS], integers(ins[SIZES])
+    n, batch = sizes[0], sizes[1]
+    for i in items(count):
+        y, x = item(ins, 0, i, T), item(ins, 1, i, T)
+        for b in parts(batch):
+            for j in lanes(n * n):
+                y[b * n * n + j] = x[b * n * n + j]
+            meet()
+            _invert_on_card(y, b * n * n, n, T, (i * batch + b) * n)
+
+
+inverse.on_card(stages=_matrices_on_card(inverse_card))
+
+
 @kernel(reductions=True)
 def inverse_gradient(ins, T):
     """dx = or += -yᵀ dy yᵀ, a column of dy yᵀ at a time."""
-    items, sizes = ins[ITEMS], integers(ins[SIZES])
+    count, sizes = ins[ITEMS], integers(ins[SIZES])
     n, batch = sizes[0], sizes[1]
     column = np.empty_like(carray(T, n))
-    for i in range(items):
+    for i in range(count):
         dx, dy, y = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T)
         for b in range(batch):
             at = b * n * n
@@ -110,13 +196,53 @@ def inverse_gradient(ins, T):
                         dx[at + j * n + c] = -total
 
 
+def inverse_product_card(ins, T):
+    """dy yᵀ, into the work space."""
+    count, sizes = ins[ITEMS], integers(ins[SIZES])
+    n, batch = sizes[0], sizes[1]
+    for i in items(count):
+        dy, y = item(ins, 1, i, T), item(ins, 2, i, T)
+        for b in parts(batch):
+            at = b * n * n
+            for q in lanes(n * n):
+                j, r, total = quotient(q, n), remainder(q, n), number(0, T)
+                for k in range(n):
+                    total += dy[at + k * n + r] * y[at + k * n + j]
+                T[i * batch * n * n + at + q] = total
+
+
+def inverse_gradient_card(ins, T):
+    """dx = or += -yᵀ times what is in the work space."""
+    count, sizes, add = ins[ITEMS], integers(ins[SIZES]), ins[FLAGS] & ACCUMULATE
+    n, batch = sizes[0], sizes[1]
+    for i in items(count):
+        dx, y = item(ins, 0, i, T), item(ins, 2, i, T)
+        for b in parts(batch):
+            at = b * n * n
+            for q in lanes(n * n):
+                j, c, total = quotient(q, n), remainder(q, n), number(0, T)
+                for r in range(n):
+                    total += y[at + c * n + r] * T[(i * batch + b) * n * n + j * n + r]
+                dx[at + q] = dx[at + q] - total if add else -total
+
+
+def _gradient_stages(sizes):
+    n, batch = sizes[0], sizes[1]
+    room = Count(0, n * n * batch)
+    functions = inverse_product_card, inverse_gradient_card
+    return [Stage(f, (256, 1), Count(0, 1), Count(-(-n * n // 256)), Count(batch), room) for f in functions]
+
+
+inverse_gradient.on_card(stages=_gradient_stages)
+
+
 @kernel
 def logdet(ins, T):
     """y = log det x, then x⁻¹, matrix by matrix."""
-    items, sizes = ins[ITEMS], integers(ins[SIZES])
+    count, sizes = ins[ITEMS], integers(ins[SIZES])
     n, batch = sizes[0], sizes[1]
     pivots = np.empty(n, np.int32)
-    for i in range(items):
+    for i in range(count):
         y, x = item(ins, 0, i, T), item(ins, 1, i, T)
         for j in range(n * n * batch):
             y[batch + j] = x[j]
@@ -125,19 +251,41 @@ def logdet(ins, T):
             y[b] = total if sign > 0 or total == -np.inf else number(np.nan, total)
 
 
+def logdet_card(ins, T):
+    """The same, matrix by matrix."""
+    count, sizes = ins[ITEMS], integers(ins[SIZES])
+    n, batch = sizes[0], sizes[1]
+    for i in items(count):
+        y, x = item(ins, 0, i, T), item(ins, 1, i, T)
+        for b in parts(batch):
+            at = batch + b * n * n
+            for j in lanes(n * n):
+                y[at + j] = x[b * n * n + j]
+            meet()
+            sign, total = _invert_on_card(y, at, n, T, (i * batch + b) * n)
+            if leader():
+                y[b] = total if sign > 0 or total == number(-np.inf, total) else number(np.nan, total)
+
+
+logdet.on_card(stages=_matrices_on_card(logdet_card))
+
+
 @kernel
 def logdet_gradient(ins, T):
     """dx = or += dy x⁻ᵀ."""
-    items, sizes = ins[ITEMS], integers(ins[SIZES])
+    count, sizes = ins[ITEMS], integers(ins[SIZES])
     n, batch = sizes[0], sizes[1]
-    for i in range(items):
+    for i in items(count):
         dx, dy, y = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T)
-        for b in range(batch):
+        for b in parts(batch):
             at, g = b * n * n, dy[b]
             for c in range(n):
-                for r in range(n):
+                for r in lanes(n):
                     d = g * y[batch + at + r * n + c]
                     dx[at + c * n + r] = dx[at + c * n + r] + d if ins[FLAGS] & ACCUMULATE else d
+
+
+logdet_gradient.on_card(work=lambda sizes: sizes[0], parts=lambda sizes: sizes[1])
 
 
 def _square(name):

@@ -7,8 +7,30 @@ import numpy as np
 
 from autobatch.kernels import _math
 from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, argument, inline, integers, item, kernel, number
+from autobatch.kernels._lanes import items, lanes, leader, parts, width
 from autobatch.kernels._op import Lowering, Op, Operand, Sample, Shape, Tensor, common_batch, trimmed, wrong
-from autobatch.kernels._reduce import BLOCK, along, block, check_dim, dropped, larger
+from autobatch.kernels._reduce import (
+    BLOCK,
+    all_exps,
+    all_joined,
+    along,
+    as_spread,
+    block,
+    by_lane,
+    check_dim,
+    dropped,
+    end_result,
+    first_number,
+    first_result,
+    larger,
+    number_step,
+    quotient,
+    remainder,
+    spread_along,
+    spread_batch,
+    turns,
+    with_exp,
+)
 from autobatch.kernels.extremes import along_reference, one_dim
 
 
@@ -22,6 +44,12 @@ def _finite(largest):
 def _share(x, y):
     """e^(x - y), 0 if y is -inf."""
     return _math.exp(x - (y if y > number(-np.inf, y) or y != y else number(0, y)))
+
+
+@inline
+def _sum_of(highest, total):
+    """log Σ eˣ from the largest number and Σ e^(x - largest), which is NaN where the largest is infinite."""
+    return _math.log(total) + highest if abs(highest) < number(np.inf, highest) else highest
 
 
 # Along a dim ----------------------------------------------------------------------------------------------------------
@@ -65,6 +93,28 @@ def logsumexp_dim(ins, T):
                     y[to + c + j] += _math.log(sums[j])
 
 
+@logsumexp_dim.on_card(**as_spread(spread_along))
+def logsumexp_dim_card(ins, T):
+    """One pass over x."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    inner, length, outer = sizes[0], sizes[1], sizes[2]
+    alone = by_lane(inner, outer, length)
+    for i in items(n):
+        y, x = item(ins, 0, i, T), item(ins, 1, i, T)
+        for t in parts(turns(alone, inner * outer)):
+            r = first_result(alone, t)
+            while r < end_result(alone, t, inner * outer):
+                at = quotient(r, inner) * length * inner + remainder(r, inner)
+                highest, total, k = number(-np.inf, T), number(0, T), first_number(alone)
+                while k < length:
+                    highest, total = with_exp(highest, total, x[at + k * inner])
+                    k += number_step(alone)
+                highest, total = all_exps(alone, highest, total)
+                if alone or leader():
+                    y[r] = _sum_of(highest, total)
+                r += width()
+
+
 @kernel
 def logsumexp_dim_gradient(ins, T):
     """dx = or += dy e^(x - y)."""
@@ -91,6 +141,25 @@ def logsumexp_dim_gradient(ins, T):
                 else:
                     for j in range(inner):
                         dx[f + j] = dy[to + j] * _share(x[f + j], y[to + j])
+
+
+@logsumexp_dim_gradient.on_card(**as_spread(spread_along))
+def logsumexp_dim_gradient_card(ins, T):
+    """The same, spread as the forward kernel."""
+    n, sizes, add = ins[ITEMS], integers(ins[SIZES]), ins[FLAGS] & ACCUMULATE
+    inner, length, outer = sizes[0], sizes[1], sizes[2]
+    alone = by_lane(inner, outer, length)
+    for i in items(n):
+        dx, dy, y, x = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T), item(ins, 3, i, T)
+        for t in parts(turns(alone, inner * outer)):
+            r = first_result(alone, t)
+            while r < end_result(alone, t, inner * outer):
+                at, g, h, k = quotient(r, inner) * length * inner + remainder(r, inner), dy[r], y[r], first_number(alone)
+                while k < length:
+                    d = g * _share(x[at + k * inner], h)
+                    dx[at + k * inner] = dx[at + k * inner] + d if add else d
+                    k += number_step(alone)
+                r += width()
 
 
 def _dim_shape(shapes, d):
@@ -150,6 +219,22 @@ def logsumexp(ins, T):
                     y[to + j] += _math.log(sums[j])
 
 
+@logsumexp.on_card(work=lambda sizes: sizes[1], parts=lambda sizes: sizes[2])
+def logsumexp_card(ins, T):
+    """A lane takes a number of y, from all arguments."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    count, size, batch = sizes[0], sizes[1], sizes[2]
+    for i in items(n):
+        y = item(ins, 0, i, T)
+        for b in parts(batch):
+            for j in lanes(size):
+                highest, total = number(-np.inf, T), number(0, T)
+                for k in range(count):
+                    x = item(ins, 1 + k, i, T)
+                    highest, total = with_exp(highest, total, x[j + b * size * sizes[3 + k]])
+                y[b * size + j] = _sum_of(highest, total)
+
+
 @kernel
 def logsumexp_gradient(ins, T):
     """dx = or += dy e^(x - y), summed over the batch if x has none."""
@@ -165,6 +250,28 @@ def logsumexp_gradient(ins, T):
             else:
                 for j in range(size):
                     dx[at + j] = dy[to + j] * _share(x[at + j], y[to + j])
+
+
+@logsumexp_gradient.on_card(**as_spread(lambda sizes: spread_batch(sizes[1], sizes[2])))
+def logsumexp_gradient_card(ins, T):
+    """One number of dx after the other; what has no batch takes a sum over it."""
+    n, sizes, add = ins[ITEMS], integers(ins[SIZES]), ins[FLAGS] & ACCUMULATE
+    size, batch, own = sizes[1], sizes[2], sizes[3 + argument(ins)]
+    results, count = (size * batch, 1) if own else (size, batch)
+    alone = by_lane(results, 1, count)
+    for i in items(n):
+        dx, dy, y, x = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T), item(ins, 3, i, T)
+        for t in parts(turns(alone, results)):
+            r = first_result(alone, t)
+            while r < end_result(alone, t, results):
+                total, b = number(0, T), first_number(alone)
+                while b < count:
+                    total += dy[b * size + r] * _share(x[r], y[b * size + r])
+                    b += number_step(alone)
+                total = all_joined(alone, total)
+                if alone or leader():
+                    dx[r] = dx[r] + total if add else total
+                r += width()
 
 
 def _list_shape(shapes):

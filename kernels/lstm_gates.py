@@ -11,6 +11,7 @@ import numpy as np
 
 from autobatch.kernels import _math
 from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, argument, integers, item, kernel, number
+from autobatch.kernels._lanes import items, lanes, quotient
 from autobatch.kernels._op import Lowering, Op, Operand, Sample, Shape, Tensor, common_batch, wrong
 
 # Gates: sizes: H, batch -----------------------------------------------------------------------------------------------
@@ -34,6 +35,21 @@ def lstm_gates(ins, T):
                 y[j] = _math.tanh(x[j])
 
 
+@lstm_gates.on_card
+def lstm_gates_card(ins, T):
+    """A lane takes the four gates of a number of c."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    H, total, one = sizes[0], sizes[0] * sizes[1], number(1, T)
+    for i in items(n):
+        y, x = item(ins, 0, i, T), item(ins, 1, i, T)
+        for t in lanes(total):
+            j = t + 3 * H * quotient(t, H)
+            y[j] = _math.logistic(x[j])
+            y[j + H] = _math.logistic(x[j + H] + one)
+            y[j + 2 * H] = _math.logistic(x[j + 2 * H])
+            y[j + 3 * H] = _math.tanh(x[j + 3 * H])
+
+
 @kernel
 def lstm_gates_gradient(ins, T):
     """dx = or += dy y (1 - y), dy (1 - y²) in the last quarter."""
@@ -52,6 +68,23 @@ def lstm_gates_gradient(ins, T):
                     dx[j] = dy[j] * (y[j] * (one - y[j]))
                 for j in range(at + 3 * H, at + 4 * H):
                     dx[j] = dy[j] * (one - y[j] * y[j])
+
+
+@lstm_gates_gradient.on_card
+def lstm_gates_gradient_card(ins, T):
+    """A lane takes numbers of dx."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    H, total, one = sizes[0], 4 * sizes[0] * sizes[1], number(1, T)
+    add = ins[FLAGS] & ACCUMULATE
+    for i in items(n):
+        dx, dy, y = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T)
+        for j in lanes(total):
+            gate = y[j]
+            slope = one - gate * gate if quotient(j, H) & 3 == 3 else gate * (one - gate)
+            dx[j] = dx[j] + dy[j] * slope if add else dy[j] * slope
+
+
+lstm_gates.on_card(work=lambda sizes: sizes[0] * sizes[1])
 
 
 def _gates_shape(shapes):
@@ -97,6 +130,19 @@ def vanilla_lstm_c(ins, T):
                 y[to + j] = gates[i + j] * gates[i + 3 * H + j] + gates[i + H + j] * c[at + j]
 
 
+@vanilla_lstm_c.on_card
+def vanilla_lstm_c_card(ins, T):
+    """A lane takes numbers of y."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    H, total = sizes[0], sizes[0] * sizes[1]
+    for k in items(n):
+        y, c, gates = item(ins, 0, k, T), item(ins, 1, k, T), item(ins, 2, k, T)
+        for t in lanes(total):
+            b = quotient(t, H)
+            at, i = t if sizes[2] > 1 else t - b * H, t + 3 * H * b if sizes[3] > 1 else t - b * H
+            y[t] = gates[i] * gates[i + 3 * H] + gates[i + H] * c[at]
+
+
 @kernel
 def vanilla_lstm_c_gradient(ins, T):
     """dc = or += dy f; or of the gates: dy (g, c, 0, i)."""
@@ -121,6 +167,37 @@ def vanilla_lstm_c_gradient(ins, T):
                     dx[at + j] += dy[to + j] * gates[i + H + j]
 
 
+@vanilla_lstm_c_gradient.on_card
+def vanilla_lstm_c_gradient_card(ins, T):
+    """A lane takes numbers of dc, or three gates of a number of c; one that has no batch adds up over that of y."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    H, add, of_gates = sizes[0], ins[FLAGS] & ACCUMULATE, argument(ins)
+    own = sizes[3] if of_gates else sizes[2]
+    for k in items(n):
+        dx, dy, c, gates = item(ins, 0, k, T), item(ins, 1, k, T), item(ins, 3, k, T), item(ins, 4, k, T)
+        for t in lanes(own * H):
+            first = quotient(t, H)
+            j = t - first * H
+            of_i, of_f, of_g = number(0, T), number(0, T), number(0, T)
+            for b in range(first, first + quotient(sizes[1], own)):
+                d, at, i = dy[b * H + j], b * H + j if sizes[2] > 1 else j, b * 4 * H + j if sizes[3] > 1 else j
+                if of_gates:
+                    of_i += d * gates[i + 3 * H]
+                    of_f += d * c[at]
+                    of_g += d * gates[i]
+                else:
+                    of_f += d * gates[i + H]
+            if of_gates:
+                i = t + 3 * H * first
+                dx[i] = dx[i] + of_i if add else of_i
+                dx[i + H] = dx[i + H] + of_f if add else of_f
+                if not add:
+                    dx[i + 2 * H] = 0
+                dx[i + 3 * H] = dx[i + 3 * H] + of_g if add else of_g
+            else:
+                dx[t] = dx[t] + of_f if add else of_f
+
+
 @kernel
 def vanilla_lstm_h(ins, T):
     """y = o tanh(c)."""
@@ -132,6 +209,19 @@ def vanilla_lstm_h(ins, T):
             to, at, o = b * H, b * H if sizes[2] > 1 else 0, (b * 4 if sizes[3] > 1 else 0) * H + 2 * H
             for j in range(H):
                 y[to + j] = gates[o + j] * _math.tanh(c[at + j])
+
+
+@vanilla_lstm_h.on_card
+def vanilla_lstm_h_card(ins, T):
+    """A lane takes numbers of y."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    H, total = sizes[0], sizes[0] * sizes[1]
+    for k in items(n):
+        y, c, gates = item(ins, 0, k, T), item(ins, 1, k, T), item(ins, 2, k, T)
+        for t in lanes(total):
+            b = quotient(t, H)
+            at, o = t if sizes[2] > 1 else t - b * H, (t + 3 * H * b if sizes[3] > 1 else t - b * H) + 2 * H
+            y[t] = gates[o] * _math.tanh(c[at])
 
 
 @kernel
@@ -153,6 +243,37 @@ def vanilla_lstm_h_gradient(ins, T):
                 for j in range(H):
                     squashed = _math.tanh(c[at + j])
                     dx[at + j] += dy[to + j] * gates[o + j] * (one - squashed * squashed)
+
+
+@vanilla_lstm_h_gradient.on_card
+def vanilla_lstm_h_gradient_card(ins, T):
+    """As that of c: a lane takes numbers of dc, or the gates of a number of c."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    H, add, of_gates, one = sizes[0], ins[FLAGS] & ACCUMULATE, argument(ins), number(1, T)
+    own = sizes[3] if of_gates else sizes[2]
+    for k in items(n):
+        dx, dy, c, gates = item(ins, 0, k, T), item(ins, 1, k, T), item(ins, 3, k, T), item(ins, 4, k, T)
+        for t in lanes(own * H):
+            first = quotient(t, H)
+            j, total = t - first * H, number(0, T)
+            for b in range(first, first + quotient(sizes[1], own)):
+                squashed = _math.tanh(c[b * H + j if sizes[2] > 1 else j])
+                if of_gates:
+                    total += dy[b * H + j] * squashed
+                else:
+                    o = (b * 4 * H + j if sizes[3] > 1 else j) + 2 * H
+                    total += dy[b * H + j] * gates[o] * (one - squashed * squashed)
+            if of_gates:
+                i = t + 3 * H * first
+                dx[i + 2 * H] = dx[i + 2 * H] + total if add else total
+                if not add:
+                    dx[i] = dx[i + H] = dx[i + 3 * H] = 0
+            else:
+                dx[t] = dx[t] + total if add else total
+
+
+for _kernel in (vanilla_lstm_c, vanilla_lstm_c_gradient, vanilla_lstm_h, vanilla_lstm_h_gradient):
+    _kernel.on_card(work=lambda sizes: sizes[0] * sizes[1])
 
 
 def _shape(name):

@@ -127,6 +127,25 @@ def lstm_step_prepare(ins, T):
                 dy[a + 3 * H + j] = dc * gate_i * (one - gate_g * gate_g)
 
 
+@lstm_step_prepare.on_card(work=lambda sizes: sizes[0] * sizes[2])
+def lstm_step_prepare_card(ins, T):
+    """A lane takes all that belongs to a number of c."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    H, total, one = sizes[0], sizes[0] * sizes[2], number(1, T)
+    for i in items(n):
+        dy, y, c = item(ins, 1, i, T), item(ins, 2, i, T), item(ins, 5, i, T)
+        for s in lanes(total):
+            a = 2 * total + s + 3 * H * quotient(s, H)
+            gate_i, gate_f, gate_o, gate_g = y[a], y[a + H], y[a + 2 * H], y[a + 3 * H]
+            squashed, dh = _math.tanh(y[total + s]), dy[s]
+            dc = dy[total + s] + dh * gate_o * (one - squashed * squashed)
+            dy[total + s] = dc
+            dy[a] = dc * gate_g * gate_i * (one - gate_i)
+            dy[a + H] = dc * c[s] * gate_f * (one - gate_f)
+            dy[a + 2 * H] = dh * squashed * gate_o * (one - gate_o)
+            dy[a + 3 * H] = dc * gate_i * (one - gate_g * gate_g)
+
+
 @kernel(before=_blas.ready)
 def lstm_step_gradient_input(ins, T):
     """dx = or += Wᵀ da: for x with Wx, for h with Wh (slot 3)."""
@@ -174,6 +193,18 @@ def lstm_step_gradient_c(ins, T):
             else:
                 for j in range(H):
                     dc[s + j] = dy[H * B + s + j] * y[f + j]
+
+
+@lstm_step_gradient_c.on_card(work=lambda sizes: sizes[0] * sizes[2])
+def lstm_step_gradient_c_card(ins, T):
+    """A lane takes numbers of dc."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    H, total, add = sizes[0], sizes[0] * sizes[2], ins[FLAGS] & ACCUMULATE
+    for i in items(n):
+        dc, dy, y = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T)
+        for s in lanes(total):
+            part = dy[total + s] * y[2 * total + s + 3 * H * quotient(s, H) + H]
+            dc[s] = dc[s] + part if add else part
 
 
 @kernel(before=_blas.ready)

@@ -3,11 +3,14 @@
 A NaN makes the result NaN, as in `numpy.maximum`. All of the gradient goes to one argument, also where several are equal.
 """
 
+import math
+
 import numpy as np
 
 from autobatch.kernels import _math
 from autobatch.kernels._elementwise import broadcast_shape, elementwise
 from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, argument, inline, integers, item, kernel, number
+from autobatch.kernels._lanes import items, lanes, largest, parts, smallest
 from autobatch.kernels._op import Lowering, Op, Operand, Sample, Shape, Tensor, common_batch, trimmed, two_broadcast, wrong
 from autobatch.kernels.arithmetic import _aligned
 from autobatch.kernels.rounding import MODES, surrogate
@@ -70,17 +73,17 @@ def emax(ins, T):
     """y = the largest of x, number by number."""
     n, sizes = ins[ITEMS], integers(ins[SIZES])
     count, size, batch = sizes[0], sizes[1], sizes[2]
-    for i in range(n):
+    for i in items(n):
         y = item(ins, 0, i, T)
         for k in range(count):
             x = item(ins, 1 + k, i, T)
-            for b in range(batch):
+            for b in parts(batch):
                 at, to = b * size if sizes[3 + k] else 0, b * size
                 if k == 0:
-                    for j in range(size):
+                    for j in lanes(size):
                         y[to + j] = x[at + j]
                 else:
-                    for j in range(size):
+                    for j in lanes(size):
                         y[to + j] = _larger_of(x[at + j], y[to + j])
 
 
@@ -88,12 +91,12 @@ _larger_of = inline(_larger)
 
 
 @inline
-def _earlier(ins, sizes, k, i, b, j, largest, T):
+def _earlier(ins, sizes, k, i, b, j, highest, T):
     """Whether an argument before k has this number."""
     found = False
     for before in range(k):
         x = item(ins, 3 + before, i, T)
-        found |= x[(b * sizes[1] if sizes[3 + before] else 0) + j] == largest
+        found |= x[(b * sizes[1] if sizes[3 + before] else 0) + j] == highest
     return found
 
 
@@ -102,27 +105,30 @@ def emax_gradient(ins, T):
     """dx = or += dy where x is the first that is y, summed over the batch if x has none."""
     n, sizes, k = ins[ITEMS], integers(ins[SIZES]), argument(ins)
     size, batch = sizes[1], sizes[2]
-    for i in range(n):
+    for i in items(n):
         dx, dy, y, x = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T), item(ins, 3 + k, i, T)
-        for b in range(batch):
+        for b in parts(batch):
             at, to = b * size if sizes[3 + k] else 0, b * size
             add = ins[FLAGS] & ACCUMULATE or (b > 0 and not sizes[3 + k])
             if k == 0:  # vector code, and so for the second argument
-                for j in range(size):
-                    g = dy[to + j] if x[at + j] == y[to + j] else number(0, y[0])
+                for j in lanes(size):
+                    g = dy[to + j] if x[at + j] == y[to + j] else number(0, T)
                     dx[at + j] = dx[at + j] + g if add else g
-                continue
-            if k == 1:
+            elif k == 1:
                 before, start = item(ins, 3, i, T), b * size if sizes[3] else 0
-                for j in range(size):
-                    g = dy[to + j] if (x[at + j] == y[to + j]) & (before[start + j] != y[to + j]) else number(0, y[0])
+                for j in lanes(size):
+                    g = dy[to + j] if (x[at + j] == y[to + j]) & (before[start + j] != y[to + j]) else number(0, T)
                     dx[at + j] = dx[at + j] + g if add else g
-                continue
-            for j in range(size):
-                largest = y[to + j]
-                first = x[at + j] == largest and not _earlier(ins, sizes, k, i, b, j, largest, T)
-                g = dy[to + j] if first else number(0, largest)
-                dx[at + j] = dx[at + j] + g if add else g
+            else:
+                for j in lanes(size):
+                    highest = y[to + j]
+                    first = x[at + j] == highest and not _earlier(ins, sizes, k, i, b, j, highest, T)
+                    g = dy[to + j] if first else number(0, T)
+                    dx[at + j] = dx[at + j] + g if add else g
+
+
+emax.on_card(work=lambda sizes: sizes[1], parts=lambda sizes: sizes[2])
+emax_gradient.on_card(work=lambda sizes: sizes[1], parts=lambda sizes: sizes[2] if all(sizes[3 : 3 + sizes[0]]) else 1)
 
 
 def _emax_shape(shapes):
@@ -185,18 +191,40 @@ def argmax(ins, T):
             y[at + where] = number(1, x[at])
 
 
+@argmax.on_card(work=lambda sizes: sizes[0], parts=lambda sizes: sizes[1])
+def argmax_card(ins, T):
+    """The same; which number is the largest, and where, all lanes find out."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    length, batch = sizes[0], sizes[1]
+    for i in items(n):
+        y, x = item(ins, 0, i, T), item(ins, 1, i, T)
+        for b in parts(batch):
+            at = b * length
+            highest = number(-math.inf, T)
+            for j in lanes(length):
+                highest = _larger_of(x[at + j], highest)
+            highest = largest(highest)
+            where = length
+            for j in lanes(length):
+                if x[at + j] == highest or (highest != highest and x[at + j] != x[at + j]):
+                    where = min(where, j)
+            where = smallest(where)
+            for j in lanes(length):
+                y[at + j] = number(1 if j == where else 0, T)
+
+
 @kernel
 def argmax_gradient(ins, T):
     """dx = or += dy, or 0."""
     n, sizes = ins[ITEMS], integers(ins[SIZES])
-    size, scale = sizes[0] * sizes[1], number(sizes[2], T[0])
-    for i in range(n):
+    size, scale = sizes[0] * sizes[1], number(sizes[2], T)
+    for i in items(n):
         dx, dy = item(ins, 0, i, T), item(ins, 1, i, T)
         if ins[FLAGS] & ACCUMULATE:
-            for j in range(size):
+            for j in lanes(size):
                 dx[j] += dy[j] * scale
         else:
-            for j in range(size):
+            for j in lanes(size):
                 dx[j] = dy[j] * scale
 
 

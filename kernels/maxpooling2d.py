@@ -2,12 +2,16 @@
 
 Windows lie as those of `conv2d`; what of a window is outside of the image is left out. The first is that with the smallest
 column, then row: the first in memory. A NaN counts as largest.
+
+On a card a lane takes one number: of y, or of dx, where it looks at all windows that contain it.
 """
 
 import numpy as np
 
 from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, inline, integers, item, kernel, number
+from autobatch.kernels._lanes import items, lanes
 from autobatch.kernels._op import Lowering, Op, Operand, Sample, Shape, Tensor, wrong
+from autobatch.kernels._reduce import quotient, remainder
 from autobatch.kernels._windows import geometry, inside, positive, windows
 
 # sizes: H, W, window FH, FW, H', W', strides s, t, top, left, channels and batch
@@ -32,6 +36,24 @@ def maxpooling2d(ins, T):
                     for p in range(first, end):
                         v = x[at + p * s]
                         y[to + p] = v if v > y[to + p] or v != v else y[to + p]
+
+
+@maxpooling2d.on_card(work=lambda sizes: sizes[4] * sizes[5] * sizes[10])
+def maxpooling2d_card(ins, T):
+    """y = the largest of each window."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    H, W, rows, cols = sizes[0], sizes[1], sizes[4], sizes[5]
+    for i in items(n):
+        y, x = item(ins, 0, i, T), item(ins, 1, i, T)
+        for q in lanes(rows * cols * sizes[10]):
+            c, best = quotient(q, rows), -number(np.inf, T)
+            row, column = remainder(q, rows) * sizes[6] - sizes[8], remainder(c, cols) * sizes[7] - sizes[9]
+            for w in range(max(column, 0), min(column + sizes[3], W)):
+                at = (quotient(c, cols) * W + w) * H
+                for h in range(max(row, 0), min(row + sizes[2], H)):
+                    v = x[at + h]
+                    best = v if v > best or v != v else best
+            y[q] = best
 
 
 @inline
@@ -61,6 +83,38 @@ def maxpooling2d_gradient(ins, T):
                 row, largest = p * sizes[6] - sizes[8], y[c * rows + p]
                 h0, h1 = max(row, 0), min(row + sizes[2], H)
                 dx[_place(x, start, largest, w0, w1, h0, h1, H)] += dy[c * rows + p]
+
+
+@inline
+def _around(place, window, stride, count):
+    """First of the windows that contain a place, and the end of these; the first window of all begins at 0."""
+    before = place - window + 1
+    first = 0 if before <= 0 else quotient(before + stride - 1, stride)
+    return first, min(count, quotient(place, stride) + 1)
+
+
+@maxpooling2d_gradient.on_card(work=lambda sizes: sizes[0] * sizes[1] * sizes[10])
+def maxpooling2d_gradient_card(ins, T):
+    """dx of each number = or += dy of the windows of which it is the first that is the largest."""
+    n, sizes, add = ins[ITEMS], integers(ins[SIZES]), ins[FLAGS] & ACCUMULATE
+    H, W, rows, cols = sizes[0], sizes[1], sizes[4], sizes[5]
+    for i in items(n):
+        dx, dy, y, x = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T), item(ins, 3, i, T)
+        for q in lanes(H * W * sizes[10]):
+            line, total = quotient(q, H), number(0, T)
+            channel, v = quotient(line, W), x[q]
+            first_p, end_p = _around(remainder(q, H) + sizes[8], sizes[2], sizes[6], rows)
+            first_c, end_c = _around(remainder(line, W) + sizes[9], sizes[3], sizes[7], cols)
+            for c in range(first_c, end_c):
+                column = c * sizes[7] - sizes[9]
+                w0, w1 = max(column, 0), min(column + sizes[3], W)
+                for p in range(first_p, end_p):
+                    row, at = p * sizes[6] - sizes[8], (channel * cols + c) * rows + p
+                    if v == y[at] or v != v:
+                        h0, h1 = max(row, 0), min(row + sizes[2], H)
+                        if _place(x, channel * W * H, y[at], w0, w1, h0, h1, H) == q:
+                            total += dy[at]
+            dx[q] = dx[q] + total if add else total
 
 
 def _shape(shapes, ksize, stride, is_valid):

@@ -14,17 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from autobatch.kernels import _jit, _math, _reduce
+from autobatch.kernels import _jit, _lanes, _math, _reduce
 from autobatch.kernels._errors import ArgumentError
 from autobatch.kernels._jit import Kernel, kernel_from_source
 from autobatch.kernels._op import Lowering, Op, Operand, Sample, Shape, Tensor, one_tensor, wrong
-from autobatch.kernels._reduce import walk
+from autobatch.kernels._reduce import as_spread, spread_walk, walk
 
 # sizes: divisor (unless one is given as an argument), then the walk
 _DIVISOR, _AT = 0, 1
 
 _SCOPE = {name: getattr(_jit, name) for name in ("ITEMS", "SIZES", "FLAGS", "ACCUMULATE", "integers", "item", "number")}
 _SCOPE |= {name: getattr(_reduce, name) for name in ("INNER", "LENGTH", "OUTER", "PIECES", "start_of", "piece_of")}
+_SCOPE |= {name: getattr(_lanes, name) for name in ("items", "parts", "leader", "width")}
+_SCOPE |= {name: getattr(_reduce, name) for name in ("by_lane", "turns", "first_result", "end_result")}
+_SCOPE |= {name: getattr(_reduce, name) for name in ("pieces_or_numbers", "all_joined", "quotient", "remainder")}
 _SCOPE |= {"AT": _AT, "DIVISOR": _DIVISOR, "sqrt": _math.sqrt}
 
 _FORWARD = """
@@ -95,6 +98,57 @@ def {name}(ins, T):
                                 dx[f + j] = {product}
 """
 
+# On a card forward and backward go through the numbers of a result in the same way, see `_reduce.py`.
+
+_CARD = """
+def {name}(ins, T):
+    n, sizes, add = ins[ITEMS], integers(ins[SIZES]), ins[FLAGS] & ACCUMULATE
+    inner, length, outer, pieces = sizes[AT + INNER], sizes[AT + LENGTH], sizes[AT + OUTER], sizes[AT + PIECES]
+    results = inner * outer
+    alone = by_lane(inner, outer, length * pieces)
+    first_p, step_p, first_k, step_k = pieces_or_numbers(alone, pieces, length)
+    for i in items(n):
+{operands}
+        divisor = {divisor}
+        for t in parts(turns(alone, results)):
+            r = first_result(alone, t)
+            while r < end_result(alone, t, results):
+                start, p = start_of(sizes, AT, r // inner) + r % inner, first_p
+{begin}
+                while p < pieces:
+                    at, k = start + piece_of(sizes, AT, p), first_k
+                    while k < length:
+{number}
+                        k += step_k
+                    p += step_p
+{end}
+                r += width()
+"""
+
+_CARD_FORWARD = {
+    "operands": ["y, x = item(ins, 0, i, T), item(ins, 1, i, T)"],
+    "begin": ["total = number(0, T)"],
+    "number": ["v = x[at + k * inner]{squares}", "total += {power}"],
+    "end": ["total = all_joined(alone, total)", "if alone or leader():", "    y[r] = {end}(total / divisor)"],
+}
+_CARD_BACKWARD = {
+    "operands": ["dx, dy, y, x = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T), {x}"],
+    "begin": ["h, g, scale = y[r], dy[r], number({r}, T) / divisor", "g = {slope}"],
+    "number": [
+        "{fetch}",
+        "d = {product}",
+        "dx[at + k * inner] = dx[at + k * inner] + d if add else d",
+    ],
+    "end": ["pass"],
+}
+_CARD_INDENT = {"operands": 8, "begin": 16, "number": 24, "end": 16}
+
+
+def _card(lines: dict[str, list[str]]) -> str:
+    """Text of a kernel for a card."""
+    parts = {name: "\n".join(" " * by + line for line in lines[name]) for name, by in _CARD_INDENT.items()}
+    return _CARD.format(name="{name}", divisor="{divisor}", **parts)
+
 
 def _power(r: int) -> tuple[str, str]:
     """Text of v to the power of r, by repeated squaring: statements that go before, and the product."""
@@ -102,8 +156,11 @@ def _power(r: int) -> tuple[str, str]:
     return squares, " * ".join(f"v{k or ''}" for k in range(r.bit_length()) if r >> k & 1)
 
 
-def _kernel(template: str, name: str, reductions: bool = False, **text: str) -> Kernel:
-    return kernel_from_source(name, template.format(name=name, **text), __file__, _SCOPE, reductions)
+def _kernel(template: str, card: dict[str, list[str]], name: str, reductions: bool = False, **text: str) -> Kernel:
+    made = kernel_from_source(name, template.format(name=name, **text), __file__, _SCOPE, reductions)
+    own = kernel_from_source(f"{name}_card", _card(card).format(name=f"{name}_card", **text), __file__, _SCOPE)
+    made.on_card(**as_spread(spread_walk))(own.function)
+    return made
 
 
 @functools.cache
@@ -111,7 +168,8 @@ def _forward(r: int, given: bool, root: bool) -> Kernel:
     name = f"power_sum_{r}" + "_given" * given + "_root" * root
     divisor = "item(ins, 2, i, T)[0]" if given else "number(sizes[DIVISOR], T)"
     squares, power = _power(r)
-    return _kernel(_FORWARD, name, True, divisor=divisor, squares=squares, power=power, end="sqrt" if root else "")
+    end = "sqrt" if root else ""
+    return _kernel(_FORWARD, _CARD_FORWARD, name, True, divisor=divisor, squares=squares, power=power, end=end)
 
 
 @functools.cache
@@ -122,12 +180,14 @@ def _backward(r: int, given: bool, root: bool) -> Kernel:
     squares, power = _power(r - 1)
     return _kernel(
         _BACKWARD,
+        _CARD_BACKWARD,
         name,
         x="item(ins, 3, i, T)" if reads_x else "item(ins, 1, i, T)",
         divisor=f"item(ins, {place}, i, T)[0]" if given else "number(sizes[DIVISOR], T)",
         r="1" if root else str(r),
         slope="(g / h if h != 0 else number(0, g))" if root else "g * scale",
         squares=squares,
+        fetch=f"v = x[at + k * inner]{squares}" if reads_x else "pass",
         product=f"g * ({power})" if reads_x else "g",
     )
 

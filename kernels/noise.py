@@ -14,6 +14,7 @@ import numpy as np
 
 from autobatch.kernels import _math
 from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, immediate, integers, item, kernel, number
+from autobatch.kernels._lanes import items, lanes
 from autobatch.kernels._op import Lowering, Op, Operand, Sample, Shape, Tensor
 from autobatch.kernels._random import exponential, hashes, limit, mixed, normal, reference_bits, uniform
 
@@ -24,10 +25,10 @@ from autobatch.kernels._random import exponential, hashes, limit, mixed, normal,
 def noise(ins, T):
     """y = x + stddev z. Slots: y, x, stddev, key."""
     n, size = ins[ITEMS], integers(ins[SIZES])[0]
-    for i in range(n):
+    for i in items(n):
         y, x, stddev = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T)[0]
         first, second = hashes(immediate(ins, 3, i))
-        for j in range(size):
+        for j in lanes(size):
             y[j] = x[j] + stddev * normal(mixed(first, second, j), stddev)
 
 
@@ -35,13 +36,13 @@ def noise(ins, T):
 def noise_gradient(ins, T):
     """dx = or += dy."""
     n, size = ins[ITEMS], integers(ins[SIZES])[0]
-    for i in range(n):
+    for i in items(n):
         dx, dy = item(ins, 0, i, T), item(ins, 1, i, T)
         if ins[FLAGS] & ACCUMULATE:
-            for j in range(size):
+            for j in lanes(size):
                 dx[j] += dy[j]
         else:
-            for j in range(size):
+            for j in lanes(size):
                 dx[j] = dy[j]
 
 
@@ -49,10 +50,10 @@ def noise_gradient(ins, T):
 def random_normal(ins, T):
     """y = mean + stddev z. Slots: y, mean, stddev, key."""
     n, size = ins[ITEMS], integers(ins[SIZES])[0]
-    for i in range(n):
+    for i in items(n):
         y, mean, stddev = item(ins, 0, i, T), item(ins, 1, i, T)[0], item(ins, 2, i, T)[0]
         first, second = hashes(immediate(ins, 3, i))
-        for j in range(size):
+        for j in lanes(size):
             y[j] = mean + stddev * normal(mixed(first, second, j), stddev)
 
 
@@ -60,11 +61,11 @@ def random_normal(ins, T):
 def random_uniform(ins, T):
     """y = left + (right - left) u. Slots: y, left, right, key."""
     n, size = ins[ITEMS], integers(ins[SIZES])[0]
-    for i in range(n):
+    for i in items(n):
         y, left, right = item(ins, 0, i, T), item(ins, 1, i, T)[0], item(ins, 2, i, T)[0]
         first, second = hashes(immediate(ins, 3, i))
         width = right - left
-        for j in range(size):
+        for j in lanes(size):
             y[j] = left + width * uniform(mixed(first, second, j), width)
 
 
@@ -72,11 +73,11 @@ def random_uniform(ins, T):
 def random_bernoulli(ins, T):
     """y = scale where the draw is below p, else 0. Slots: y, p, scale, key."""
     n, size = ins[ITEMS], integers(ins[SIZES])[0]
-    for i in range(n):
+    for i in items(n):
         y, p, scale = item(ins, 0, i, T), item(ins, 1, i, T)[0], item(ins, 2, i, T)[0]
         first, second = hashes(immediate(ins, 3, i))
         below = limit(p)
-        for j in range(size):
+        for j in lanes(size):
             y[j] = scale if np.int64(mixed(first, second, j)) < below else number(0, scale)
 
 
@@ -84,10 +85,10 @@ def random_bernoulli(ins, T):
 def random_gumbel(ins, T):
     """y = mu - beta log(-log u). Slots: y, mu, beta, key."""
     n, size = ins[ITEMS], integers(ins[SIZES])[0]
-    for i in range(n):
+    for i in items(n):
         y, mu, beta = item(ins, 0, i, T), item(ins, 1, i, T)[0], item(ins, 2, i, T)[0]
         first, second = hashes(immediate(ins, 3, i))
-        for j in range(size):
+        for j in lanes(size):
             y[j] = mu - beta * _math.log(exponential(mixed(first, second, j), beta))
 
 

@@ -7,9 +7,10 @@ import math
 
 import numpy as np
 
-from autobatch.kernels import _math
+from autobatch.kernels import _math, _math_special
 from autobatch.kernels._errors import ArgumentError
 from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, immediate, integers, item, kernel, number
+from autobatch.kernels._lanes import items, joined, lanes, leader
 from autobatch.kernels._op import Lowering, Op, Operand, Sample, Shape, Tensor, wrong
 
 # sizes: batch, 1 if l has a batch of its own; one immediate, the count, for each element of the minibatch
@@ -17,25 +18,35 @@ from autobatch.kernels._op import Lowering, Op, Operand, Sample, Shape, Tensor, 
 
 @kernel
 def poisson_loss(ins, T):
-    """y = eˡ + log Γ(x + 1) - x l; in float64, as the terms are large beside their sum."""
+    """y = eˡ + log Γ(x + 1) - x l; in float64, on a card too, as the terms are large beside their sum."""
     n, sizes = ins[ITEMS], integers(ins[SIZES])
-    for i in range(n):
+    for i in items(n):
         y, l = item(ins, 0, i, T), item(ins, 1, i, T)
-        for b in range(sizes[0]):
+        for b in lanes(sizes[0]):
             x, v = np.float64(immediate(ins, 2 + b, i)), np.float64(l[b * sizes[1]])
-            y[b] = number(_math.exp(v) + (math.lgamma(x + 1.0) - (x * v if x > 0.0 else 0.0)), T)
+            y[b] = number(_math.exp(v) + (_math_special.lgamma(x + 1.0) - (x * v if x > 0.0 else 0.0)), T)
 
 
 @kernel
 def poisson_loss_gradient(ins, T):
     """dl = or += dy (eˡ - x). Slots: dl, dy, y, l, then the counts."""
     n, sizes = ins[ITEMS], integers(ins[SIZES])
-    for i in range(n):
+    for i in items(n):
         dl, dy, l = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 3, i, T)
-        for b in range(sizes[0]):
+        total = number(0, T)
+        for b in lanes(sizes[0]):
             at = b * sizes[1]
             slope = dy[b] * (_math.exp(l[at]) - number(immediate(ins, 4 + b, i), T))
-            dl[at] = dl[at] + slope if ins[FLAGS] & ACCUMULATE or (b > 0 and not sizes[1]) else slope
+            total += slope
+            if sizes[1]:
+                dl[at] = dl[at] + slope if ins[FLAGS] & ACCUMULATE else slope
+        total = joined(total)
+        if not sizes[1] and leader():
+            dl[0] = dl[0] + total if ins[FLAGS] & ACCUMULATE else total
+
+
+for _each in (poisson_loss, poisson_loss_gradient):
+    _each.on_card(work=lambda sizes: sizes[0])
 
 
 def _shape(shapes, count):

@@ -8,15 +8,18 @@ different elements run as one batch.
 """
 
 import itertools
+import math
 
 import numpy as np
 
 from autobatch.kernels._errors import ArgumentError
-from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, immediate, integers, item, kernel
+from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, immediate, inline, integers, item, kernel
+from autobatch.kernels._lanes import items, lanes, meet, quotient
 from autobatch.kernels._op import Lowering, Op, Operand, Sample, Shape, Tensor, wrong
 
-# sizes: numbers of x, numbers of y, starts per node, dims, extents, strides in x; y is walked without gaps
-_DIMS = 3
+# sizes: numbers of x, numbers of y, starts per node, whether two of these may be one, dims, extents, strides in x; y is walked
+# without gaps
+_DIMS = 4
 
 
 @kernel
@@ -35,6 +38,30 @@ def select(ins, T):
                 rest //= sizes[_DIMS + 1 + d]
             for j in range(inner):
                 y[o * inner + j] = x[at + j * step]
+
+
+@inline
+def _walked(sizes, t):
+    """Where in x, from the start on, number t of y stands."""
+    dims, o = sizes[_DIMS], quotient(t, sizes[_DIMS + 1])
+    at = (t - o * sizes[_DIMS + 1]) * sizes[_DIMS + 1 + dims]
+    for d in range(1, dims):
+        extent = sizes[_DIMS + 1 + d]
+        rest = quotient(o, extent)
+        at += (o - rest * extent) * sizes[_DIMS + 1 + dims + d]
+        o = rest
+    return at
+
+
+@select.on_card
+def select_card(ins, T):
+    """A lane takes numbers of y."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    total, each = sizes[1], quotient(sizes[1], sizes[2])
+    for i in items(n):
+        y, x = item(ins, 0, i, T), item(ins, 1, i, T)
+        for t in lanes(total):
+            y[t] = x[immediate(ins, 2 + quotient(t, each), i) + _walked(sizes, t)]
 
 
 @kernel
@@ -58,6 +85,65 @@ def select_gradient(ins, T):
                 dx[at + j * step] += dy[o * inner + j]
 
 
+@select_gradient.on_card
+def select_gradient_card(ins, T):
+    """A lane takes numbers of dy. Of several with one start the first adds them all up: they have one place in dx."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    size, total, starts, alike = sizes[0], sizes[1], sizes[2], sizes[3]
+    each = quotient(total, starts)
+    for i in items(n):
+        dx, dy = item(ins, 0, i, T), item(ins, 1, i, T)
+        if not ins[FLAGS] & ACCUMULATE:
+            for j in lanes(size):
+                dx[j] = 0
+            meet()
+        for t in lanes(total):
+            s = quotient(t, each)
+            start, value, first = immediate(ins, 3 + s, i), dy[t], True
+            if alike:
+                for k in range(s):
+                    first &= immediate(ins, 3 + k, i) != start
+                if first:
+                    for k in range(s + 1, starts):
+                        if immediate(ins, 3 + k, i) == start:
+                            value += dy[t + (k - s) * each]
+            if first:
+                dx[start + _walked(sizes, t)] += value
+
+
+@kernel
+def permute_gradient(ins, T):
+    """dx = or += dy, where the walk goes through all of x."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    dims, inner, step = sizes[_DIMS], sizes[_DIMS + 1], sizes[_DIMS + 1 + sizes[_DIMS]]
+    outer, add = sizes[1] // inner, ins[FLAGS] & ACCUMULATE
+    for i in range(n):
+        dx, dy = item(ins, 0, i, T), item(ins, 1, i, T)
+        for o in range(outer):
+            at, rest = 0, o
+            for d in range(1, dims):
+                at += rest % sizes[_DIMS + 1 + d] * sizes[_DIMS + 1 + dims + d]
+                rest //= sizes[_DIMS + 1 + d]
+            if add:
+                for j in range(inner):
+                    dx[at + j * step] += dy[o * inner + j]
+            else:
+                for j in range(inner):
+                    dx[at + j * step] = dy[o * inner + j]
+
+
+@permute_gradient.on_card
+def permute_gradient_card(ins, T):
+    """A lane takes numbers of dy."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    total, add = sizes[1], ins[FLAGS] & ACCUMULATE
+    for i in items(n):
+        dx, dy = item(ins, 0, i, T), item(ins, 1, i, T)
+        for t in lanes(total):
+            at = _walked(sizes, t)
+            dx[at] = dx[at] + dy[t] if add else dy[t]
+
+
 # Walks ----------------------------------------------------------------------------------------------------------------
 
 
@@ -73,9 +159,11 @@ def _lowering(x, extents, strides, starts=1):
         kept.insert(0, (1, 1))  # the batch must not be the inner dim, each element of it has its own start
     if starts > 1:
         kept[-1] = (kept[-1][0], 0)
-    sizes = (x.total, int(np.prod([e for e, _ in kept])), starts, len(kept), *(e for e, _ in kept), *(s for _, s in kept))
+    total, alike = math.prod(e for e, _ in kept), int(starts > 1 and x.batch == 1)
+    sizes = (x.total, total, starts, alike, len(kept), *(e for e, _ in kept), *(s for _, s in kept))
     last = x.total - sum((e - 1) * s for e, s in kept)  # no start may be beyond this, or the walk would leave x
-    return Lowering(select, sizes, (Operand(backward=select_gradient, needs=()),), limit=last)
+    backward = permute_gradient if total == x.total and starts == 1 else select_gradient
+    return Lowering(select, sizes, (Operand(backward=backward, needs=()),), limit=last)
 
 
 def contiguous(extents, strides):

@@ -6,6 +6,9 @@
     pickneglogsoftmax  y = log Σ eˣ - x[v]    dx += dy (softmax(x) - [j = v])
 
 The maximum is subtracted first, so nothing overflows.
+
+On a card a team takes one softmax, its lanes the numbers; the largest number and the sum come from one pass over x, in which a
+lane that meets a larger number scales what it has. So a loss reads x once, and its gradient once.
 """
 
 import math
@@ -15,7 +18,24 @@ import numpy as np
 from autobatch.kernels import _math
 from autobatch.kernels._errors import ArgumentError
 from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, immediate, inline, integers, item, kernel, number
+from autobatch.kernels._lanes import items, joined, lanes, leader, meet, parts, width
+from autobatch.kernels._lanes import largest as largest_of_all
 from autobatch.kernels._op import Lowering, Op, Operand, Sample, Shape, Tensor, wrong
+from autobatch.kernels._reduce import (
+    all_exps,
+    all_joined,
+    as_spread,
+    by_lane,
+    end_result,
+    first_number,
+    first_result,
+    number_step,
+    quotient,
+    remainder,
+    spread,
+    turns,
+    with_exp,
+)
 
 # sizes: length of the dim, stride of the dim, number of groups (one softmax each), groups side by side (= the stride)
 
@@ -80,6 +100,35 @@ def softmax(ins, T):
                     y[at + j * step] /= total
 
 
+def _spread(sizes):
+    """Lanes and parts of a softmax: see `_reduce.spread`."""
+    return spread(sizes[1], sizes[2] // sizes[1], sizes[0])
+
+
+@softmax.on_card(**as_spread(_spread))
+def softmax_card(ins, T):
+    """Two passes over x."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    length, step, groups = sizes[0], sizes[1], sizes[2]
+    alone = by_lane(step, groups // step, length)
+    for i in items(n):
+        y, x = item(ins, 0, i, T), item(ins, 1, i, T)
+        for t in parts(turns(alone, groups)):
+            g = first_result(alone, t)
+            while g < end_result(alone, t, groups):
+                at = quotient(g, step) * step * length + remainder(g, step)
+                highest, total, j = number(-np.inf, T), number(0, T), first_number(alone)
+                while j < length:
+                    highest, total = with_exp(highest, total, x[at + j * step])
+                    j += number_step(alone)
+                highest, total = all_exps(alone, highest, total)
+                share, j = number(1, T) / total, first_number(alone)
+                while j < length:
+                    y[at + j * step] = _math.exp(x[at + j * step] - highest) * share
+                    j += number_step(alone)
+                g += width()
+
+
 @kernel(reductions=True)
 def softmax_gradient(ins, T):
     """dx = or += y (dy - Σ dy y)."""
@@ -100,6 +149,30 @@ def softmax_gradient(ins, T):
                     dx[at + j * step] = y[at + j * step] * (dy[at + j * step] - total)
 
 
+@softmax_gradient.on_card(**as_spread(_spread))
+def softmax_gradient_card(ins, T):
+    """The same, spread as the forward kernel."""
+    n, sizes, add = ins[ITEMS], integers(ins[SIZES]), ins[FLAGS] & ACCUMULATE
+    length, step, groups = sizes[0], sizes[1], sizes[2]
+    alone = by_lane(step, groups // step, length)
+    for i in items(n):
+        dx, dy, y = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T)
+        for t in parts(turns(alone, groups)):
+            g = first_result(alone, t)
+            while g < end_result(alone, t, groups):
+                at = quotient(g, step) * step * length + remainder(g, step)
+                total, j = number(0, T), first_number(alone)
+                while j < length:
+                    total += dy[at + j * step] * y[at + j * step]
+                    j += number_step(alone)
+                total, j = all_joined(alone, total), first_number(alone)
+                while j < length:
+                    d = y[at + j * step] * (dy[at + j * step] - total)
+                    dx[at + j * step] = dx[at + j * step] + d if add else d
+                    j += number_step(alone)
+                g += width()
+
+
 @kernel(reductions=True)
 def log_softmax(ins, T):
     """y = x - log Σ eˣ along one dim."""
@@ -118,24 +191,50 @@ def log_softmax(ins, T):
                 y[at + j * step] = _apart(x[at + j * step], largest, total)
 
 
+def _columns(sizes):
+    """Lanes and parts where each softmax is a column."""
+    return sizes[0], sizes[2]
+
+
+@log_softmax.on_card(**as_spread(_columns))
+def log_softmax_card(ins, T):
+    """Two passes over x. One softmax after the other: there is none along another dim than the first."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    length, groups = sizes[0], sizes[2]
+    for i in items(n):
+        y, x = item(ins, 0, i, T), item(ins, 1, i, T)
+        for g in parts(groups):
+            at, highest, total = g * length, number(-np.inf, T), number(0, T)
+            for j in lanes(length):
+                highest, total = with_exp(highest, total, x[at + j])
+            highest, total = all_exps(False, highest, total)
+            total = _math.log(total)
+            for j in lanes(length):
+                y[at + j] = _apart(x[at + j], highest, total)
+
+
 @kernel(reductions=True)
 def log_softmax_gradient(ins, T):
     """dx = or += dy - eʸ Σ dy."""
     n, sizes = ins[ITEMS], integers(ins[SIZES])
     length, step, groups = sizes[0], sizes[1], sizes[2]
-    for i in range(n):
+    for i in items(n):
         dx, dy, y = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T)
-        for g in range(groups):
+        for g in parts(groups):
             at = g // step * step * length + g % step
             total = number(0, dy[0])
-            for j in range(length):
+            for j in lanes(length):
                 total += dy[at + j * step]
+            total = joined(total)
             if ins[FLAGS] & ACCUMULATE:
-                for j in range(length):
+                for j in lanes(length):
                     dx[at + j * step] += dy[at + j * step] - _math.exp(y[at + j * step]) * total
             else:
-                for j in range(length):
+                for j in lanes(length):
                     dx[at + j * step] = dy[at + j * step] - _math.exp(y[at + j * step]) * total
+
+
+log_softmax_gradient.on_card(**as_spread(_columns))
 
 
 def _softmax_shape(name):
@@ -197,21 +296,23 @@ def restricted_log_softmax(ins, T):
     """y = x - log Σ eˣ over the ids, -inf elsewhere, of each column."""
     n, sizes = ins[ITEMS], integers(ins[SIZES])
     length, groups, count = sizes[0], sizes[1], sizes[2]
-    for i in range(n):
+    for i in items(n):
         y, x = item(ins, 0, i, T), item(ins, 1, i, T)
-        for j in range(length * groups):
-            y[j] = -np.inf
-        for g in range(groups):
+        for g in parts(groups):
             at = g * length
+            for j in lanes(length):
+                y[at + j] = number(-np.inf, T)
             largest = x[at + immediate(ins, 2, i)]
-            for k in range(1, count):
+            for k in lanes(1, count):
                 v = x[at + immediate(ins, 2 + k, i)]
                 largest = v if v > largest or v != v else largest
+            largest = largest_of_all(largest)
             total = number(0, largest)
-            for k in range(count):
+            for k in lanes(count):
                 total += _math.exp(x[at + immediate(ins, 2 + k, i)] - largest)
-            total = _math.log(total)
-            for k in range(count):
+            total = _math.log(joined(total))
+            meet()
+            for k in lanes(count):
                 j = at + immediate(ins, 2 + k, i)
                 y[j] = (x[j] - largest) - total
 
@@ -221,18 +322,24 @@ def restricted_log_softmax_gradient(ins, T):
     """dx = or += dy - eʸ Σ dy over the ids, 0 elsewhere."""
     n, sizes = ins[ITEMS], integers(ins[SIZES])
     length, groups, count = sizes[0], sizes[1], sizes[2]
-    for i in range(n):
+    for i in items(n):
         dx, dy, y = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T)
-        if not ins[FLAGS] & ACCUMULATE:
-            for j in range(length * groups):
-                dx[j] = 0
-        for g in range(groups):
+        for g in parts(groups):
+            if not ins[FLAGS] & ACCUMULATE:
+                for j in lanes(length):
+                    dx[g * length + j] = 0
             total = number(0, dy[0])
-            for k in range(count):
+            for k in lanes(count):
                 total += dy[g * length + immediate(ins, 3 + k, i)]
-            for k in range(count):
+            total = joined(total)
+            meet()
+            for k in lanes(count):
                 j = g * length + immediate(ins, 3 + k, i)
                 dx[j] += dy[j] - _math.exp(y[j]) * total
+
+
+for _kernel in (restricted_log_softmax, restricted_log_softmax_gradient):
+    _kernel.on_card(work=lambda sizes: sizes[0], parts=lambda sizes: sizes[1])
 
 
 def _restricted_shape(shapes, count):
@@ -292,6 +399,22 @@ def pickneglogsoftmax(ins, T):
             y[b] = _loss(x[at + immediate(ins, 2 + b, i)], largest, _math.log(total))
 
 
+@pickneglogsoftmax.on_card(work=lambda sizes: sizes[0], parts=lambda sizes: sizes[1])
+def pickneglogsoftmax_card(ins, T):
+    """One pass over x."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    length, batch = sizes[0], sizes[1]
+    for i in items(n):
+        y, x = item(ins, 0, i, T), item(ins, 1, i, T)
+        for b in parts(batch):
+            at, highest, total = b * length, number(-np.inf, T), number(0, T)
+            for j in lanes(length):
+                highest, total = with_exp(highest, total, x[at + j])
+            highest, total = all_exps(False, highest, total)
+            if leader():
+                y[b] = _loss(x[at + immediate(ins, 2 + b, i)], highest, _math.log(total))
+
+
 @kernel(reductions=True)
 def pickneglogsoftmax_gradient(ins, T):
     """dx = or += dy (softmax(x) - [j = v])."""
@@ -310,6 +433,23 @@ def pickneglogsoftmax_gradient(ins, T):
                 for j in range(length):
                     dx[at + j] = g * _math.exp(_apart(x[at + j], right, loss))
             dx[v] -= g
+
+
+@pickneglogsoftmax_gradient.on_card(work=lambda sizes: sizes[0], parts=lambda sizes: sizes[1])
+def pickneglogsoftmax_gradient_card(ins, T):
+    """One pass over x."""
+    n, sizes, add = ins[ITEMS], integers(ins[SIZES]), ins[FLAGS] & ACCUMULATE
+    length, batch = sizes[0], sizes[1]
+    for i in items(n):
+        dx, dy, y, x = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T), item(ins, 3, i, T)
+        for b in parts(batch):
+            at, v, g, loss = b * length, immediate(ins, 4 + b, i), dy[b], y[b]
+            right = x[at + v]
+            for j in lanes(length):
+                d = g * _math.exp(_apart(x[at + j], right, loss))
+                if j == v:
+                    d -= g
+                dx[at + j] = dx[at + j] + d if add else d
 
 
 def _loss_shape(shapes, count=1):

@@ -20,6 +20,7 @@ import numpy as np
 from autobatch.kernels import _math
 from autobatch.kernels._errors import ArgumentError
 from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, argument, immediate, inline, integers, item, kernel, number
+from autobatch.kernels._lanes import items, joined, lanes, largest, leader, meet, parts
 from autobatch.kernels._op import Lowering, Op, Operand, Sample, Shape, Tensor, common_batch, wrong
 
 # sizes: length, columns in all
@@ -27,38 +28,39 @@ from autobatch.kernels._op import Lowering, Op, Operand, Sample, Shape, Tensor, 
 
 @inline
 def _maximum(x, at, n):
-    largest = x[at]
-    for j in range(1, n):
+    highest = x[at]
+    for j in lanes(1, n):
         v = x[at + j]
-        largest = v if v > largest or v != v else largest
-    return largest
+        highest = v if v > highest or v != v else highest
+    return largest(highest)
 
 
 # In functions of their own, whose sums may not be reordered: x - (largest + τ) has lost τ where x is large.
 
 
 @inline
-def _from(x, largest):
-    return x - largest
+def _from(x, highest):
+    return x - highest
 
 
 @inline
-def _above(x, largest, tau):
-    return (x - largest) - tau
+def _above(x, highest, tau):
+    return (x - highest) - tau
 
 
 @inline(reductions=True)
-def _threshold(x, at, n, largest):
+def _threshold(x, at, n, highest):
     """τ, for x minus its largest entry: -1 <= τ < 0. NaN if an entry is NaN, or the largest is not finite."""
-    tau = number(-1, largest)  # y of the largest entry is at most 1
+    tau = number(-1, highest)  # y of the largest entry is at most 1
     count = n + 1
     while True:
-        total, kept = number(0, largest), 0
-        for j in range(n):
-            v = _from(x[at + j], largest)
+        total, kept = number(0, highest), 0
+        for j in lanes(n):
+            v = _from(x[at + j], highest)
             if not v <= tau:
                 total += v
                 kept += 1
+        total, kept = joined(total), joined(kept)
         if kept >= count or kept == 0:
             return tau
         tau = (total - number(1, total)) / number(kept, total)
@@ -70,14 +72,14 @@ def sparsemax(ins, T):
     """y = max(0, x - τ) of each column."""
     n, sizes = ins[ITEMS], integers(ins[SIZES])
     length, groups = sizes[0], sizes[1]
-    for i in range(n):
+    for i in items(n):
         y, x = item(ins, 0, i, T), item(ins, 1, i, T)
-        for g in range(groups):
+        for g in parts(groups):
             at = g * length
-            largest = _maximum(x, at, length)
-            tau = _threshold(x, at, length, largest)
-            for j in range(length):
-                v = _above(x[at + j], largest, tau)
+            highest = _maximum(x, at, length)
+            tau = _threshold(x, at, length, highest)
+            for j in lanes(length):
+                v = _above(x[at + j], highest, tau)
                 y[at + j] = number(0, v) if v <= 0 else v
 
 
@@ -86,21 +88,25 @@ def sparsemax_gradient(ins, T):
     """dx = or += dy - mean of dy over the support, on the support; 0 elsewhere."""
     n, sizes = ins[ITEMS], integers(ins[SIZES])
     length, groups = sizes[0], sizes[1]
-    for i in range(n):
+    for i in items(n):
         dx, dy, y = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T)
-        for g in range(groups):
+        for g in parts(groups):
             at = g * length
             total, kept = number(0, dy[0]), number(0, dy[0])
-            for j in range(length):
+            for j in lanes(length):
                 total += number(0, total) if y[at + j] <= 0 else dy[at + j]
                 kept += number(0, total) if y[at + j] <= 0 else number(1, total)
-            mean = total / kept
+            mean = joined(total) / joined(kept)
             if ins[FLAGS] & ACCUMULATE:
-                for j in range(length):
+                for j in lanes(length):
                     dx[at + j] += number(0, total) if y[at + j] <= 0 else dy[at + j] - mean
             else:
-                for j in range(length):
+                for j in lanes(length):
                     dx[at + j] = number(0, total) if y[at + j] <= 0 else dy[at + j] - mean
+
+
+for _kernel in (sparsemax, sparsemax_gradient):
+    _kernel.on_card(work=lambda sizes: sizes[0], parts=lambda sizes: sizes[1])
 
 
 def _sparsemax_shape(shapes):
@@ -134,7 +140,8 @@ SPARSEMAX = Op(
 
 
 # sparsemax_loss -------------------------------------------------------------------------------------------------------
-# sizes: length, batch, then for each element of the minibatch how many ids it has; one immediate for each id
+# sizes: length, batch, then for each element of the minibatch how many ids it has, then for each the first of them; one
+# immediate for each id
 #
 # With p = sparsemax(x) and q = 1/k on the k ids the loss is Σ (p - q) (x - (p + q) / 2), which does not change if x is moved.
 
@@ -144,21 +151,22 @@ def sparsemax_loss(ins, T):
     """y = Σ (p - q) (x - (p + q) / 2)."""
     n, sizes = ins[ITEMS], integers(ins[SIZES])
     length, batch = sizes[0], sizes[1]
-    for i in range(n):
-        y, x, first = item(ins, 0, i, T), item(ins, 1, i, T), 2
-        for b in range(batch):
-            at, count = b * length, sizes[2 + b]
-            largest = _maximum(x, at, length)
-            tau = _threshold(x, at, length, largest)
+    for i in items(n):
+        y, x = item(ins, 0, i, T), item(ins, 1, i, T)
+        for b in parts(batch):
+            at, count, first = b * length, sizes[2 + b], 2 + sizes[2 + batch + b]
+            highest = _maximum(x, at, length)
+            tau = _threshold(x, at, length, highest)
             half, total = number(0.5, tau), number(0, tau)
-            for j in range(length):
-                v, p = _from(x[at + j], largest), _above(x[at + j], largest, tau)
+            for j in lanes(length):
+                v, p = _from(x[at + j], highest), _above(x[at + j], highest, tau)
                 total += number(0, v) if p <= 0 else p * (v - half * p)
             q = number(1, tau) / number(count, tau)
-            for k in range(count):
-                total -= q * (_from(x[at + immediate(ins, first + k, i)], largest) - half * q)
-            y[b] = total
-            first += count
+            for k in lanes(count):
+                total -= q * (_from(x[at + immediate(ins, first + k, i)], highest) - half * q)
+            total = joined(total)
+            if leader():
+                y[b] = total
 
 
 @kernel(reductions=True)
@@ -166,24 +174,28 @@ def sparsemax_loss_gradient(ins, T):
     """dx = or += dy (p - q)."""
     n, sizes = ins[ITEMS], integers(ins[SIZES])
     length, batch = sizes[0], sizes[1]
-    for i in range(n):
-        dx, dy, x, first = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 3, i, T), 4
-        for b in range(batch):
-            at, count, d = b * length, sizes[2 + b], dy[b]
-            largest = _maximum(x, at, length)
-            tau = _threshold(x, at, length, largest)
+    for i in items(n):
+        dx, dy, x = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 3, i, T)
+        for b in parts(batch):
+            at, count, first, d = b * length, sizes[2 + b], 4 + sizes[2 + batch + b], dy[b]
+            highest = _maximum(x, at, length)
+            tau = _threshold(x, at, length, highest)
             if ins[FLAGS] & ACCUMULATE:
-                for j in range(length):
-                    p = _above(x[at + j], largest, tau)
+                for j in lanes(length):
+                    p = _above(x[at + j], highest, tau)
                     dx[at + j] += number(0, d) if p <= 0 else d * p
             else:
-                for j in range(length):
-                    p = _above(x[at + j], largest, tau)
+                for j in lanes(length):
+                    p = _above(x[at + j], highest, tau)
                     dx[at + j] = number(0, d) if p <= 0 else d * p
             q = d / number(count, d)
-            for k in range(count):
+            meet()
+            for k in lanes(count):
                 dx[at + immediate(ins, first + k, i)] -= q
-            first += count
+
+
+for _kernel in (sparsemax_loss, sparsemax_loss_gradient):
+    _kernel.on_card(work=lambda sizes: sizes[0], parts=lambda sizes: sizes[1])
 
 
 def _vector(op, x):
@@ -203,7 +215,8 @@ def _loss_shape(shapes, counts):
 
 def _loss_lower(shapes, out, shared, counts):
     operand = Operand(backward=sparsemax_loss_gradient)
-    return Lowering(sparsemax_loss, (shapes[0].size, out.batch, *counts), (operand,), limit=shapes[0].size)
+    firsts = (sum(counts[:b]) for b in range(out.batch))
+    return Lowering(sparsemax_loss, (shapes[0].size, out.batch, *counts, *firsts), (operand,), limit=shapes[0].size)
 
 
 def _loss_reference(x, ids):
@@ -245,38 +258,40 @@ SPARSEMAX_LOSS = Op(
 def constrained_softmax(ins, T):
     """y = min(u, eˣ / z), z such that Σ y = 1; u itself where Σ u < 1."""
     n, sizes = ins[ITEMS], integers(ins[SIZES])
-    length, batch = sizes[0], sizes[1]
-    for i in range(n):
-        for b in range(batch):
+    length, batch, lowest = sizes[0], sizes[1], number(-np.inf, T)
+    for i in items(n):
+        for b in parts(batch):
             y, x, u = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T)
             at, at_x, at_u = b * length, b * length * sizes[2], b * length * sizes[3]
-            for j in range(length):
+            for j in lanes(length):
                 y[at + j] = 0
             while True:
                 # y of entries at their bound is -1 for now. The largest of the others is sought anew, or they might all
                 # underflow where larger ones are at their bounds.
-                largest, scale, more = number(-np.inf, x[0]), number(0, x[0]), 0
-                for j in range(length):
+                highest, scale, more = lowest, number(0, T), 0
+                for j in lanes(length):
                     v = x[at_x + j]
-                    if y[at + j] >= 0 and (v > largest or v != v):
-                        largest = v
-                if largest == -np.inf:  # none is left, or none that could have a share
+                    if y[at + j] >= 0 and (v > highest or v != v):
+                        highest = v
+                highest = largest(highest)
+                if highest == lowest:  # none is left, or none that could have a share
                     break
-                total, rest = number(0, largest), number(1, largest)
-                for j in range(length):
+                total, taken = number(0, highest), number(0, highest)
+                for j in lanes(length):
                     if y[at + j] >= 0:
-                        y[at + j] = _math.exp(x[at_x + j] - largest)
+                        y[at + j] = _math.exp(x[at_x + j] - highest)
                         total += y[at + j]
                     else:
-                        rest -= u[at_u + j]
-                scale = number(0, rest) if rest < 0 else rest / total
-                for j in range(length):
+                        taken += u[at_u + j]
+                rest = number(1, highest) - joined(taken)
+                scale = number(0, rest) if rest < 0 else rest / joined(total)
+                for j in lanes(length):
                     if y[at + j] >= 0 and y[at + j] * scale > u[at_u + j]:
                         y[at + j] = -1
                         more += 1
-                if more == 0:
+                if joined(more) == 0:
                     break
-            for j in range(length):
+            for j in lanes(length):
                 y[at + j] = u[at_u + j] if y[at + j] < 0 else y[at + j] * scale
 
 
@@ -285,24 +300,28 @@ def constrained_softmax_gradient(ins, T):
     """dx = or += y (dy - mean) below the bound, du = or += dy - mean at it; mean = Σ y dy / Σ y below the bound."""
     n, sizes, of = ins[ITEMS], integers(ins[SIZES]), argument(ins)
     length, batch = sizes[0], sizes[1]
-    for i in range(n):
+    for i in items(n):
         dx, dy, y, u = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T), item(ins, 3, i, T)
         for b in range(batch):
             at, at_u, to = b * length, b * length * sizes[3], b * length * sizes[2 + of]
             total, mass = number(0, dy[0]), number(0, dy[0])
-            for j in range(length):
+            for j in lanes(length):
                 free = y[at + j] < u[at_u + j]
                 total += y[at + j] * dy[at + j] if free else number(0, total)
                 mass += y[at + j] if free else number(0, mass)
+            total, mass = joined(total), joined(mass)
             mean = total / mass if mass > 0 else number(0, mass)
-            add = ins[FLAGS] & ACCUMULATE or (b > 0 and not sizes[2 + of])
-            for j in range(length):
+            add = ins[FLAGS] & ACCUMULATE or (b > 0 and not sizes[2 + of])  # each lane adds to its own numbers
+            for j in lanes(length):
                 free = y[at + j] < u[at_u + j]
                 if of == 0:
                     d = y[at + j] * (dy[at + j] - mean) if free else number(0, mean)
                 else:
                     d = number(0, mean) if free else dy[at + j] - mean
                 dx[to + j] = dx[to + j] + d if add else d
+
+
+constrained_softmax.on_card(work=lambda sizes: sizes[0], parts=lambda sizes: sizes[1])
 
 
 def _constrained_shape(shapes):

@@ -2,7 +2,21 @@
 
 from autobatch.kernels._fused import sum_of
 from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, argument, integers, item, kernel, number
+from autobatch.kernels._lanes import items, joined, lanes, leader, parts, width
 from autobatch.kernels._op import Lowering, Op, Operand, Sample, Shape, Tensor, common_batch, one_tensor, trimmed, wrong
+from autobatch.kernels._reduce import (
+    all_joined,
+    as_spread,
+    by_lane,
+    end_result,
+    first_number,
+    first_result,
+    number_step,
+    remainder,
+    spread,
+    spread_batch,
+    turns,
+)
 
 # esum, average --------------------------------------------------------------------------------------------------------
 # sizes: arguments, numbers of one element, batch, divisor, then for each argument 1 if it has a batch of its own
@@ -31,6 +45,35 @@ def esum(ins, T):
                 y[j] /= divisor
 
 
+def _list_spread(sizes):
+    """Lanes and parts of a sum of a list: a lane takes a number of y, or, if they are fewer than arguments, a team does."""
+    count, results = sizes[0], sizes[1] * sizes[2]
+    return spread(1, results, count if results < count else 1)
+
+
+@esum.on_card(**as_spread(_list_spread))
+def esum_card(ins, T):
+    """One number of y after the other."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    count, size, results = sizes[0], sizes[1], sizes[1] * sizes[2]
+    alone = by_lane(1, results, count if results < count else 1)
+    divisor = number(sizes[3], T)
+    for i in items(n):
+        y = item(ins, 0, i, T)
+        for t in parts(turns(alone, results)):
+            r = first_result(alone, t)
+            while r < end_result(alone, t, results):
+                total, k = number(0, T), first_number(alone)
+                place = remainder(r, size) if results > size else r  # in an argument without a batch
+                while k < count:
+                    total += item(ins, 1 + k, i, T)[r if sizes[4 + k] else place]
+                    k += number_step(alone)
+                total = all_joined(alone, total)
+                if alone or leader():
+                    y[r] = total / divisor
+                r += width()
+
+
 @kernel
 def esum_gradient(ins, T):
     """dx = or += dy / divisor, summed over the batch if x has none."""
@@ -47,6 +90,29 @@ def esum_gradient(ins, T):
             else:
                 for j in range(size):
                     dx[at + j] = dy[b * size + j] * scale
+
+
+@esum_gradient.on_card(**as_spread(lambda sizes: spread_batch(sizes[1], sizes[2])))
+def esum_gradient_card(ins, T):
+    """One number of dx after the other; what has no batch takes a sum over it."""
+    n, sizes, add = ins[ITEMS], integers(ins[SIZES]), ins[FLAGS] & ACCUMULATE
+    size, batch, own = sizes[1], sizes[2], sizes[4 + argument(ins)]
+    scale = number(1, T) / number(sizes[3], T)
+    results, count = (size * batch, 1) if own else (size, batch)
+    alone = by_lane(results, 1, count)
+    for i in items(n):
+        dx, dy = item(ins, 0, i, T), item(ins, 1, i, T)
+        for t in parts(turns(alone, results)):
+            r = first_result(alone, t)
+            while r < end_result(alone, t, results):
+                total, b = number(0, T), first_number(alone)
+                while b < count:
+                    total += dy[b * size + r] * scale
+                    b += number_step(alone)
+                total = all_joined(alone, total)
+                if alone or leader():
+                    dx[r] = dx[r] + total if add else total
+                r += width()
 
 
 def _list_shape(name, compare):
@@ -105,13 +171,15 @@ def sum_elems(ins, T):
     """y[b] = Σ x[:, b]."""
     n, sizes = ins[ITEMS], integers(ins[SIZES])
     size, batch = sizes[0], sizes[1]
-    for i in range(n):
+    for i in items(n):
         y, x = item(ins, 0, i, T), item(ins, 1, i, T)
-        for b in range(batch):
+        for b in parts(batch):
             total = number(0, x[0])
-            for j in range(size):
+            for j in lanes(size):
                 total += x[b * size + j]
-            y[b] = total
+            total = joined(total)
+            if leader():
+                y[b] = total
 
 
 @kernel
@@ -119,15 +187,15 @@ def sum_elems_gradient(ins, T):
     """dx[:, b] = or += dy[b]."""
     n, sizes = ins[ITEMS], integers(ins[SIZES])
     size, batch = sizes[0], sizes[1]
-    for i in range(n):
+    for i in items(n):
         dx, dy = item(ins, 0, i, T), item(ins, 1, i, T)
-        for b in range(batch):
+        for b in parts(batch):
             g = dy[b]
             if ins[FLAGS] & ACCUMULATE:
-                for j in range(size):
+                for j in lanes(size):
                     dx[b * size + j] += g
             else:
-                for j in range(size):
+                for j in lanes(size):
                     dx[b * size + j] = g
 
 
@@ -145,20 +213,45 @@ def sum_batches(ins, T):
                 y[j] += x[b * size + j]
 
 
+@sum_batches.on_card(**as_spread(lambda sizes: spread(sizes[0], 1, sizes[1])))
+def sum_batches_card(ins, T):
+    """One number of y after the other."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    size, batch = sizes[0], sizes[1]
+    alone = by_lane(size, 1, batch)
+    for i in items(n):
+        y, x = item(ins, 0, i, T), item(ins, 1, i, T)
+        for t in parts(turns(alone, size)):
+            r = first_result(alone, t)
+            while r < end_result(alone, t, size):
+                total, b = number(0, T), first_number(alone)
+                while b < batch:
+                    total += x[b * size + r]
+                    b += number_step(alone)
+                total = all_joined(alone, total)
+                if alone or leader():
+                    y[r] = total
+                r += width()
+
+
 @kernel
 def sum_batches_gradient(ins, T):
     """dx[:, b] = or += dy."""
     n, sizes = ins[ITEMS], integers(ins[SIZES])
     size, batch = sizes[0], sizes[1]
-    for i in range(n):
+    for i in items(n):
         dx, dy = item(ins, 0, i, T), item(ins, 1, i, T)
-        for b in range(batch):
+        for b in parts(batch):
             if ins[FLAGS] & ACCUMULATE:
-                for j in range(size):
+                for j in lanes(size):
                     dx[b * size + j] += dy[j]
             else:
-                for j in range(size):
+                for j in lanes(size):
                     dx[b * size + j] = dy[j]
+
+
+for _kernel in (sum_elems, sum_elems_gradient, sum_batches_gradient):
+    _kernel.on_card(work=lambda sizes: sizes[0], parts=lambda sizes: sizes[1])
 
 
 def _reduction(forward, backward):

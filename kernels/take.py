@@ -9,7 +9,8 @@ may repeat: its gradients add up.
 import math
 
 from autobatch.kernels._errors import ArgumentError
-from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, immediate, integers, item, kernel
+from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, immediate, integers, item, kernel, number
+from autobatch.kernels._lanes import items, lanes, quotient
 from autobatch.kernels._op import Lowering, Op, Operand, Sample, Shape, Tensor, wrong
 
 # sizes: numbers before the axis (inner), indices, size of the axis, numbers behind it (outer)
@@ -35,6 +36,19 @@ def take(ins, T):
                         y[to + j] = x[start + j]
 
 
+@take.on_card
+def take_card(ins, T):
+    """A lane takes numbers of y."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    inner, count, length, total = sizes[0], sizes[1], sizes[2], sizes[0] * sizes[1] * sizes[3]
+    for i in items(n):
+        y, x = item(ins, 0, i, T), item(ins, 1, i, T)
+        for t in lanes(total):
+            rest = quotient(t, inner)
+            o = quotient(rest, count)
+            y[t] = x[(o * length + immediate(ins, 2 + rest - o * count, i)) * inner + t - rest * inner]
+
+
 @kernel
 def take_gradient(ins, T):
     """dx += dy where it was taken from; without ACCUMULATE the rest of dx is zero."""
@@ -56,6 +70,27 @@ def take_gradient(ins, T):
                     to, start = (o * length + at) * inner, (o * count + k) * inner
                     for j in range(inner):
                         dx[to + j] += dy[start + j]
+
+
+@take_gradient.on_card
+def take_gradient_card(ins, T):
+    """A lane takes numbers of dx and adds up what was taken from there, so it matters to nobody if an index repeats."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    inner, count, length, total = sizes[0], sizes[1], sizes[2], sizes[0] * sizes[2] * sizes[3]
+    add = ins[FLAGS] & ACCUMULATE
+    for i in items(n):
+        dx, dy = item(ins, 0, i, T), item(ins, 1, i, T)
+        for t in lanes(total):
+            rest = quotient(t, inner)
+            o = quotient(rest, length)
+            index, start, taken, value = rest - o * length, (o * count - rest) * inner + t, False, number(0, T)
+            for k in range(count):
+                if immediate(ins, 3 + k, i) == index:
+                    taken, value = True, value + dy[start + k * inner]
+            if not add:
+                dx[t] = value
+            elif taken:
+                dx[t] += value
 
 
 def _some(name, count):

@@ -8,20 +8,21 @@ added after it, as DyNet does and the paper's section 2 suggests.
 
 import math
 
-from autobatch.kernels._jit import ITEMS, SIZES, integers, item, kernel, number, slot
-from autobatch.kernels._update import doubles
+from autobatch.kernels._jit import ITEMS, SIZES, integers, item, kernel
+from autobatch.kernels._lanes import items, lanes
+from autobatch.kernels._update import constant, rest
 
 
 @kernel
 def update_adam(ins, T):
     """Slots: values, gradients, means, mean squares, numbers."""
-    n, size, numbers = ins[ITEMS], integers(ins[SIZES])[0], doubles(ins[slot(4)])
-    scale, beta_1, beta_2 = number(numbers[0], T), number(numbers[1], T), number(numbers[2], T)
-    new_1, new_2 = number(1 - numbers[1], T), number(1 - numbers[2], T)
-    eps, rate = number(numbers[3], T), number(numbers[4], T)
-    for i in range(n):
+    n, size = ins[ITEMS], integers(ins[SIZES])[0]
+    scale, beta_1, beta_2 = constant(ins, 4, 0, T), constant(ins, 4, 1, T), constant(ins, 4, 2, T)
+    new_1, new_2 = rest(ins, 4, 1, T), rest(ins, 4, 2, T)
+    eps, rate = constant(ins, 4, 3, T), constant(ins, 4, 4, T)
+    for i in items(n):
         w, g, m, v = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T), item(ins, 3, i, T)
-        for j in range(size):
+        for j in lanes(size):
             x = scale * g[j]
             mean = beta_1 * m[j] + new_1 * x
             square = beta_2 * v[j] + new_2 * (x * x)

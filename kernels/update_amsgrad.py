@@ -8,20 +8,21 @@ numbers: s (scale of the gradient, from clipping), β₁, β₂, ε, η. η hold
 
 import math
 
-from autobatch.kernels._jit import ITEMS, SIZES, integers, item, kernel, number, slot
-from autobatch.kernels._update import doubles
+from autobatch.kernels._jit import ITEMS, SIZES, integers, item, kernel
+from autobatch.kernels._lanes import items, lanes
+from autobatch.kernels._update import constant, rest
 
 
 @kernel
 def update_amsgrad(ins, T):
     """Slots: values, gradients, means, mean squares, the largest of these so far, numbers."""
-    n, size, numbers = ins[ITEMS], integers(ins[SIZES])[0], doubles(ins[slot(5)])
-    scale, beta_1, beta_2 = number(numbers[0], T), number(numbers[1], T), number(numbers[2], T)
-    new_1, new_2 = number(1 - numbers[1], T), number(1 - numbers[2], T)
-    eps, rate = number(numbers[3], T), number(numbers[4], T)
-    for i in range(n):
+    n, size = ins[ITEMS], integers(ins[SIZES])[0]
+    scale, beta_1, beta_2 = constant(ins, 5, 0, T), constant(ins, 5, 1, T), constant(ins, 5, 2, T)
+    new_1, new_2 = rest(ins, 5, 1, T), rest(ins, 5, 2, T)
+    eps, rate = constant(ins, 5, 3, T), constant(ins, 5, 4, T)
+    for i in items(n):
         w, g, m, v, u = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T), item(ins, 3, i, T), item(ins, 4, i, T)
-        for j in range(size):
+        for j in lanes(size):
             x = scale * g[j]
             mean = beta_1 * m[j] + new_1 * x
             square = beta_2 * v[j] + new_2 * (x * x)

@@ -1,15 +1,16 @@
 """Moving average of the values: a = κ a + ν θ        numbers: κ, ν"""
 
-from autobatch.kernels._jit import ITEMS, SIZES, integers, item, kernel, number, slot
-from autobatch.kernels._update import doubles
+from autobatch.kernels._jit import ITEMS, SIZES, integers, item, kernel
+from autobatch.kernels._lanes import items, lanes
+from autobatch.kernels._update import constant
 
 
 @kernel
 def update_average(ins, T):
     """Slots: averages, values, numbers."""
-    n, size, numbers = ins[ITEMS], integers(ins[SIZES])[0], doubles(ins[slot(2)])
-    keep, new = number(numbers[0], T), number(numbers[1], T)
-    for i in range(n):
+    n, size = ins[ITEMS], integers(ins[SIZES])[0]
+    keep, new = constant(ins, 2, 0, T), constant(ins, 2, 1, T)
+    for i in items(n):
         a, w = item(ins, 0, i, T), item(ins, 1, i, T)
-        for j in range(size):
+        for j in lanes(size):
             a[j] = keep * a[j] + new * w[j]

@@ -5,28 +5,33 @@
 The softmax goes over all numbers of a parameter, or of a row of a look-up table.
 """
 
+import math
+
 from autobatch.kernels import _math
-from autobatch.kernels._jit import ITEMS, SIZES, integers, item, kernel, number, slot
-from autobatch.kernels._update import doubles
+from autobatch.kernels._jit import ITEMS, SIZES, integers, item, kernel, number
+from autobatch.kernels._lanes import items, joined, lanes, largest
+from autobatch.kernels._update import constant
 
 
 @kernel(reductions=True)
 def update_exponentiated(ins, T):
     """Slots: values, gradients, velocities, numbers."""
-    n, size, numbers = ins[ITEMS], integers(ins[SIZES])[0], doubles(ins[slot(3)])
-    rate, momentum = number(numbers[0], T), number(numbers[1], T)
-    for i in range(n):
+    n, size = ins[ITEMS], integers(ins[SIZES])[0]
+    rate, momentum = constant(ins, 3, 0, T), constant(ins, 3, 1, T)
+    for i in items(n):
         w, g, v = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T)
-        for j in range(size):
+        for j in lanes(size):
             v[j] = momentum * v[j] - rate * g[j]
             w[j] = _math.log(w[j]) + v[j]
             g[j] = 0
-        largest = w[0]
-        for j in range(1, size):
-            largest = w[j] if w[j] > largest else largest
-        total = number(0, largest)
-        for j in range(size):
-            w[j] = _math.exp(w[j] - largest)
+        highest = number(-math.inf, T)
+        for j in lanes(size):
+            highest = w[j] if w[j] > highest else highest
+        highest = largest(highest)
+        total = number(0, T)
+        for j in lanes(size):
+            w[j] = _math.exp(w[j] - highest)
             total += w[j]
-        for j in range(size):
+        total = joined(total)
+        for j in lanes(size):
             w[j] /= total

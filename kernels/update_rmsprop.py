@@ -5,19 +5,20 @@ h = ρ h + (1-ρ) (s g)²        θ -= η s g / √(h + ε)        g = 0        
 
 import math
 
-from autobatch.kernels._jit import ITEMS, SIZES, integers, item, kernel, number, slot
-from autobatch.kernels._update import doubles
+from autobatch.kernels._jit import ITEMS, SIZES, integers, item, kernel
+from autobatch.kernels._lanes import items, lanes
+from autobatch.kernels._update import constant, rest
 
 
 @kernel
 def update_rmsprop(ins, T):
     """Slots: values, gradients, mean squares, numbers."""
-    n, size, numbers = ins[ITEMS], integers(ins[SIZES])[0], doubles(ins[slot(3)])
-    scale, rate, eps = number(numbers[0], T), number(numbers[1], T), number(numbers[2], T)
-    rho, new = number(numbers[3], T), number(1 - numbers[3], T)
-    for i in range(n):
+    n, size = ins[ITEMS], integers(ins[SIZES])[0]
+    scale, rate, eps = constant(ins, 3, 0, T), constant(ins, 3, 1, T), constant(ins, 3, 2, T)
+    rho, new = constant(ins, 3, 3, T), rest(ins, 3, 3, T)
+    for i in items(n):
         w, g, h = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T)
-        for j in range(size):
+        for j in lanes(size):
             x = scale * g[j]
             square = rho * h[j] + new * (x * x)
             h[j] = square

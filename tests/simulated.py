@@ -33,17 +33,18 @@ class _Anywhere(Simulator):
         return _Span(address, address + _LARGEST, memory)
 
     def _together(self, other: tuple[Any, ...]) -> bool:
-        """Tables of a processor may add to one place from several items; only lanes of one team are looked at."""
-        return super()._together(other) and other[3] == self.now.team
+        """Tables of a processor may add to one place from several items; only lanes and teams of one item are looked at."""
+        (block, y), (own, own_y) = other[3], self.now.team
+        return super()._together(other) and (block[0], y) == (own[0], own_y)
 
 
-def geometry(n: int, work: int, together: bool, widest: int = 64) -> tuple[tuple[int, int, int], tuple[int, int]]:
+def geometry(n: int, work: int, together: bool, parts: int, widest: int = 64) -> tuple[tuple[int, int, int], tuple[int, int]]:
     """Return grid and threads of an instruction of teams."""
     width = 1
     while width < min(work, widest):
         width *= 2
     height = max(32 // width, 1)
-    return (-(-n // height), 1 if together or work <= width else 2, 1), (width, height)
+    return (-(-n // height), 1 if together or work <= width else 2, min(parts, 3)), (width, height)
 
 
 class _Machine:
@@ -61,8 +62,8 @@ class _Machine:
             if low is None or record.op is None or (only and record.op.name != only):
                 continue
             for k in (low.forward, low.prepare, *(o.backward for o in low.operands)):
-                if k is not None and hasattr(k, "_programs"):
-                    self.programs[k._programs.table.ctypes.data] = k._programs
+                if k is not None and hasattr(k, "programs"):
+                    self.programs[k.programs.table.ctypes.data] = k.programs
                 elif k is not None and dtype in k._compiled:
                     self.kernels[k.address(dtype)] = k
 
@@ -113,7 +114,7 @@ class _Machine:
         head = np.frombuffer((ctypes.c_int64 * 5).from_address(ins), np.int64)
         n = int(head[ITEMS])
         card = kernel.card
-        sizes_of = lambda: tuple(np.frombuffer((ctypes.c_int64 * 16).from_address(int(head[SIZES])), np.int64).tolist())
+        sizes_of = lambda: tuple(np.frombuffer((ctypes.c_int64 * 64).from_address(int(head[SIZES])), np.int64).tolist())
         if card.stages is not None:
             for s in card.stages(sizes_of()):
                 if s.runs(n, self.dtype):
@@ -121,15 +122,19 @@ class _Machine:
             return
         function = card.function or kernel.function
         work = card.work(sizes_of()) if card.work else 24
-        grid, threads = geometry(n, work, works_together(function))
+        parts = card.parts(sizes_of()) if card.parts else 1
+        grid, threads = geometry(n, work, works_together(function), parts)
+        length = int(head[LENGTH])
+        head[LENGTH] |= parts << 32
         self.sim.launch(function, grid, threads, ins, self.dtype, self.scratch)
+        head[LENGTH] = length
 
 
 @contextlib.contextmanager
 def simulated(only: str = "") -> Iterator[None]:
     """Run all tables of graphs in the simulator; or `only` the kernels of one op, the others as ever."""
 
-    def run(self: Any, graph: Any, table: Any, words: int, scratch: int, segment: Any, backward: Any) -> None:
+    def run(self: Any, graph: Any, table: Any, words: int, lists: Any, scratch: int, segment: Any, backward: Any) -> None:
         machine, at = _Machine(self.dtype, scratch, only), 0
         while at < words:
             machine.run(table.ctypes.data + 8 * at)

@@ -20,10 +20,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from greenlet import greenlet
 
-from autobatch.kernels import _jit, _lanes, _math, _math_hyperbolic, _math_power, _math_special, _math_trigonometric
+from autobatch.kernels import (
+    _jit,
+    _lanes,
+    _math,
+    _math_hyperbolic,
+    _math_power,
+    _math_special,
+    _math_trigonometric,
+    _math_words,
+)
 from autobatch.kernels import _reduce, _tiles, _update
-from autobatch.kernels._device import Target, works_together
-from autobatch.kernels._jit import FLAGS, SLOTS
+from autobatch.kernels._device import Target, takes_z, works_together
+from autobatch.kernels._jit import FLAGS, LENGTH, SLOTS
 
 
 class SimulatorError(AssertionError):
@@ -135,7 +144,7 @@ class Simulator:
         self._blocks: dict[tuple[int, int, int], _Block] = {}
         self._writes: dict[Any, Any] = {}
         self._reads: dict[Any, Any] = {}
-        self.target = Target(_twins(self), lambda f: f)
+        self.target = Target(_twins(self), lambda f: f, _update.ON_CARD)
         self._functions: dict[int, tuple[Any, Any, bool]] = {}
 
     # Memory
@@ -243,9 +252,12 @@ class Simulator:
         self._blocks.clear()
         self._writes.clear()
         self._reads.clear()
-        arguments = Pointer(self, ins, np.int64), Pointer(self, scratch, dtype)
+        length = int(Pointer(self, ins, np.int64)[LENGTH])
+        further = 0 if takes_z(function) else 8 * (length & 0xFFFFFFFF)
+        together_z = max(length >> 32, 1)
         with np.errstate(all="ignore"):
             for z, y, x in np.ndindex(grid[::-1]):
+                arguments = Pointer(self, ins + z // together_z * further, np.int64), Pointer(self, scratch, dtype)
                 self._run_block((x, y, z), made, arguments, together)
         self.now = None
 
@@ -327,10 +339,25 @@ def _twins(sim: Simulator) -> dict[Any, Any]:
     def smaller(x: Any, z: Any) -> Any:
         return x if x < z or x != x else z
 
+    def before(x: Any) -> Any:
+        total = type(x)(0)
+        for value in list(wait("exchange", x))[: sim.now.x]:
+            total = total + value
+        return total
+
+    def rank_of(x: Any) -> int:
+        bits = 8 * x.dtype.itemsize
+        rank = int(x.view(f"i{bits // 8}"))
+        return rank ^ ((1 << bits - 1) - 1) if rank < 0 else rank
+
+    def of_rank(rank: int, like: Any) -> Any:
+        bits = 8 * like.dtype.itemsize
+        return np.array(rank ^ ((1 << bits - 1) - 1) if rank < 0 else rank, f"i{bits // 8}").view(like.dtype)[()]
+
     def shared(count: int, like: Any) -> _Shared:
         t, block = sim.now, sim._blocks[sim.now.block]
         if t.shared_calls == len(block.arrays):
-            block.arrays.append(np.full(count, np.nan, like.dtype))
+            block.arrays.append(np.full(count, np.nan if like.dtype.kind == "f" else -(1 << 30), like.dtype))
         array = block.arrays[t.shared_calls]
         t.shared_calls += 1
         return _Shared(sim, array, id(array))
@@ -357,6 +384,8 @@ def _twins(sim: Simulator) -> dict[Any, Any]:
     twins: dict[Any, Any] = {
         "first_item": lambda: sim.now.block[0] * sim.height + sim.now.y,
         "item_step": lambda: sim.grid[0] * sim.height,
+        "first_part": lambda ins: sim.now.block[2] % max(int(ins[LENGTH]) >> 32, 1),
+        "part_step": lambda ins: max(int(ins[LENGTH]) >> 32, 1),
         "first_lane": lambda: sim.now.block[1] * sim.width + sim.now.x,
         "lane_step": lambda: sim.grid[1] * sim.width,
         np.int32: int32,
@@ -377,10 +406,17 @@ def _twins(sim: Simulator) -> dict[Any, Any]:
         _lanes.joined: together(lambda x, z: x + z),
         _lanes.largest: together(larger),
         _lanes.smallest: together(smaller),
+        _lanes.before: before,
+        _lanes.lane: lambda: sim.now.block[1] * sim.width + sim.now.x,
+        _lanes.width: lambda: sim.grid[1] * sim.width,
         _lanes.meet: lambda: wait("meet") and None,
         _lanes.leader: lambda: sim.now.x == 0,
         _reduce.larger: larger,
         _reduce.smaller: smaller,
+        _reduce.quotient: lambda n, d: n // d,
+        _reduce.remainder: lambda n, d: n % d,
+        _reduce.rank_of: rank_of,
+        _reduce.of_rank: of_rank,
         _tiles.thread_x: lambda: sim.now.x,
         _tiles.thread_y: lambda: sim.now.y,
         _tiles.block_x: lambda: sim.now.block[0],
@@ -393,6 +429,7 @@ def _twins(sim: Simulator) -> dict[Any, Any]:
         _tiles.put_four: put_four,
         _tiles.sync: lambda: sim.wait("sync", "block") and None,
     }
+    twins |= {word.compiled: word.plain for word in _math_words.WORDS}
     for module in (_math, _math_hyperbolic, _math_power, _math_special, _math_trigonometric):
         for name, value in vars(module).items():
             if isinstance(value, types.FunctionType) and value.__module__ == module.__name__ and not name.startswith("_"):

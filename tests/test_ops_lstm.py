@@ -1,9 +1,12 @@
 """An LSTM step in parts: against plain loops and the builder, batches, masks, noise, errors."""
 
+import contextlib
+
 import numpy as np
 import pytest
 
 import autobatch as ab
+from autobatch.functions.lstm import _activated
 
 rng = np.random.default_rng(7)
 H, I = 3, 5
@@ -206,3 +209,27 @@ def test_errors_of_c_and_h(function):
             function(*pair)
     with pytest.raises(TypeError):
         function(c, [1.0] * 4 * H)
+
+
+# On a card ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batches", [(1, 1), (3, 3), (1, 3), (3, 1)])
+def test_long_ones_on_a_card(batches):
+    """More numbers than lanes, as on a processor."""
+    pytest.importorskip("greenlet")
+    from simulated import simulated
+
+    arrays, results = (numbers(50 * batches[0]), numbers(200 * batches[1])), []
+    for only in (None, "lstm_gates", "vanilla_lstm_c", "vanilla_lstm_h"):
+        with contextlib.nullcontext() if only is None else simulated(only), ab.Graph(dtype="float64"):
+            leaves = [parameter(a) for a in arrays]
+            c, a = ab.reshape(leaves[0], (50,), batches[0]), ab.reshape(leaves[1], (200,), batches[1])
+            gates = _activated(a)
+            ys = [f(x, gates) for f in (ab.vanilla_lstm_c, ab.vanilla_lstm_h) for x in (c, 2 * c)]
+            values = [y.npvalue() for y in ys]
+            ab.sum_elems(ab.esum([ab.sum_batches(ab.cmult(y, y)) for y in ys])).backward()
+            results.append([*values, *(p.grad_as_array() for p in leaves)])
+    for result in results[1:]:
+        for ours, expected in zip(result, results[0], strict=True):
+            np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-13)

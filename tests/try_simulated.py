@@ -18,6 +18,7 @@ from autobatch.kernels import _cuda
 from autobatch.kernels._op import OPS
 
 SAMPLES, NODES = 6, 3
+IN_FLOAT64 = {"poisson_loss"}  # kernels that compute a few numbers in float64, whatever the dtype
 
 
 def leaves_of(op, sample, seed, dtype):
@@ -100,7 +101,7 @@ def main(names):
                 continue
             low = record.lowering
             for k in (low.forward, low.prepare, *(o.backward for o in low.operands)):
-                if k is None or k.name in seen or hasattr(k, "_programs"):
+                if k is None or k.name in seen or hasattr(k, "programs"):
                     continue
                 seen.add(k.name)
                 for dtype in ("float32", "float64"):
@@ -110,7 +111,9 @@ def main(names):
                     for f in functions:
                         try:
                             m = _cuda.compile_kernel(f, dtype, (9, 0))
-                            doubles = len(re.findall(r"\.f64\b", m.ptx)) if dtype == "float32" else 0
+                            doubles = (
+                                len(re.findall(r"\.f64\b", m.ptx)) if dtype == "float32" and f.__name__ not in IN_FLOAT64 else 0
+                            )
                             if m.local or m.spills or doubles or m.shared > 49152 or m.registers > 128:
                                 worst += f"\n    {f.__name__} {dtype}: {m.registers} registers, local {m.local}, spills {m.spills}, shared {m.shared}, {doubles} f64"
                         except Exception as error:

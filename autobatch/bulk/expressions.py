@@ -101,7 +101,7 @@ class Expressions:
             execution = execution_of(graph)
             execution.forward(graph, int(self.indices.max()), self.indices.tolist())
             for k, index in enumerate(self.indices.tolist()):
-                out[k] = read(execution.value_address(index), shape.total, graph.dtype)
+                out[k] = execution.value_of(index, shape.total)
         return out.reshape(len(self), *dims[::-1]).transpose(0, *range(len(dims), 0, -1))
 
     def sum(self) -> Expression:

@@ -80,7 +80,7 @@ class Draft(NamedTuple):
     """A step with `Part`s for slots. It writes the first and reads the others, unless `reads` and `writes` say otherwise."""
 
     kernel: Any
-    sizes: int
+    sizes: np.ndarray | None
     flags: int
     parts: tuple[Part, ...]
     mode: int = 0
@@ -371,14 +371,14 @@ class Body:
             if step[0].formulas is not None:
                 chain, parts, what = self._chain(step)
                 reads = tuple(self._part(place) for place in what.values())
-                yield Draft(chain.forward(), 0, 0, parts, reads=reads, writes=tuple((p, None) for p in self._stored(step)))
+                yield Draft(chain.forward(), None, 0, parts, reads=reads, writes=tuple((p, None) for p in self._stored(step)))
                 continue
             (v,) = step
             record = v.record
             assert record.lowering is not None
             parts = (Part("y", 0, v.at, v.size), *(self._part(p) for p in v.args), *self._integers(v))
             each = self._each(v)
-            yield Draft(record.lowering.forward, record.sizes.ctypes.data, 0, parts, EACH * each, _spaced(v) and not each)
+            yield Draft(record.lowering.forward, record.sizes, 0, parts, EACH * each, _spaced(v) and not each)
         for at, place in self._copies:
             yield Draft(copy_rows, self._literal(place.size), 0, (Part("y", 0, at, place.size), self._part(place)))
 
@@ -386,10 +386,10 @@ class Body:
         """The places of the values of a chain that have one."""
         return [Part("y", 0, v.at, v.size) for v in step if v.at >= 0]
 
-    def _literal(self, size: int) -> int:
-        """The address of a number for SIZES."""
+    def _literal(self, size: int) -> np.ndarray:
+        """A number for SIZES."""
         self.constants.append(np.array([size], np.int64))
-        return int(self.constants[-1].ctypes.data)
+        return self.constants[-1]
 
     def _backward(self, zero_first: set[tuple[str, int]]) -> tuple[list[Draft], list[list[Draft]]]:
         """The steps of `prepare`, and those of each argument."""
@@ -478,7 +478,7 @@ class Body:
         reads = [Part("dy", 0, step[t].at, step[t].size) for t in seeds] + [self._part(place) for place in what.values()]
         writes = [(Part("dy", 0, start, chain.size), True if add else None) for start, add in targets.values()]
         return Draft(
-            *(chain.backward(seeds, targets), 0, 0, (Part("dy"), *parts)),
+            *(chain.backward(seeds, targets), None, 0, (Part("dy"), *parts)),
             reads=(*reads, *self._stored(step)),
             writes=tuple(writes),
         )
@@ -486,7 +486,7 @@ class Body:
     def _op_backward(self, v: Value, adds: Any, prepare: list[Draft], own: list[list[Draft]]) -> None:
         record, lowering = v.record, v.record.lowering
         assert lowering is not None
-        each, sizes = self._each(v), record.sizes.ctypes.data
+        each, sizes = self._each(v), record.sizes
         dense = _spaced(v) and not each
         dy, y = Part("dy", 0, v.at, v.size), Part("y", 0, v.at, v.size)
         args, integers = [self._part(p) for p in v.args], self._integers(v)
@@ -569,7 +569,7 @@ class Body:
             writes = ((draft.parts[0], None if inherits else bool(draft.flags & ACCUMULATE)),)
         return Step(
             draft.kernel,
-            draft.sizes or self._literal(0),
+            self._literal(0) if draft.sizes is None else draft.sizes,
             draft.flags,
             tuple(map(slot, draft.parts)),
             draft.mode,
@@ -589,15 +589,16 @@ class Body:
             if k >= self.inputs:
                 operands.append(Operand(reads=SHARED, backward=backward, writes=SHARED, needs=self.needs[k]))
                 continue
-            reads = writes = ROWS
+            reads, writes, parts = ROWS, ROWS, False
             for d in (*self.forward_steps, *self.prepare_steps, *(d for own in self.own_steps for d in own)):
                 for p in d.parts:
                     if p.kind == ARGUMENT and p.number == k and (p.start or d.dense):
-                        reads = DENSE
+                        reads, parts = DENSE, parts or p.start > 0
             if any(d.dense for d in drafts):
                 writes = DENSE
             columns = 1 if len(shape.dims) == 1 and shape.batch == 1 else 2  # only whether it is one column counts
-            operands.append(Operand(reads=reads, backward=backward, writes=writes, needs=self.needs[k], columns=columns))
+            made = Operand(reads=reads, backward=backward, writes=writes, needs=self.needs[k], columns=columns, parts=parts)
+            operands.append(made)
         prepare = self.programs.kernel(1) if self.prepare_steps else None
         return Lowering(self.programs.kernel(0), (self.programs.table.ctypes.data,), tuple(operands), prepare=prepare)
 

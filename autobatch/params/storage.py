@@ -68,7 +68,7 @@ class Storage(Expression):
     """What parameters and look-up tables have in common: two flat arrays, known to graphs under a number."""
 
     _makers = "add_parameters or add_lookup_parameters of a ParameterCollection"
-    __slots__ = ("__weakref__", "_name", "_updated", "dims", "dtype", "gradients", "pid", "values")
+    __slots__ = ("__weakref__", "_gradients", "_name", "_touched", "_updated", "_values", "dims", "dtype", "pid")
 
     def _begin(
         self, name: str, dims: tuple[int, ...], values: NDArray[np.floating], touched: NDArray[np.uint8] | None = None
@@ -78,12 +78,53 @@ class Storage(Expression):
         self._updated = True
         self.dims = dims
         self.dtype = values.dtype.name
-        self.values = values
-        self.gradients: NDArray[np.floating] = aligned(values.size, self.dtype)
-        self.pid: int = graph.new_parameter(self.values, self.gradients, dims, self.dtype, touched)
+        self._values, self._touched = values, touched
+        self._gradients: NDArray[np.floating] = aligned(values.size, self.dtype)
+        self.pid: int = graph.new_parameter(values, self._gradients, dims, self.dtype, touched)
         self.graph = None
         self.index = graph.parameter_index(self.pid, True)
         self.type = graph.parameter_type(self.pid, dims, True)
+
+    # The arrays. If the parameter is on a card too, that one has the newer numbers at most times: whoever asks for an array
+    # gets it fetched first, and as it may be written to, it counts as the newer one from then on. `_seen` is for reading only.
+
+    @property
+    def values(self) -> NDArray[np.floating]:
+        """The values: (product of dims,), column-major."""
+        mirror = graph.PARAMETERS.mirrors.get(self.pid)
+        if mirror is not None:
+            mirror.values.take_home()
+        return self._values
+
+    @values.setter
+    def values(self, array: NDArray[np.floating]) -> None:
+        if array is not self._values:  # it is, after `p.values *= 2`
+            self.values[:] = array
+
+    @property
+    def gradients(self) -> NDArray[np.floating]:
+        """The gradient, as `values`."""
+        mirror = graph.PARAMETERS.mirrors.get(self.pid)
+        if mirror is not None:
+            mirror.gradients.take_home()
+        return self._gradients
+
+    @gradients.setter
+    def gradients(self, array: NDArray[np.floating]) -> None:
+        if array is not self._gradients:  # it is, after `p.gradients *= 2`
+            self.gradients[:] = array
+
+    def _seen(self, name: str) -> NDArray[Any]:
+        """Return "values", "gradients" or "touched" to be read."""
+        mirror = graph.PARAMETERS.mirrors.get(self.pid)
+        if mirror is not None:
+            getattr(mirror, name).fetch()
+        array: NDArray[Any] = getattr(self, f"_{name}")
+        return array
+
+    def arrays(self) -> tuple[NDArray[np.floating], NDArray[np.floating], NDArray[np.uint8] | None]:
+        """Return values, gradients and (of a table) marks of touched rows as they lie in memory, new or not."""
+        return self._values, self._gradients, self._touched
 
     def expr(self, update: bool = True) -> Expression:
         """Return the parameter as an expression.
@@ -179,7 +220,8 @@ class Storage(Expression):
         self._take(entry)
 
     def _entry(self, name: str) -> files.Entry:
-        return files.Entry(self._kind, name, self.dims, self.values, self.gradients if self.gradients.any() else None)
+        gradients = self._seen("gradients")
+        return files.Entry(self._kind, name, self.dims, self._seen("values"), gradients if gradients.any() else None)
 
     def _check_entry(self, path: str, entry: files.Entry) -> None:
         """Raise if an entry of a file is not one of this parameter."""
@@ -236,11 +278,11 @@ class Parameters(Storage):
 
     def as_array(self) -> NDArray[np.float64]:
         """Return a copy of the values: float64, of the dims."""
-        return self._array(self.values)
+        return self._array(self._seen("values"))
 
     def grad_as_array(self) -> NDArray[np.float64]:
         """Return a copy of the gradient: float64, of the dims. Zero after an update, and before any backward."""
-        return self._array(self.gradients)
+        return self._array(self._seen("gradients"))
 
     def _array(self, flat: NDArray[np.floating]) -> NDArray[np.float64]:
         return np.array(flat.reshape(self.dims, order="F"), dtype=np.float64, order="F")
@@ -340,7 +382,7 @@ class LookupParameters(Storage):
     row_dims : dims of a row.
     """
 
-    __slots__ = ("_row_type", "_size", "row_dims", "touched")
+    __slots__ = ("_row_type", "_size", "row_dims")
 
     _kind = files.TABLE
 
@@ -349,9 +391,17 @@ class LookupParameters(Storage):
     ) -> None:
         self.row_dims = dims[:-1]
         self._size = dims[-1]
-        self.touched: NDArray[np.uint8] = aligned(dims[-1], "uint8")
-        super()._begin(name, dims, values, self.touched)
+        super()._begin(name, dims, values, aligned(dims[-1], "uint8"))
         self._row_type = graph.row_type(self.pid, self.row_dims, True)
+
+    @property
+    def touched(self) -> NDArray[np.uint8]:
+        """Marks of the rows that have a gradient."""
+        mirror = graph.PARAMETERS.mirrors.get(self.pid)
+        if mirror is not None:
+            mirror.touched.take_home()
+        assert self._touched is not None
+        return self._touched
 
     def shape(self) -> tuple[int, ...]:
         """Return (V, dims of a row ...)."""
@@ -406,10 +456,11 @@ class LookupParameters(Storage):
     def batch(self, i: Sequence[int], update: bool = True) -> Expression:
         """Return the rows of a list of numbers as one expression with a batch of that size. With `update`, they train."""
         rows = self._rows(i)
+        assert self._touched is not None
         if not rows:
             raise EmptyListError(f"{self}: the list of rows to look up is empty")
         table = self if update else self.expr(update=False)
-        attributes = {"count": len(rows), "touched": self.touched.ctypes.data}
+        attributes = {"count": len(rows), "touched": self._touched.ctypes.data}
         made: Any = record(OPS["lookup_batch"], (table,), attributes, rows)
         made.__class__ = LookupBatchExpression
         return made  # type: ignore[no-any-return]
@@ -428,27 +479,27 @@ class LookupParameters(Storage):
 
     def as_array(self) -> NDArray[np.float64]:
         """Return a copy of the table: float64, (V, row ...)."""
-        return self._table(self.values).astype(np.float64)
+        return self._table(self._seen("values")).astype(np.float64)
 
     def grad_as_array(self) -> NDArray[np.float64]:
         """Return a copy of the gradient: float64, (V, row ...)."""
-        return self._table(self.gradients).astype(np.float64)
+        return self._table(self._seen("gradients")).astype(np.float64)
 
     def row_as_array(self, row: int) -> NDArray[np.float64]:
         """Return a copy of a row: float64, of its dims (IndexError, OverflowError as for ``table[row]``)."""
-        return self._table(self.values)[self._row(row)].astype(np.float64)
+        return self._table(self._seen("values"))[self._row(row)].astype(np.float64)
 
     def row_grad_as_array(self, row: int) -> NDArray[np.float64]:
         """Return a copy of the gradient of a row: float64, of its dims."""
-        return self._table(self.gradients)[self._row(row)].astype(np.float64)
+        return self._table(self._seen("gradients"))[self._row(row)].astype(np.float64)
 
     def rows_as_array(self, rows: Sequence[int]) -> NDArray[np.float64]:
         """Return copies of rows: float64, (number of rows, row ...)."""
-        return self._table(self.values)[self._rows(rows)].astype(np.float64)
+        return self._table(self._seen("values"))[self._rows(rows)].astype(np.float64)
 
     def rows_grad_as_array(self, rows: Sequence[int]) -> NDArray[np.float64]:
         """Return copies of the gradients of rows: float64, (number of rows, row ...)."""
-        return self._table(self.gradients)[self._rows(rows)].astype(np.float64)
+        return self._table(self._seen("gradients"))[self._rows(rows)].astype(np.float64)
 
     def init_row(self, i: int, row: ArrayLike) -> None:
         """Set row i.
