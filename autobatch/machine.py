@@ -104,7 +104,6 @@ class Machine:
         """Set bytes to 0."""
         ctypes.memset(address, 0, size)
 
-
     # For trainers: tables that stay, over arrays that stay.
 
     def twin(self, array: np.ndarray, purpose: str) -> Any:

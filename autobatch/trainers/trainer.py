@@ -413,8 +413,12 @@ class Trainer:
             No such file, a damaged one, one of another trainer or of other parameters; nothing was changed. (RuntimeErrors)
         """
         path, everything = files.path_of("populate", fname), self._collection._everything()
-        sizes = {f"moment {j} of {k}": (math.prod(p.dims), p.dtype) for k, p in enumerate(everything) for j in range(self.moments)}
-        sizes |= {f"{what} of {k}": (math.prod(p.dims), p.dtype) for k, p in enumerate(everything) for what in ("average", "saved")}
+        sizes = {
+            f"moment {j} of {k}": (math.prod(p.dims), p.dtype) for k, p in enumerate(everything) for j in range(self.moments)
+        }
+        sizes |= {
+            f"{what} of {k}": (math.prod(p.dims), p.dtype) for k, p in enumerate(everything) for what in ("average", "saved")
+        }
         rate = None if learning_rate is None else single("learning_rate", learning_rate)
         about, arrays = state.read(path, self.whoami(), everything, sizes)
         try:
