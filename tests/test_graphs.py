@@ -35,7 +35,7 @@ from strategies import SEEDS, examples, graphs
 
 import autobatch as ab
 from autobatch import execute
-from autobatch.graph import OP, TYPES
+from autobatch.graph import FEW, OP, TYPES
 from autobatch.schedule import POLICIES
 
 policies = pytest.mark.parametrize("policy", POLICIES)
@@ -613,3 +613,33 @@ def test_graphs_of_one_structure_with_other_numbers():
             results.append([loss.npvalue(), *(p.grad_as_array() for p in (table, W, b))])
         agree(results[1], results[0], EXACT, "result")
         assert all(np.array_equal(x, y) for x, y in zip(results[1], results[2], strict=True))
+
+
+# Lists ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [3, FEW - 1, FEW, 5 * FEW], ids="{} entries".format)
+def test_lists_become_arrays_as_numpy_makes_them(size):
+    """Integers of any kind; parts of the list that was taken over before stay."""
+    rng = np.random.default_rng(size)
+    entries = rng.integers(-(2**31), 2**31, size).tolist()
+    entries[:3] = -1, np.int64(-1), True
+    with ab.Graph() as graph:
+        graph.recorded_types += [7] * 4
+        graph.recorded_args += entries
+        for begin in (0, 1):
+            types, args = np.full(4 - begin, -9, np.int32), np.full(size - begin, -9, np.int32)
+            graph.write(types, args, begin, begin)
+            assert types.tolist() == [7] * (4 - begin) and args.tolist() == np.array(entries, np.int32)[begin:].tolist()
+        graph.drop()
+
+
+@pytest.mark.parametrize("size", [5, 5 * FEW], ids="{} entries".format)
+@pytest.mark.parametrize(("entry", "error"), [(2**31, OverflowError), (-(2**70), OverflowError), ("word", ValueError)])
+def test_what_is_no_entry_is_refused_as_numpy_does(size, entry, error):
+    with ab.Graph() as graph:
+        graph.recorded_types.append(7)
+        graph.recorded_args += [3] * (size - 1) + [entry]
+        with pytest.raises(error):
+            graph.write(np.zeros(1, np.int32), np.zeros(size, np.int32))
+        graph.drop()
