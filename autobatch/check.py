@@ -37,6 +37,7 @@ from autobatch.graph import (
     INPUT,
     KIND,
     OP,
+    OUTPUTS,
     PARAMETERS,
     RECORDED,
     ROW,
@@ -659,16 +660,18 @@ class _Checker:
 
     def zero(self) -> _Call:
         self.what = "gradients set to zero"
-        nodes = self.owners_of(self.rows(0, "gradients"), "slot 0")
-        sizes = TYPES.info[self.types[nodes], SIZE]
+        rows = self.rows(0, "gradients")
+        place = np.searchsorted(self.owner_rows, rows, "right") - 1
+        nodes = self.owners_of(self.owner_rows[np.maximum(place, 0)], "slot 0")
+        starts = rows - self.backward.gradient[nodes]
         self.batch = f"nodes {', '.join(map(str, nodes[:6]))}"
-        if (sizes != sizes[0]).any():
-            self.fail("the gradients differ in size")
-        self.literal(1, "the size of a gradient", int(sizes[0]))
+        size = int(self.now.words[SLOTS + 2]) if len(self.now.words) == SLOTS + 3 else 0
+        self.literal(1, "the size of a gradient", max(size, 1))
+        for i in np.flatnonzero((starts < 0) | (starts // self.itemsize + size > TYPES.info[self.types[nodes], OUTPUTS]))[:1]:
+            self.fail(f"slot 0, item {i}, is no part of a gradient that others write", self.memory.where(int(rows[i])))
         self.equal("the flags", self.now.flags, 0)
-        size = int(sizes[0]) * self.itemsize
-        rows = self.operand(0, "gradients", size, self.backward.gradient[nodes])
-        return _Call(self.now, self.what, self.batch, [], ("slot 0 (gradients)", rows, size), STORE, [])
+        rows = self.operand(0, "gradients", size * self.itemsize, rows)
+        return _Call(self.now, self.what, self.batch, [], ("slot 0 (gradients)", rows, size * self.itemsize), STORE, [])
 
     def copy_again(self) -> _Call:
         """Check a copy made so that the gradient of a weight is one product: a whole batch of an argument."""
@@ -776,6 +779,7 @@ class _Checker:
         self.formed.setdefault((record.number, PREPARED if prepares else k), []).append(nodes)
         if prepares:
             result = ("slot 1 (the gradient of the value)", dy, size)
+            reads[0] = (*reads[0][:2], int(TYPES.info[record.number, OUTPUTS]) * self.itemsize)
             return self.with_steps(_Call(ins, self.what, self.batch, reads, result, ANY, []), lowering.prepare, 2)
         assert operand is not None
         return self.with_steps(self.gradient_result(record, nodes, k, reads), operand.backward, 2)

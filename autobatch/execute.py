@@ -308,13 +308,14 @@ class Execution:
         n, frame = loss + 1, self.frame
         segments = [s for s in self.segments if s.n0 < n]
         nodes = max(n, *(s.n1 for s in segments))  # the last segment may go on behind the loss
-        state = Block(14 * nodes + 64)
+        state = Block(22 * nodes + 64)
         gradient_at, source_at = state.take(8 * nodes), state.take(4 * nodes)
-        active_at, touched_at = state.take(nodes), state.take(nodes)
+        covered_at, active_at, touched_at = state.take(8 * nodes), state.take(nodes), state.take(nodes)
         ctypes.memset(active_at, 0, touched_at + nodes - active_at)
         gradient, source = state.view(gradient_at, nodes, np.int64), state.view(source_at, nodes, np.int32)
         active, touched = state.view(active_at, nodes, np.uint8), state.view(touched_at, nodes, np.uint8)
-        frame.set(loss=loss, full=full, active=active_at, touched=touched_at, gradient=gradient_at, source=source_at)
+        frame.set(loss=loss, full=full, active=active_at, touched=touched_at, covered=covered_at)
+        frame.set(gradient=gradient_at, source=source_at)
         plan.mark(frame)
         # Memory for all gradients, then for one batch of them before they are added where they belong (behind the scalars 1 and
         # 0 for BLAS), and a place for what nobody wants.

@@ -9,6 +9,7 @@ stride.
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -427,6 +428,7 @@ def number(graph: Graph, value: Any) -> Expression:
     return e
 
 
+@functools.cache
 def scalar_type() -> int:
     """Return the node type of an input of one number."""
     return input_type(Shape((1,)))

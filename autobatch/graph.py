@@ -47,7 +47,8 @@ LARGEST = 2**31 - 1  # numbers of one node: starts of views are 32 bits wide
 
 # Columns of the table of types; addresses of kernels for float32 and float64 stand side by side, 0 until compiled.
 KIND, ARGUMENTS, IMMEDIATES, SIZE, OPERANDS, NUMBERS, TABLE, JOINS = range(8)
-FORWARD, PREPARE, RECORDED, TYPE_COLUMNS = 8, 10, 12, 13  # RECORDED: arguments that are recorded for each node, the first ones
+FORWARD, PREPARE, RECORDED, OUTPUTS, TYPE_COLUMNS = 8, 10, 12, 13, 14
+# RECORDED: arguments that are recorded for each node, the first ones. OUTPUTS: numbers of the value that others read, likewise.
 # Columns of the table of operands, one row for each argument of each type.
 READS, WRITES, ELEMENTS, COLUMNS, NEEDS, NEED_COUNT, HAS_GRADIENT, SOURCE, BACKWARD = range(
     9
@@ -143,6 +144,7 @@ class NodeTypes:
         row = self.info[number]
         arguments = len(record.shapes)
         row[[KIND, ARGUMENTS, IMMEDIATES, SIZE, TABLE]] = record.kind, arguments, immediates, record.shape.total, table
+        row[OUTPUTS] = record.shape.total if lowering is None else lowering.outputs or record.shape.total
         row[OPERANDS] = self._operand_count
         typed = record.op is not None and record.op.typed
         row[RECORDED] = sum(not p for p in record.parameters) if typed else arguments
@@ -357,7 +359,7 @@ def _read(listed: Any, out: Any, segments: Any) -> bool:
     return True
 
 
-def _copy_list(listed: list[int], out: np.ndarray, segments: list[int]) -> None:
+def copy_list(listed: list[int], out: np.ndarray, segments: list[int]) -> None:
     """Copy segments of a list of integers into an array, see `_read`."""
     if not _read(id(listed), out, np.array(segments, np.int64)):
         for start, at, length in zip(segments[::3], segments[1::3], segments[2::3], strict=True):
@@ -559,8 +561,8 @@ class Graph:
             at += piece.count
         of_types += (node, node - nodes, len(self.recorded_types) - node)
         segments += (source, at, len(self.recorded_args) - source)
-        _copy_list(self.recorded_types, types, of_types)
-        _copy_list(self.recorded_args, args, segments)
+        copy_list(self.recorded_types, types, of_types)
+        copy_list(self.recorded_args, args, segments)
         for kind, of_kind in jobs.items():
             kind.write_all(types, args, of_kind)
 

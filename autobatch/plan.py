@@ -15,7 +15,8 @@ reads it; only what is asked for, and what nothing of the segment reads, stays. 
 
 Backward. The gradients have the same blocks. Batches run in reverse. Whether a batch may store a gradient or has to add to it
 is known here: the first one to write to a node stores; where firsts and others mix in one batch, the firsts are zeroed and the
-batch adds. Gradients of parameters that a whole type shares are formed last, once, from the blocks of the type.
+batch adds. A node whose parts are read (h and c of a step of an LSTM) is covered part by part, as long as the parts lie side by
+side. Gradients of parameters that a whole type shares are formed last, once, from the blocks of the type.
 
     kind of node   value                                gradient
     op             in the block of its type             likewise
@@ -49,6 +50,7 @@ from autobatch.graph import (
     OP,
     OPERAND_COLUMNS,
     OPERANDS,
+    OUTPUTS,
     PREPARE,
     READS,
     RECORDED,
@@ -485,7 +487,7 @@ def gradient_layout(n0, n1, n_types, n_batches, types, info, operands, itemsize,
             n += now
             before = now
         arguments = info[t + ARGUMENTS]
-        words += runs * (SLOTS + 2 * (3 + arguments + info[t + IMMEDIATES]))
+        words += runs * (SLOTS + 2 * (3 + arguments + info[t + IMMEDIATES])) + 2 * n * _ZERO_WORDS
         for k in range(arguments):
             o = (info[t + OPERANDS] + k) * OPERAND_COLUMNS
             item = operands[o + ELEMENTS] * itemsize
@@ -494,7 +496,7 @@ def gradient_layout(n0, n1, n_types, n_batches, types, info, operands, itemsize,
             if operands[o + WRITES] == DENSE:
                 scratch = max(scratch, n * item)
             fields = 3 + operands[o + NEED_COUNT] + info[t + IMMEDIATES]
-            words += runs * (SLOTS + 2 * fields + _ROWS_WORDS) + n * _ZERO_WORDS
+            words += runs * (SLOTS + 2 * fields + _ROWS_WORDS) + 2 * n * _ZERO_WORDS
             words += (runs + 1) * _ROWS_WORDS * operands[o + NEED_COUNT]
             lists += 2 * n
     # Leaves, type by type, so that those of one type lie one after the other: count, then place.
@@ -548,14 +550,25 @@ def gradient_places(n0, n1, n_types, types, args, positions, info, itemsize, nod
             gradient[n], source[n] = gradient_base + slot[n - n0], n
 
 
+@inline
+def _zero(table, w, kernel, address, size):
+    """Write an instruction that sets `size` numbers to zero, if there are any; returns where the next one goes."""
+    if size <= 0:
+        return w
+    write_head(table, w, kernel, _ZERO_WORDS, 1, address_of(table) + 8 * (w + SLOTS + 2), 0)
+    write_slot(table, w + SLOTS, address, 0)
+    table[w + SLOTS + 2] = size
+    return w + _ZERO_WORDS
+
+
 @over_frame
 def backward_table(n_batches, types, args, positions, info, operands, needs, nodes, order, type_start, present, batch_type,
-                   batch_begin, batch_end, at, forward, active, block_at, gradient_base, gradient, source, touched, itemsize,
-                   dtype, parameter_gradients, scratch, sink, zero_rows, add_rows, table, lists):  # fmt: skip
+                   batch_begin, batch_end, at, forward, active, block_at, gradient_base, gradient, source, touched, covered,
+                   itemsize, dtype, parameter_gradients, scratch, sink, zero_rows, add_rows, table, lists):  # fmt: skip
     """Write the backward table of one segment, but for shared parameters and rows. Returns words of the table and of the lists.
 
     `forward` is the segment's forward table, `at` where its batches begin. `touched[n]` tells whether the gradient in the
-    slot of n was written to.
+    slot of n was written to: 0, not at all; 1, all of it; 3, the numbers from covered[2n] to covered[2n + 1] - 1.
     """
     w, r = 0, 0
     for b in range(n_batches - 1, -1, -1):
@@ -575,6 +588,13 @@ def backward_table(n_batches, types, args, positions, info, operands, needs, nod
                 j += 1
             n = j - i
             dy = gradient_base + block_at[l] + (lo + i - type_start[l]) * size
+            for q in range(i, j):
+                root = nodes[order[lo + q]]
+                if touched[root] == 3:  # parts that nobody reads
+                    start, end = covered[2 * root], covered[2 * root + 1]
+                    w = _zero(table, w, zero_rows, gradient[root], start)
+                    w = _zero(table, w, zero_rows, gradient[root] + end * itemsize, info[t + OUTPUTS] - end)
+                    touched[root] = 1
             if info[t + PREPARE + dtype]:
                 words = SLOTS + 2 * (3 + arguments + immediates)
                 write_head(table, w, info[t + PREPARE + dtype], words, n, info[t + NUMBERS], 0)
@@ -592,7 +612,7 @@ def backward_table(n_batches, types, args, positions, info, operands, needs, nod
                 item = operands[o + ELEMENTS] * itemsize
                 firsts, sinks, even, to, stride = 0, 0, True, 0, 0
                 zeros = 0
-                flags_at = r + n  # lists[r:r+n] places, lists[r+n:r+2n] sources of those written to for the first time
+                flags_at = r + n  # lists[r:r+n] places, lists[r+n:r+2n] those of them written to for the first time
                 for q in range(n):
                     a = args[positions[nodes[order[lo + i + q]]] + k]
                     place_, fresh = sink, -1
@@ -606,17 +626,29 @@ def backward_table(n_batches, types, args, positions, info, operands, needs, nod
                     else:
                         place_ = gradient[a]
                         root = source[a]
-                        if root >= 0 and not touched[root]:
-                            touched[root] = 1
-                            if info[types[root] * TYPE_COLUMNS + SIZE] == operands[o + ELEMENTS]:
-                                fresh = root
+                        if root >= 0 and touched[root] != 1:
+                            whole = info[types[root] * TYPE_COLUMNS + OUTPUTS]
+                            start = (place_ - gradient[root]) >> (2 + dtype)  # in numbers
+                            end, low, high = start + operands[o + ELEMENTS], start, start
+                            if touched[root] == 3:
+                                low, high = covered[2 * root], covered[2 * root + 1]
+                            if low <= start and end <= high:
+                                pass  # not for the first time
+                            elif end - start < whole and info[types[root] * TYPE_COLUMNS + KIND] != OP:
+                                # Leaves run in no batch that could see to what nobody reads: all of it must be zero.
+                                w = _zero(table, w, zero_rows, gradient[root], whole)
+                                touched[root] = 1
+                            elif start == high or end == low:
+                                low, high = min(low, start), max(high, end)
+                                covered[2 * root], covered[2 * root + 1] = low, high
+                                touched[root] = 1 if high - low == whole else 3
+                                fresh = place_
                                 firsts += 1
                             else:
-                                # The first to write writes a part: all of it must be zero.
-                                write_head(table, w, zero_rows, _ZERO_WORDS, 1, address_of(table) + 8 * (w + SLOTS + 2), 0)
-                                write_slot(table, w + SLOTS, gradient[root], 0)
-                                table[w + SLOTS + 2] = info[types[root] * TYPE_COLUMNS + SIZE]
-                                w += _ZERO_WORDS
+                                # With a gap, or over the edge of what is covered: all the rest must be zero.
+                                w = _zero(table, w, zero_rows, gradient[root], low)
+                                w = _zero(table, w, zero_rows, gradient[root] + high * itemsize, whole - high)
+                                touched[root] = 1
                     lists[r + q], lists[flags_at + q] = place_, fresh
                     if q == 1:
                         stride = place_ - to
@@ -632,7 +664,7 @@ def backward_table(n_batches, types, args, positions, info, operands, needs, nod
                         for q in range(n):
                             fresh = lists[flags_at + q]
                             if fresh >= 0:
-                                lists[flags_at + zeros] = gradient[fresh]
+                                lists[flags_at + zeros] = fresh
                                 zeros += 1
                         write_head(table, w, zero_rows, _ZERO_WORDS, zeros, address_of(table) + 8 * (w + SLOTS + 2), 0)
                         write_slot(table, w + SLOTS, address_of(lists) + 8 * flags_at, -1)

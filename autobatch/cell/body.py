@@ -599,7 +599,8 @@ class Body:
             columns = 1 if len(shape.dims) == 1 and shape.batch == 1 else 2  # only whether it is one column counts
             operands.append(Operand(reads=reads, backward=backward, writes=writes, needs=self.needs[k], columns=columns))
         prepare = self.programs.kernel(1) if self.prepare_steps else None
-        return Lowering(self.programs.kernel(0), (self.programs.table.ctypes.data,), tuple(operands), prepare=prepare)
+        sizes = (self.programs.table.ctypes.data,)
+        return Lowering(self.programs.kernel(0), sizes, tuple(operands), prepare=prepare, outputs=self.zeroed)
 
     # Telling -----------------------------------------------------------------------------------------------------------
 
