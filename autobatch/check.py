@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autobatch.graph import (
+    BACK,
     IMMEDIATES,
     INPUT,
     KIND,
@@ -42,6 +43,7 @@ from autobatch.graph import (
     RECORDED,
     ROW,
     SIZE,
+    START,
     STOP,
     TABLE,
     TYPES,
@@ -260,9 +262,18 @@ class _Checker:
     def arguments(self, nodes: Integers, k: int) -> Integers:
         """Return argument k of some nodes of one type: a node, or a parameter; of a cell, parameters are known to the type."""
         record = TYPES.records[int(self.types[nodes[0]])] if len(nodes) else None
+        if record is not None and TYPES.info[record.number, BACK]:
+            return nodes.astype(np.int64) - TYPES.info[record.number, BACK]
         if record is not None and k >= TYPES.info[record.number, RECORDED]:
             return np.full(len(nodes), record.parameters[k], np.int64)
         return np.asarray(self.args[self.positions[nodes] + k])
+
+    def starts(self, nodes: Integers) -> Integers:
+        """Return where some views of one type begin in their arguments."""
+        number = int(self.types[nodes[0]])
+        if TYPES.info[number, BACK]:
+            return np.full(len(nodes), TYPES.info[number, START], np.int64)
+        return np.asarray(self.args[self.positions[nodes] + 1])
 
     def value_rows(self, nodes: Integers, k: int) -> Integers:
         """Return where the values of argument k of some nodes lie."""
@@ -454,7 +465,7 @@ class _Checker:
                 )
             nodes = s.nodes[order]
         elif record.kind in (VIEW, STOP):
-            start, of = self.args[at + 1], record.shapes[0].total * self.itemsize
+            start, of = self.starts(nodes), record.shapes[0].total * self.itemsize
             for i in np.flatnonzero((start < 0) | (start * self.itemsize + size > of))[:1]:
                 self.fail(f"node {nodes[i]} is a view that leaves its argument", f"from number {start[i]}, {record}")
             expected = self.value_rows(nodes, 0) + start * self.itemsize
@@ -487,7 +498,7 @@ class _Checker:
         nodes = nodes[self.is_active(nodes)]
         kinds = TYPES.info[self.types[nodes], KIND]
         for n in nodes[kinds == VIEW]:
-            a, start = self.args[self.positions[n]], self.args[self.positions[n] + 1] * self.itemsize
+            a, start = self.arguments(np.array([n]), 0)[0], self.starts(np.array([n]))[0] * self.itemsize
             of = int(b.gradient[a] if a >= 0 else PARAMETERS.gradients[(-a - 1) >> 1])
             if b.gradient[n] != of + start:
                 places = (f"{place:#x}" for place in (b.gradient[n], of + start))
@@ -1041,8 +1052,8 @@ def _nan_text(execution: Any, graph: Graph, node: int, wrong: Any) -> str:
     lines, sources = [str(record)], []
     names = {(getattr(p, "of", p)).pid: p for p in graph.parameters}
     for k, shape in enumerate(record.shapes):
-        recorded = k < TYPES.info[record.number, RECORDED]
-        a = int(execution.args[execution.positions[node] + k]) if recorded else record.parameters[k]
+        recorded, back = k < TYPES.info[record.number, RECORDED], int(TYPES.info[record.number, BACK])
+        a = int(execution.args[execution.positions[node] + k]) if recorded else node - back if back else record.parameters[k]
         address = execution.value_address(a)
         given = _view(address, shape.total, graph.dtype)
         who = str(names[(-a - 1) >> 1]) if a < 0 else f"node {a}, {TYPES.records[execution.types[a]].name}"

@@ -18,7 +18,7 @@ import numpy as np
 
 from autobatch import plan
 from autobatch.frame import Block, Frame
-from autobatch.graph import DTYPES, PARAMETERS, STOP, TYPES, VIEW, Graph
+from autobatch.graph import DTYPES, IMMEDIATES, PARAMETERS, STOP, TYPES, VIEW, Graph
 from autobatch.kernels._rows import add_rows, add_to_table, copy_rows, zero_rows
 from autobatch.kernels._vm import run
 from autobatch.memory import Arena, address_of, read
@@ -395,9 +395,10 @@ class Execution:
         number = int(self.types[index])
         if TYPES.records[number].kind != VIEW:
             return read(int(b.gradient[index]), count, self.dtype)
-        (shape,), out = TYPES.records[number].shapes, TYPES.records[number].shape
+        record, immediates = TYPES.records[number], int(TYPES.info[number, IMMEDIATES])
         mark, saved = self.gradients.mark(), _gradients(graph)
-        self.types[index] = TYPES.intern(STOP, None, (shape,), (), {}, shape=out, immediates=1)
+        attributes = dict(record.attributes)
+        self.types[index] = TYPES.intern(STOP, None, record.shapes, (), attributes, shape=record.shape, immediates=immediates)
         try:
             return read(int(self._pass(graph, b.loss, b.full).gradient[index]), count, self.dtype)
         finally:

@@ -384,8 +384,8 @@ def set_immediates(e: Expression, immediates: Sequence[int]) -> None:
         graph.execution.invalidate()
 
 
-def remember(table: dict[Any, Any], path: Sequence[Any], number: int) -> None:
-    """Store a type number in nested dicts."""
+def remember(table: dict[Any, Any], path: Sequence[Any], number: Any) -> None:
+    """Store a type number, or what else a short way needs, in nested dicts."""
     for step in path[:-1]:
         table = table.setdefault(step, {})
     table[path[-1]] = number
@@ -443,6 +443,11 @@ def input_type(shape: Shape) -> int:
 
 
 _INPUT_TYPES: dict[Shape, int] = {}
+
+
+def part_type(of: Shape, shape: Shape, back: int, start: int, stop: bool = False) -> int:
+    """Return the node type of a view of the node that stands `back` nodes before it, from number `start` on."""
+    return TYPES.intern(STOP if stop else VIEW, None, (of,), (), {"back": back, "start": start}, shape=shape)
 
 
 def view(op: str, x: Expression, shape: Shape, start: int = 0, stop: bool = False) -> Expression:

@@ -7,7 +7,8 @@ A graph is two lists of integers, nothing else is stored for a node:
 
 An argument is the index of an earlier node, or a negative number that names a parameter (`parameter_index`): parameters live
 outside every graph and need no node. An *immediate* is an integer that differs from node to node and changes no shape (a
-row of a table, a label): it never splits a batch. How many of each a node has is known to its type.
+row of a table, a label): it never splits a batch. How many of each a node has is known to its type. A *part* has none: a view
+whose type says how many nodes before it the one stands that it is a part of (h and c of a step of an LSTM, outputs of a cell).
 
 A *node type* is what makes nodes alike: the op, all attributes that change the result, the shapes, and which parameters are
 used where the op shares them. Nodes of one type can run as one batch, nothing else can. Types are numbered once for the whole
@@ -47,8 +48,9 @@ LARGEST = 2**31 - 1  # numbers of one node: starts of views are 32 bits wide
 
 # Columns of the table of types; addresses of kernels for float32 and float64 stand side by side, 0 until compiled.
 KIND, ARGUMENTS, IMMEDIATES, SIZE, OPERANDS, NUMBERS, TABLE, JOINS = range(8)
-FORWARD, PREPARE, RECORDED, OUTPUTS, TYPE_COLUMNS = 8, 10, 12, 13, 14
+FORWARD, PREPARE, RECORDED, OUTPUTS, BACK, START, TYPE_COLUMNS = 8, 10, 12, 13, 14, 15, 16
 # RECORDED: arguments that are recorded for each node, the first ones. OUTPUTS: numbers of the value that others read, likewise.
+# BACK: of a part, how many nodes before it the one stands that it is a view of, and START: from which number on. 0: no part.
 # Columns of the table of operands, one row for each argument of each type.
 READS, WRITES, ELEMENTS, COLUMNS, NEEDS, NEED_COUNT, HAS_GRADIENT, SOURCE, BACKWARD = range(
     9
@@ -148,6 +150,9 @@ class NodeTypes:
         row[OPERANDS] = self._operand_count
         typed = record.op is not None and record.op.typed
         row[RECORDED] = sum(not p for p in record.parameters) if typed else arguments
+        attributes = dict(record.attributes)
+        if "back" in attributes:
+            row[RECORDED], row[BACK], row[START] = 0, attributes["back"], attributes["start"]
         if record.op is None or lowering is None:
             return
         row[NUMBERS] = record.sizes.ctypes.data
@@ -341,7 +346,7 @@ _clear = _function("PyErr_Clear", signature(numba_types.void))
 
 
 @compiled(gil=True)
-def _read(listed: Any, out: Any, segments: Any) -> bool:
+def _read(source: Any, out: Any, segments: Any) -> bool:
     """Copy segments of a list, given by its id: for each (place in the list, place in `out`, length).
 
     False if an entry is none that NumPy would take. 5 ns an entry; NumPy looks at each twice, and takes 16 to 20.
@@ -349,7 +354,7 @@ def _read(listed: Any, out: Any, segments: Any) -> bool:
     for k in range(0, segments.size, 3):
         start, at = segments[k], segments[k + 1]
         for i in range(segments[k + 2]):
-            value = _integer(_item(listed, start + i))
+            value = _integer(_item(source, start + i))
             if value == -1 and _failed() != 0:
                 _clear()
                 return False
@@ -359,11 +364,18 @@ def _read(listed: Any, out: Any, segments: Any) -> bool:
     return True
 
 
-def copy_list(listed: list[int], out: np.ndarray, segments: list[int]) -> None:
+def copy_list(source: list[int], out: np.ndarray, segments: list[int]) -> None:
     """Copy segments of a list of integers into an array, see `_read`."""
-    if not _read(id(listed), out, np.array(segments, np.int64)):
+    if not _read(id(source), out, np.array(segments, np.int64)):
         for start, at, length in zip(segments[::3], segments[1::3], segments[2::3], strict=True):
-            out[at : at + length] = listed[start : start + length]  # which says what is wrong
+            out[at : at + length] = source[start : start + length]  # which says what is wrong
+
+
+def listed(numbers: list[int], dtype: Any) -> np.ndarray:
+    """Return an array of a list of integers."""
+    out = np.empty(len(numbers), dtype)
+    copy_list(numbers, out, [0, 0, len(numbers)])
+    return out
 
 
 # The graph ------------------------------------------------------------------------------------------------------------
@@ -768,10 +780,12 @@ def current_graph() -> Graph:
 def new_current_graph(policy: str | None = None) -> Graph:
     """Drop this thread's current graph and make a new one."""
     old = _THREAD.graph
+    graph = Graph(
+        policy=policy
+    )  # before the old one goes: the collector, asked to be patient all the time, has no look between
     if old is not None:
         old.drop()
     _THREAD.version += 1
-    graph = Graph(policy=policy)
     graph.version = _THREAD.version
     if old is not None:
         graph._outer = old._outer

@@ -20,7 +20,7 @@ side. Gradients of parameters that a whole type shares are formed last, once, fr
 
     kind of node   value                                gradient
     op             in the block of its type             likewise
-    view           inside its argument                  inside that of its argument
+    view, part     inside its argument                  inside that of its argument
     input          where it was copied when recorded    a slot of its own, only if asked for
     row            in the table                         a slot of its own, added to the table at the end
     stop           inside its argument                  a slot of its own
@@ -35,6 +35,7 @@ tables of types and operands are addressed flat: `t` and `o` are the places wher
 from autobatch.frame import over_frame
 from autobatch.graph import (
     ARGUMENTS,
+    BACK,
     BACKWARD,
     COLUMNS,
     ELEMENTS,
@@ -57,6 +58,7 @@ from autobatch.graph import (
     ROW,
     SIZE,
     SOURCE,
+    START,
     STOP,
     TABLE,
     TYPE_COLUMNS,
@@ -86,6 +88,14 @@ _TABLE_WORDS = SLOTS + 8 + 1  # rows added to a table
 
 
 # Survey ---------------------------------------------------------------------------------------------------------------
+
+
+@inline
+def _of(n, t, at, args, info):
+    """What view n shows, whose entries begin at `at`: the node or parameter, and from which number on."""
+    if info[t + BACK]:
+        return n - info[t + BACK], info[t + START]
+    return args[at], args[at + 1]
 
 
 @over_frame
@@ -127,7 +137,7 @@ def survey(n0, n1, a0, types, args, info, positions, root, local, nodes, kinds, 
             nodes[count], kinds[count], dense[n - n0], root[n] = n, l, count, n
             count += 1
         elif kind == VIEW or kind == STOP:
-            a = args[at]
+            a, _ = _of(n, t, at, args, info)
             root[n] = a if a < 0 else root[a]
         else:
             root[n] = n
@@ -309,6 +319,8 @@ def misses(n0, n1, a0, types, args, info, address):
             a = args[at + k]
             if 0 <= a < n0 and address[a] == 0:
                 return True
+        if info[t + BACK] and n - info[t + BACK] < n0 and address[n - info[t + BACK]] == 0:
+            return True
         at += info[t + RECORDED] + info[t + IMMEDIATES]
     return False
 
@@ -349,8 +361,8 @@ def place(n0, n1, n_batches, types, args, positions, info, nodes, order, batch_t
         t = types[n] * TYPE_COLUMNS
         kind = info[t + KIND]
         if kind == VIEW or kind == STOP:
-            at = positions[n]
-            address[n] = _value(args[at], address, parameter_values) + args[at + 1] * itemsize
+            a, start = _of(n, t, positions[n], args, info)
+            address[n] = _value(a, address, parameter_values) + start * itemsize
         elif kind == INPUT:
             address[n] = input_addresses[args[positions[n]]]
         elif kind == ROW:
@@ -441,22 +453,29 @@ def mark(loss, full, types, args, positions, info, operands, active):
         wanted = full
         if kind == ROW:
             wanted = full or info[t + TABLE] % 2 != 0
-        elif kind != INPUT and not full:
+        elif kind == OP and not full:
             for k in range(info[t + ARGUMENTS]):
                 o = (info[t + OPERANDS] + k) * OPERAND_COLUMNS
                 a = _argument(args, at, k, info, t, operands, o)
-                if kind != OP or operands[(info[t + OPERANDS] + k) * OPERAND_COLUMNS + HAS_GRADIENT]:
+                if operands[o + HAS_GRADIENT]:
                     wanted |= a % 2 != 0 if a < 0 else active[a] != 0
+        elif kind != INPUT and not full:
+            a, _ = _of(n, t, at, args, info)
+            wanted = a % 2 != 0 if a < 0 else active[a] != 0
         active[n] = wanted
     active[loss] |= 2
     for n in range(loss, -1, -1):
         t, at = types[n] * TYPE_COLUMNS, positions[n]
         kind = info[t + KIND]
-        if active[n] == 3 and (kind == OP or kind == VIEW):
+        if active[n] == 3 and kind == OP:
             for k in range(info[t + RECORDED]):
                 a = args[at + k]
-                if a >= 0 and (kind == VIEW or operands[(info[t + OPERANDS] + k) * OPERAND_COLUMNS + HAS_GRADIENT]):
+                if a >= 0 and operands[(info[t + OPERANDS] + k) * OPERAND_COLUMNS + HAS_GRADIENT]:
                     active[a] |= 2
+        elif active[n] == 3 and kind == VIEW:
+            a, _ = _of(n, t, at, args, info)
+            if a >= 0:
+                active[a] |= 2
 
 
 @over_frame
@@ -539,13 +558,14 @@ def gradient_places(n0, n1, n_types, types, args, positions, info, itemsize, nod
     for n in range(n0, n1):
         if active[n] != 3:
             continue
-        kind = info[types[n] * TYPE_COLUMNS + KIND]
+        t = types[n] * TYPE_COLUMNS
+        kind = info[t + KIND]
         if kind == VIEW:
-            a, offset = args[positions[n]], args[positions[n] + 1] * itemsize
+            a, start = _of(n, t, positions[n], args, info)
             if a >= 0:
-                gradient[n], source[n] = gradient[a] + offset, source[a]
+                gradient[n], source[n] = gradient[a] + start * itemsize, source[a]
             else:
-                gradient[n], source[n] = parameter_gradients[(-a - 1) >> 1] + offset, a
+                gradient[n], source[n] = parameter_gradients[(-a - 1) >> 1] + start * itemsize, a
         elif kind != OP:
             gradient[n], source[n] = gradient_base + slot[n - n0], n
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from autobatch.expression import Expression, Node
-from autobatch.graph import IMMEDIATES, RECORDED, TYPES, Graph, copy_list
+from autobatch.graph import IMMEDIATES, RECORDED, TYPES, Graph, listed
 from autobatch.kernels._jit import compiled, int32s
 
 SAME, INPUT, OWN, STATE, IMMEDIATE = range(5)
@@ -78,9 +78,7 @@ class Chain:
             words += (node, at, chain.base, len(nodes), len(chain.xs), len(chain.given), *chain.first.words, *chain.rest.words)
             nodes += chain.xs
             nodes += chain.given
-        numbers = np.empty(len(nodes), np.int32)
-        copy_list(nodes, numbers, [0, 0, len(nodes)])
-        _write(types, args, np.array(words, np.int64), numbers)
+        _write(types, args, listed(words, np.int64), listed(nodes, np.int32))
 
 
 _WORDS = 16  # of a chain: places, first node, place of its inputs and how many, parts of its state, both patterns
