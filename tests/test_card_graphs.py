@@ -1,0 +1,103 @@
+"""Graphs on a card: what they ask of the driver, and what happens where one of its calls fails."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("greenlet")
+
+from fake_driver import fake_card
+
+import autobatch as ab
+from autobatch.cuda import cublas, driver
+from autobatch.kernels._errors import DeviceError
+
+# Called at the end only, when nobody can be told.
+NEEDS_NO_ANSWER = {"cuMemFree_v2", "cuMemFreeHost", "cuEventDestroy_v2", "cuStreamDestroy_v2", "cuLibraryUnload"}
+NEEDS_NO_ANSWER |= {"cuDevicePrimaryCtxRelease_v2"}
+
+
+def minibatch(p):
+    """A graph with a parameter (read once: the simulator is slow where many gradients meet), inputs, batches, the gradient."""
+    ab.renew_cg()
+    p.scale_gradient(0)  # a failed pass may have left some
+    h = ab.cmult(p, ab.inputVector([1.0, 2.0, 3.0]))
+    losses = [ab.sum_elems(ab.square(y)) for y in (ab.tanh(h), h, ab.cmult(h, ab.inputVector([3.0, 2.0, 1.0])))]
+    loss = ab.esum(losses)
+    value = loss.value()
+    loss.backward()
+    return value, p.grad_as_array().copy()
+
+
+def model():
+    collection = ab.ParameterCollection()
+    p = collection.add_parameters(3)
+    p.set_value([0.5, -1.0, 0.25])
+    return p
+
+
+def calls():
+    """Functions of the driver, and how often two minibatches call them."""
+    with fake_card() as card, cublas.use(None):
+        ab.configure(device="cuda")
+        p = model()
+        minibatch(p)
+        minibatch(p)
+        ab.renew_cg()
+        ab.configure(device="cpu")
+        return {name: card.count[name] for name in driver.FORMS if card.count[name] and name not in NEEDS_NO_ANSWER}
+
+
+def failing(name, nth, code):
+    """Run minibatches of which one call fails. Returns the errors, and the results of the others."""
+    failed, results = [], []
+    with fake_card() as card, cublas.use(None):
+        card.fail(name, code, nth)
+        p = None
+        for _ in range(4):
+            try:
+                ab.configure(device="cuda")
+                p = p or model()
+                results.append(minibatch(p))
+            except DeviceError as error:
+                failed.append(str(error))
+                error.__traceback__ = None
+        ab.renew_cg()
+        ab.configure(device="cpu")
+        del p
+    return failed, results
+
+
+def test_steady_state():
+    """A minibatch asks for no memory, and sends no more than its inputs and two tables."""
+    with fake_card() as card, cublas.use(None):
+        ab.configure(device="cuda")
+        p = model()
+        first = minibatch(p)
+        minibatch(p)
+        counted = ("cuMemAlloc_v2", "cuMemFree_v2", "cuMemHostAlloc", "cuMemFreeHost", "cuEventCreate", "cuLibraryLoadData")
+        before = [card.count[name] for name in counted]
+        card.calls.clear()
+        again = minibatch(p)
+        assert again[0] == first[0] and (again[1] == first[1]).all()
+        assert [card.count[name] for name in counted] == before
+        names = [name for name, _ in card.calls]
+        found = {name: names.count(name) for name in ("cuMemcpyHtoDAsync_v2", "cuMemcpyDtoHAsync_v2", "cuStreamSynchronize")}
+        print(found)
+        ab.renew_cg()
+        ab.configure(device="cpu")
+
+
+def test_any_call_may_fail():
+    value, gradient = minibatch(model())
+    for name, count in calls().items():
+        for nth in sorted({1, 2, count // 2, count} - {0}):
+            failed, results = failing(name, nth, 1)
+            where = f"call {nth} of {name}: {failed}"
+            assert len(failed) <= 1 and len(results) == 4 - len(failed), where
+            if failed:
+                assert "CUDA_ERROR_INVALID_VALUE" in failed[0], where
+                expected = "row " if name == "cuLaunchKernel" else name
+                assert failed[0].startswith(expected), where
+            for got in results:
+                np.testing.assert_allclose(got[0], value, rtol=1e-6, err_msg=where)
+                np.testing.assert_allclose(got[1], gradient, rtol=1e-6, err_msg=where)
