@@ -55,10 +55,10 @@ class Twin:
     address : of the copy on the card.
     """
 
-    __slots__ = ("_array", "_block", "_card_is_old", "_host_is_old", "address")
+    __slots__ = ("_block", "_card_is_old", "_host_is_old", "address", "array")
 
     def __init__(self, array: np.ndarray, purpose: str) -> None:
-        self._array = array
+        self.array = array
         self._block = memory.Block(array.nbytes, purpose)
         self.address = self._block.address
         self._card_is_old, self._host_is_old = True, False
@@ -66,13 +66,13 @@ class Twin:
     def send(self) -> None:
         """See to it that the card has the newest numbers."""
         if self._card_is_old:
-            memory.upload(self.address, self._array)
+            memory.upload(self.address, self.array)
             self._card_is_old = False
 
     def fetch(self) -> None:
         """See to it that the host has the newest numbers."""
         if self._host_is_old:
-            self._array[:] = memory.read(self.address, self._array.size, self._array.dtype.name)
+            self.array[:] = memory.read(self.address, self.array.size, self.array.dtype.name)
             self._host_is_old = False
 
     def take_home(self) -> None:
@@ -94,6 +94,12 @@ class Mirror:
         values, gradients, touched = arrays
         self.values, self.gradients = Twin(values, "parameters"), Twin(gradients, "gradients of parameters")
         self.touched = None if touched is None else Twin(touched, "parameters")
+
+    def take_home(self) -> None:
+        """Fetch all of it, for someone who may change it on the host."""
+        for twin in (self.values, self.gradients, self.touched):
+            if twin is not None:
+                twin.take_home()
 
 
 class _Place:
@@ -133,6 +139,7 @@ class Card(Machine):
         self._constants: dict[tuple[int, int, str], int] = {}
         self.products = cublas.find()
         self._rows: dict[str, Rows] = {}
+        self._scratch = memory.Arena("work space")  # of rules
         self.launches = 0
 
     # Memory -----------------------------------------------------------------------------------------------------------
@@ -228,7 +235,9 @@ class Card(Machine):
                     for k, operand in enumerate(lowering.operands):
                         if operand.backward is not None:
                             at = int(self.info[t, OPERANDS]) + k
-                            self.operands[at, BACKWARD + kind] = self._record(operand.backward, dtype, lowering.sizes, largest).address
+                            self.operands[at, BACKWARD + kind] = self._record(
+                                operand.backward, dtype, lowering.sizes, largest
+                            ).address
                 self._done.add((t, kind, backward))
 
     def _sizes(self, record: NodeType) -> list[int]:
@@ -376,6 +385,31 @@ class Card(Machine):
         self.launches += sent.size.launches
         if forward:
             segment.card_lists = sent.lists
+
+    # Trainers ---------------------------------------------------------------------------------------------------------
+
+    def twin(self, array: np.ndarray, purpose: str) -> Twin:
+        """Return a twin of an array."""
+        return Twin(array, purpose)
+
+    def twins(self, parameter: Any) -> tuple[Any, Any, Any]:
+        """Return the twins of a parameter."""
+        mirror = self.mirror(parameter)
+        return mirror.values, mirror.gradients, mirror.touched
+
+    def kernel(self, kernel: Kernel, dtype: str, sizes: tuple[int, ...], largest: int) -> int:
+        """Return the address of a record."""
+        with self._lock:
+            return self._record(kernel, dtype, sizes, largest).address
+
+    def run_fixed(self, table: Twin, words: int, dtype: str) -> None:
+        """Launch the first words of a table that lies on the card."""
+        table.send()
+        at, itemsize = address_of(table.array), np.dtype(dtype).itemsize
+        scratch = launch.measure(at, words, itemsize).scratch
+        self._scratch.cut((0, 0))
+        where = table.address, self._scratch.take(scratch)
+        self.launches += launch.launch(self.device, at, words, *where, dtype, self._names, self.products, CAREFUL)
 
 
 def independent(before: Step | None, step: Step) -> bool:

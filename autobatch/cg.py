@@ -11,6 +11,7 @@ from autobatch.graph import SETTINGS, Checkpoint, Graph, check_dtype, check_poli
 from autobatch.kernels._errors import ArgumentError
 from autobatch.machine import check_device
 from autobatch.memory import free_pool, pooled
+from autobatch.params.storage import changed
 from autobatch.schedule import forget
 
 
@@ -132,8 +133,9 @@ def configure(
         device = check_device(device)
     if threads is not None:
         _set_threads(threads)
-    if device is not None:
+    if device is not None and device != SETTINGS.device:
         SETTINGS.device = device
+        changed()  # tables of trainers are those of a device
     if matmul_precision is not None:
         SETTINGS.matmul_precision = matmul_precision
     if policy is not None:

@@ -18,9 +18,34 @@ import numpy as np
 
 from autobatch.graph import PARAMETERS, SETTINGS, TYPES, Graph
 from autobatch.kernels._errors import ArgumentError, message
+from autobatch.kernels._jit import Kernel
 from autobatch.kernels._rows import add_rows, add_to_table, copy_rows, zero_rows
 from autobatch.kernels._vm import run
 from autobatch.memory import Arena, address_of, read
+
+
+class Home:
+    """An array that lies where the machine works: `Twin` of `card.py` for a processor, which has nothing to do."""
+
+    __slots__ = ("_twin", "address", "array")
+
+    def __init__(self, array: np.ndarray, twin: Any = None) -> None:
+        self.array, self.address = array, address_of(array)
+        self._twin = twin  # on a card, if graphs are evaluated there too
+
+    def send(self) -> None:
+        """See to it that the machine has the newest numbers."""
+        if self._twin is not None:
+            self._twin.take_home()
+
+    def fetch(self) -> None:
+        """See to it that the array has the newest numbers."""
+
+    def take_home(self) -> None:
+        """Fetch, for someone who may change the array."""
+
+    def changed(self) -> None:
+        """Note that the machine changes the numbers."""
 
 
 class Machine:
@@ -57,6 +82,11 @@ class Machine:
 
     def begin(self, graph: Graph, backward: bool) -> None:
         """See to it that the parameters of a graph (and their gradients) are there."""
+        if PARAMETERS.mirrors:  # some graphs are evaluated on a card
+            for p in (*graph.parameters, *graph.tables):
+                mirror = PARAMETERS.mirrors.get(getattr(p, "of", p).pid)
+                if mirror is not None:
+                    mirror.take_home()
 
     def run(self, job: Job) -> None:
         """Run a table."""
@@ -73,6 +103,29 @@ class Machine:
     def zero(self, address: int, size: int) -> None:
         """Set bytes to 0."""
         ctypes.memset(address, 0, size)
+
+    # For trainers: tables that stay, over arrays that stay.
+
+    def twin(self, array: np.ndarray, purpose: str) -> Any:
+        """Return the `Home` of an array, or its like on the machine."""
+        return Home(array)
+
+    def twins(self, parameter: Any) -> tuple[Any, Any, Any]:
+        """Return those of a parameter: values, gradients, marks of touched rows (or None)."""
+        values, gradients, touched = parameter.arrays()
+        mirror = PARAMETERS.mirrors.get(parameter.pid)
+        if mirror is None:
+            return Home(values), Home(gradients), None if touched is None else Home(touched)
+        marks = None if touched is None else Home(touched, mirror.touched)
+        return Home(values, mirror.values), Home(gradients, mirror.gradients), marks
+
+    def kernel(self, kernel: Kernel, dtype: str, sizes: tuple[int, ...], largest: int) -> int:
+        """Return what stands in the KERNEL word of an instruction with these sizes."""
+        return kernel.address(dtype)
+
+    def run_fixed(self, table: Any, words: int, dtype: str) -> None:
+        """Run the first words of a table, given as twin."""
+        run(table.array, words, 0)
 
 
 class Job:

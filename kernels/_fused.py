@@ -10,6 +10,9 @@ Backward runs the lines in reverse. What forward stored it reads; the rest it co
 
 The first row is always the node's own, so that all parts of it have one base and LLVM sees by their distances that they do not
 overlap: a loop over many pointers would be checked at run time, or not be vectorised at all.
+
+Backward may add to parts of one row that overlap, as of x[0:128] + x[64:192]. A processor does it number by number. On a card
+lanes would collide there, so it takes one loop after the other, and each computes the lines anew.
 """
 
 from __future__ import annotations
@@ -24,8 +27,8 @@ from typing import Any, NamedTuple
 from numba.core import ir
 from numba.core.compiler import run_frontend
 
-from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, Kernel, inline, item, kernel_from_source
-from autobatch.kernels._lanes import items, lanes
+from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, Kernel, function_from_source, inline, item, kernel_from_source
+from autobatch.kernels._lanes import items, lanes, meet
 
 _WORDS = {"items": items, "lanes": lanes}
 
@@ -121,22 +124,33 @@ class Chain:
         inside = [f"{names[r]} = b{r.row + shift}[{r.start} + j]" for r in reads if not r.single]
         return names, before, inside
 
-    def _kernel(self, kind: str, rows: int, before: list[str], inside: list[str]) -> Kernel:
+    def _kernel(
+        self, kind: str, rows: int, before: list[str], inside: list[str], on_card: list[list[str]] | None = None
+    ) -> Kernel:
+        """The kernel of one loop, or on a card of several ones."""
         names, scope = self._names(list(self.lines))
         stamps = " ".join(sorted({_stamp(formulas.path) for formulas in names}))
         who = ", ".join(f"{name} {formulas.value.__qualname__}" for formulas, name in names.items())
-        body = f"""(ins, T):
+
+        wait = "        meet()\n"
+
+        def text(loops: list[list[str]]) -> str:
+            parts = [f"        for j in lanes({self.size}):\n{_block(12, lines)}\n" for lines in loops]
+            return f"""(ins, T):
     # {stamps}
     # {who}
     for i in items(ins[ITEMS]):
 {_block(8, [f"b{k} = item(ins, {k}, i, T)" for k in range(rows)] + before)}
-        for j in lanes({self.size}):
-{_block(12, inside)}
-"""
+{wait.join(parts)}"""
+
+        body = text([inside])
         name = f"{kind}_{hashlib.sha256(body.encode()).hexdigest()[:16]}"
         made = kernel_from_source(name, f"def {name}{body}", __file__, scope)
         size = self.size
         made.on_card(work=lambda sizes: size)
+        if on_card is not None:
+            own = function_from_source(name, f"def {name}{text(on_card)}", __file__, {**scope, "meet": meet})
+            made.on_card(work=lambda sizes: size)(own)
         return made
 
     def forward(self) -> Kernel:
@@ -184,12 +198,30 @@ class Chain:
                 part = f"{formulas[line.formulas]}_slope{k}(g{t}, t{t}, {args})"
                 inside.append(f"{own} = {gradients[a]} + {part}" if a in gradients else f"{own} = {part}")
                 gradients[a] = own
+        writes: dict[Read, str] = {}
         for read, (at, add) in targets.items():
             if read in gradients:
-                inside.append(f"b0[{at} + j] {'+=' if add else '='} {gradients[read]}")
+                writes[read] = f"b0[{at} + j] {'+=' if add else '='} {gradients[read]}"
             elif not add:
-                inside.append(f"b0[{at} + j] = 0")
-        return self._kernel("chain_gradient", self.rows + 1, before, inside)
+                writes[read] = f"b0[{at} + j] = 0"
+        turns = self._turns(seeds, {read: targets[read][0] for read in writes})
+        on_card = [[*inside, *(writes[read] for read in turn)] for turn in turns] if len(turns) > 1 else None
+        return self._kernel("chain_gradient", self.rows + 1, before, inside + list(writes.values()), on_card)
+
+    def _turns(self, seeds: dict[int, int], places: dict[Read, int]) -> list[list[Read]]:
+        """Reads whose gradients may be written together: no two overlap, but where they are the same place.
+
+        What overlaps is written in the order given. What stands where a seed does comes last, as each turn reads the seeds.
+        """
+        turn_of: dict[Read, int] = {}
+        for read, at in places.items():
+            earlier = [(turn_of[r], places[r]) for r in turn_of if abs(places[r] - at) < self.size]
+            turn_of[read] = max((turn + (place != at) for turn, place in earlier), default=0)
+        last = max(turn_of.values(), default=0)
+        for read, at in places.items():
+            if at in seeds.values():
+                turn_of[read] = last
+        return [[read for read, turn in turn_of.items() if turn == t] for t in range(last + 1)]
 
 
 def _block(by: int, lines: list[str]) -> str:

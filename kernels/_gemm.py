@@ -34,15 +34,9 @@ import numpy as np
 
 from autobatch.kernels import _jit, _tiles
 from autobatch.kernels._jit import Count, Stage, inline, itemsize, number, pointer, row, slot
-from autobatch.kernels._lanes import joined, lanes, leader
+from autobatch.kernels._lanes import joined, lanes, leader, quotient
 
 # Vectors --------------------------------------------------------------------------------------------------------------
-
-
-@inline(always=True)
-def quotient(j, per):
-    """j // per, of numbers that are not negative and fit in 32 bits."""
-    return np.int64(np.uint32(j) // np.uint32(per))
 
 
 @inline(always=True)
@@ -73,6 +67,23 @@ class Vectors(NamedTuple):
         """Return the expression for the address of vector j, `name`_base and `name`_step being known."""
         even = f"{name}_base + {j} * {name}_step"
         return f"({even} if {name}_step >= 0 else {self.far.format(j=j)})" if self.far else even
+
+
+class Windows(NamedTuple):
+    """The matrix of windows of images, which stands nowhere: each number is looked for in its image, or is a zero beside it.
+
+    `row` and `depth` are functions of an index along M, and along K, and of `sizes`: they return how far down and to the right
+    it points, and the numbers of the channels before. Their sums are a place of the image of H (`height`) rows and `width`
+    columns that begins at `base`.
+    """
+
+    base: str
+    row: str
+    depth: str
+    height: str
+    width: str
+    step: str = "0"
+    far: str = ""
 
 
 def matrix(slot: str, distance: str, at: str = "0", item: str = "0") -> Vectors:
@@ -129,6 +140,14 @@ def put(address, at, end, x0, x1, x2, x3, T):
         p[3] = x3
 
 
+@inline(always=True)
+def pixel(base, h, w, channel, height, width, there, T):
+    """Number (h, w) of a channel of an image; zero beside it, and if it is not `there`."""
+    if there and h >= 0 and h < height and w >= 0 and w < width:
+        return pointer(base + (channel + w * height + h) * itemsize(T), T)[0]
+    return number(0, T)
+
+
 @inline
 def small_product(m, n, k, a, a_row, a_deep, b, b_column, b_deep, add, c):
     """C (m,n) = or += A (m,k) B (k,n) by one team; numbers of A lie `a_row` and `a_deep` apart, those of B likewise."""
@@ -156,7 +175,7 @@ _SCOPE: dict[str, Any] = {name: getattr(_jit, name) for name in "ITEMS SIZES FLA
 _SCOPE |= {name: getattr(_jit, name) for name in "integers row slot itemsize pointer number address_of argument".split()}
 _SCOPE |= {word.__name__: word for word in _tiles.WORDS}
 _SCOPE |= {"joined": joined, "int32": np.int32}
-_SCOPE |= {f.__name__: f for f in (quotient, spacing, column, fetch, put)}
+_SCOPE |= {f.__name__: f for f in (quotient, spacing, column, fetch, put, pixel)}
 
 
 # Products -------------------------------------------------------------------------------------------------------------
@@ -196,8 +215,11 @@ class Product:
     head        lines at the start of the kernel; sizes: `n_items`, `sizes`
     parts       how many products are added up; `part` is the number of one, and `part_head` lines before it
     start       address of the column {j} with which the sum begins
+    constant    number with which each number of column {j} begins
     add         whether to add to what C holds
+    pieces      of a cut product: whether its parts, not K, are cut into pieces, which `parts` does
     each        products of an item, each with its own sides: `i` is the item, `b` the product's number in it; "": one in all
+    ahead       whether the next pieces are on their way while two are multiplied: it takes registers
     scope       names that the expressions use
     """
 
@@ -205,7 +227,7 @@ class Product:
     m: str
     n: str
     k: str
-    a: Vectors
+    a: Vectors | Windows
     b: Vectors
     c: Vectors
     a_deep: bool = False
@@ -214,8 +236,11 @@ class Product:
     parts: str = "1"
     part_head: str = ""
     start: str = ""
+    constant: str = ""
     add: str = ""
+    pieces: bool = False
     each: str = ""
+    ahead: bool = True
     scope: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     _made: dict[Any, Callable[..., None]] = dataclasses.field(default_factory=dict)
 
@@ -292,7 +317,7 @@ def _log(n: int) -> int:
 class _Side:
     """Text that moves a side of a product into shared memory: a thread takes `passes` quads of it."""
 
-    def __init__(self, x: str, vectors: Vectors, deep: bool, size: int, tile: Tile) -> None:
+    def __init__(self, x: str, vectors: Vectors | Windows, deep: bool, size: int, tile: Tile) -> None:
         self.x, self.vectors, self.deep = x, vectors, deep
         self.first, self.count = ("m0", "M") if x == "a" else ("n0", "N")
         threads = tile.threads // tile.slices
@@ -308,9 +333,14 @@ class _Side:
 
     def find(self) -> str:
         """The thread's vectors, where they are the same for the whole of K."""
+        x, lines = self.x, [f"{self.x}_from = int32({self.first} + {self.x}_quad)"]
+        if isinstance(self.vectors, Windows):
+            for q in range(4):
+                found = f"{self.vectors.row}(min({x}_from + {q}, {self.count} - 1), sizes)"
+                lines.append(f"{x}_h{q}, {x}_w{q}, {x}_c{q} = {found}")
         if not self.deep:
-            return f"{self.x}_from = int32({self.first} + {self.x}_quad)"
-        x, lines = self.x, []
+            return "\n".join(lines)
+        lines = []
         for p in range(self.passes):
             lines.append(f"{x}_place = min(int32({self.first} + {x}_row + {p * self.rows}), int32({self.count} - 1))")
             lines.append(f"{x}_vector{p} = {self.vectors.address(x, f'{x}_place')}")
@@ -329,6 +359,13 @@ class _Side:
             lines.append(f"{x}_place = int32(k0 + {x}_row + {p * self.rows})")
             lines.append(f"{x}_end = {self.count} if {x}_place < stop else int32(0)")
             lines.append(f"{x}_place = min({x}_place, int32(stop - 1))")
+            if isinstance(self.vectors, Windows):
+                lines.append(f"{x}_h, {x}_w, {x}_c = {self.vectors.depth}({x}_place, sizes)")
+                for q, name in enumerate(self._names(p).split(", ")):
+                    at = ", ".join(f"{x}_{v} + {x}_{v}{q}" for v in "hwc")
+                    inside = f"{self.vectors.height}, {self.vectors.width}, {x}_end > 0"
+                    lines.append(f"{name} = pixel({x}_base, {at}, {inside}, T)")
+                continue
             address = self.vectors.address(x, f"{x}_place")
             lines.append(f"{self._names(p)} = fetch({address}, {x}_from, {x}_end, T)")
         return "\n".join(lines)
@@ -392,18 +429,18 @@ stop = min(K, int32(base + length))
 {_indent(product.part_head or "pass", 8)}
 {_indent(_sides(product, "a", "b"), 8)}
         K = int32({product.k})
-{_indent(pieces if cut else "base, stop = int32(0), K", 8)}
+{_indent(pieces if cut and not product.pieces else "base, stop = int32(0), K", 8)}
         k0 = int32(base + group * {BK})
 {each_side("find", 8)}
-{each_side("load", 8)}
+{each_side("load", 8) if product.ahead else ""}
         while base < stop:
+{"" if product.ahead else each_side("load", 12)}
             a_at = int32((group * 2 + buffer) * {BK * pitch[0]})
             b_at = int32((group * 2 + buffer) * {BK * pitch[1]})
 {each_side("store", 12)}
             sync()
             base, k0 = int32(base + {BK * slices}), int32(k0 + {BK * slices})
-            if base < stop:
-{each_side("load", 16)}
+{_indent("if base < stop:" + chr(10) + each_side("load", 4), 12) if product.ahead else ""}
             for step in range({BK}):
 {_indent(chr(10).join(reads + sums), 16)}
             buffer = int32(1 - buffer)
@@ -431,6 +468,8 @@ stop = min(K, int32(base + length))
         lines.append(f"    to = {result.address('c', 'c_place')}")
         if product.start and not cut:
             lines.append(f"    begin = {product.start.format(j='c_place')}")
+        if product.constant and not cut:
+            lines.append(f"    constant = {product.constant.format(j='c_place')}")
         for h in range(HM):
             values = [f"t{4 * h + q}_{j}" for q in range(4)]
             named, read = ", ".join(values), "g0, g1, g2, g3"
@@ -438,6 +477,8 @@ stop = min(K, int32(base + length))
             lines.append(f"    c_from = int32(m0 + rm + {h * BM // HM})")
             if product.start and not cut:
                 lines += [f"    {read} = fetch(begin, c_from, M, T)", f"    {named} = {grown}"]
+            if product.constant and not cut:
+                lines += [f"    {v} += constant" for v in values]
             if product.add and not cut:
                 lines += [f"    if {product.add}:", f"        {read} = fetch(to, c_from, M, T)", f"        {named} = {grown}"]
             lines.append(f"    put(to, c_from, M, {named}, T)")
@@ -595,31 +636,41 @@ def vectors(product: Product, m: int, each: int) -> Stage:
     return Stage(product.vector(), (32, VECTOR), Count(0, each), Count(_up(m, rows)))
 
 
+def _tile_for(product: Product, m: int, n: int, dtype: str) -> Tile:
+    """Return the tile for a C of fixed size. Windows of float64 leave registers for a small one."""
+    tiles, plain = _TYPES[dtype], isinstance(product.a, Vectors)
+    if len(tiles) > 2 and plain and _tiles_of(m, n, tiles[2]) >= FULL:
+        return tiles[2]
+    return tiles[1] if m > 32 and n > 32 and (plain or dtype == "float32") else tiles[0]
+
+
 def own(product: Product, m: int, n: int, each: int) -> list[Stage]:
     """Launches of products of which each item has `each` of its own."""
     stages = []
-    for dtype, tiles in _TYPES.items():
-        tile = tiles[1] if m > 32 and n > 32 else tiles[0]
+    for dtype in _TYPES:
+        tile = _tile_for(product, m, n, dtype)
         x, y = Count(0, each * _up(n, tile.BN)), Count(_up(m, tile.BM))
         stages.append(Stage(product.tile(tile), (tile.threads, 1), x, y, dtype=dtype))
     return stages
 
 
-def summed(product: Product, m: int, n: int, each: int) -> list[Stage]:
-    """Launches of a product whose depth grows with the items, `each` columns an item: cut into pieces where C is small."""
+def summed(product: Product, m: int, n: int, each: int, shortest: int = 0) -> list[Stage]:
+    """Launches of a product whose depth grows with the items, `each` columns (or parts) an item.
+
+    Where C is small it is cut into pieces, of `shortest` columns at least, if not said otherwise SHORTEST.
+    """
+    shortest = shortest or SHORTEST
     stages = []
-    for dtype, tiles in _TYPES.items():
-        tile = tiles[1] if m > 32 and n > 32 else tiles[0]
-        if len(tiles) > 2 and _tiles_of(m, n, tiles[2]) >= FULL:
-            tile = tiles[2]
+    for dtype in _TYPES:
+        tile = _tile_for(product, m, n, dtype)
         count = _tiles_of(m, n, tile)
         x, y, pieces = Count(_up(n, tile.BN)), Count(_up(m, tile.BM)), min(_up(2 * FULL, count), 64)
-        upto = SHORTEST // each if pieces > 1 else 1 << 62
+        upto = shortest // each if pieces > 1 else 1 << 62
         if upto:
             stages.append(Stage(product.tile(tile), (tile.threads, 1), x, y, upto=upto, dtype=dtype))
         if pieces > 1:
-            z = Count(0, each, SHORTEST, pieces)
-            scratch = Count(m * n, each * m * n, SHORTEST, pieces * m * n)
+            z = Count(0, each, shortest, pieces)
+            scratch = Count(m * n, each * m * n, shortest, pieces * m * n)
             cut = Stage(product.tile(tile, cut=True), (tile.threads, 1), x, y, z, scratch, least=upto + 1, dtype=dtype)
             added = Stage(product.added(), (256, 1), Count(_up(m * n, 256 * pieces)), z=z, least=upto + 1, dtype=dtype)
             stages += [cut, added]

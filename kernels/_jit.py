@@ -46,7 +46,7 @@ ACCUMULATE = 1  # flag of a backward instruction: add to what the slot holds; wi
 ALONGSIDE = 2  # flag for a card: may run at the same time as the instruction before it
 # Of the steps of a cell (`cell.py`): what a slot is, and the mode of a step.
 EMPTY, INCOMING, FIXED = range(3)
-EACH, INHERIT = 1, 2
+EACH, INHERIT, ALONE = 1, 2, 4
 
 # NaN and infinities keep their meaning; sums are reordered only where a kernel asks for it (`reductions=True`).
 _FASTMATH = {"contract", "nsz", "arcp"}

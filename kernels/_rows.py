@@ -9,12 +9,15 @@ them into *groups*, and a group is what one team, or one block, adds up alone.
     slot 3     0       3     5   6      where each group begins, and the end
 
     add_groups           the rows of a group go to one place
+    add_all_rows         all rows do: one group without lists
     add_to_table_groups  the same, to a row of a table, which is marked as touched
     add_overlapping      they go to places that overlap: one after the other
 
 The first two sum a group in strips: each row of threads takes every 8th (of few groups, every 32nd) row, and the first of them
 adds up the strips: the order is that of the list, and depends on nothing else but how many groups there are.
 """
+
+import numpy as np
 
 from autobatch.kernels._jit import (
     ACCUMULATE,
@@ -135,6 +138,17 @@ def add_to_table_groups(ins, T):
 
 
 @kernel
+def add_all_rows(ins, T):
+    """One place (slot 0) += the sum of all rows (slot 1)."""
+    n, size = ins[ITEMS], integers(ins[SIZES])[0]
+    y = item(ins, 0, 0, T)
+    for i in range(n):
+        x = item(ins, 1, i, T)
+        for j in range(size):
+            y[j] += x[j]
+
+
+@kernel
 def add_overlapping(ins, T):
     """Place of an item (slot 0) += its row (slot 1); places of one group may overlap, those of two may not."""
     n, size = ins[ITEMS], integers(ins[SIZES])[0]
@@ -155,8 +169,22 @@ _ACROSS, _THREADS, _BLOCKS = 32, 1024, 4
 
 
 @inline
+def _sum_of_strips(total, strips, T):
+    """The sum of what the strips found, for the first of them; what the others return is a part of it."""
+    parts = shared(_THREADS, T)
+    parts[thread_y() * _ACROSS + thread_x()] = total
+    sync()
+    if thread_y() == 0:
+        s = 1
+        while s < strips:
+            total += parts[s * _ACROSS + thread_x()]
+            s += 1
+    return total
+
+
+@inline
 def _sum_of_group(ins, strips, j, T):
-    """The sum of number j of a group's rows, for the first strip; what the others return is a part of it."""
+    """The sum of number j of a group's rows, for the first strip."""
     order, begins = integers(ins[slot(2)]), integers(ins[slot(3)])
     total = number(0, T)
     if j < integers(ins[SIZES])[0]:
@@ -170,15 +198,7 @@ def _sum_of_group(ins, strips, j, T):
         while r < end:
             total += item(ins, 1, order[r], T)[j]
             r += strips
-    parts = shared(_THREADS, T)
-    parts[thread_y() * _ACROSS + thread_x()] = total
-    sync()
-    if thread_y() == 0:
-        s = 1
-        while s < strips:
-            total += parts[s * _ACROSS + thread_x()]
-            s += 1
-    return total
+    return _sum_of_strips(total, strips, T)
 
 
 @inline
@@ -244,3 +264,67 @@ def _stages(few, many):
 
 add_groups.on_card(stages=_stages(add_few_groups, add_many_groups))
 add_to_table_groups.on_card(stages=_stages(add_few_groups_to_table, add_many_groups_to_table))
+
+
+# All rows on a card: a sum of many rows has many blocks, each of which sums a piece; then the pieces are added up.
+
+_PIECE, _PIECES = 256, 64
+
+
+@inline
+def _sum_of_rows(ins, first, end, j, T):
+    """The sum of number j of some rows, with 32 strips, for the first strip."""
+    total = number(0, T)
+    if j < integers(ins[SIZES])[0]:
+        r = first + thread_y()
+        while r + 96 < end:
+            a, b, c, d = item(ins, 1, r, T), item(ins, 1, r + 32, T), item(ins, 1, r + 64, T), item(ins, 1, r + 96, T)
+            total += (a[j] + b[j]) + (c[j] + d[j])
+            r += 128
+        while r < end:
+            total += item(ins, 1, r, T)[j]
+            r += 32
+    return _sum_of_strips(total, 32, T)
+
+
+def add_few_rows(ins, T):
+    """`add_all_rows` of up to a piece."""
+    j = block_x() * _ACROSS + thread_x()
+    total = _sum_of_rows(ins, 0, ins[ITEMS], j, T)
+    if thread_y() == 0 and j < integers(ins[SIZES])[0]:
+        item(ins, 0, 0, T)[j] += total
+
+
+def sum_pieces(ins, T):
+    """The sum of each piece, into the work space."""
+    n, j, p, pieces = ins[ITEMS], block_x() * _ACROSS + thread_x(), np.int64(block_y()), min(-(-ins[ITEMS] // _PIECE), _PIECES)
+    total = _sum_of_rows(ins, p * n // pieces, (p + 1) * n // pieces, j, T)
+    size = integers(ins[SIZES])[0]
+    if thread_y() == 0 and j < size:
+        T[p * size + j] = total
+
+
+def add_pieces(ins, T):
+    """The place += the sum of the pieces."""
+    j, size, pieces = block_x() * _ACROSS + thread_x(), integers(ins[SIZES])[0], min(-(-ins[ITEMS] // _PIECE), _PIECES)
+    total, p = number(0, T), np.int64(thread_y())
+    while p < pieces and j < size:
+        total += T[p * size + j]
+        p += 8
+    total = _sum_of_strips(total, 8, T)
+    if thread_y() == 0 and j < size:
+        item(ins, 0, 0, T)[j] += total
+
+
+def _all_stages(sizes):
+    size = sizes[0]
+    chunks, most = Count(-(-size // _ACROSS)), Count(0, 1, _PIECE, _PIECES)
+    scratch = Count(size, size, _PIECE, _PIECES * size)
+    return (
+        Stage(add_few_rows, (_ACROSS, 32), chunks, upto=_PIECE),
+        Stage(sum_pieces, (_ACROSS, 32), chunks, most, scratch=scratch, least=_PIECE + 1),
+        Stage(add_pieces, (_ACROSS, 8), chunks, scratch=scratch, least=_PIECE + 1),
+    )
+
+
+add_all_rows.on_card(stages=_all_stages)

@@ -15,7 +15,6 @@ from autobatch.kernels._gemm import (
     growing,
     matrix,
     of_items,
-    quotient,
     small_product,
     summed,
     teams,
@@ -38,7 +37,7 @@ from autobatch.kernels._jit import (
     row,
     slot,
 )
-from autobatch.kernels._lanes import items, lanes, meet
+from autobatch.kernels._lanes import items, lanes, meet, quotient
 from autobatch.kernels._op import (
     DENSE,
     ROWS,

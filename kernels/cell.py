@@ -18,6 +18,7 @@ as far apart as the nodes do:
 
     EACH       the kernel wants items without gaps, and gets them one by one, `item` bytes each
     INHERIT    whether to add or to store is as the node's instruction says
+    ALONE      all items add to one place, and the kernel knows nothing of it: a card has to take them one by one
 
 Forward is one program; `prepare` forms all gradients inside; then one program for each argument of the cell forms its gradient.
 """
@@ -38,6 +39,7 @@ from autobatch.kernels import _blas
 from autobatch.kernels._errors import InternalError
 from autobatch.kernels._jit import (
     ACCUMULATE,
+    ALONE,
     DTYPES,
     EACH,
     EMPTY,
@@ -245,4 +247,4 @@ class _ProgramKernel(Kernel):
         return self._driver.address(dtype)
 
 
-__all__ = ["EACH", "EMPTY", "FIXED", "INCOMING", "INHERIT", "MOST_SLOTS", "Programs", "Slot", "Step"]
+__all__ = ["ALONE", "EACH", "EMPTY", "FIXED", "INCOMING", "INHERIT", "MOST_SLOTS", "Programs", "Slot", "Step"]

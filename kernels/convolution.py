@@ -10,18 +10,25 @@ Y = X F, dF += Xᵀ dY, dX += dY Fᵀ. X would be FH FW times as large as the im
 stack, and goes into a product while it is in the cache:
 
     x (H,W,C)   ->   X  | rows p to p + n, columns k to k + m |  (n m <= WORK)   ->   Y[p:p+n] += X F[k:k+m]
+
+On a card X is formed nowhere: the tiles of `_gemm.py` look for its numbers in the image. Sums over many images are cut into
+pieces, which a second launch adds in order. For dx a lane takes a number, and goes through the windows over it.
 """
 
 import numpy as np
+from numpy import int32
 
 from autobatch.kernels import _blas
 from autobatch.kernels._blas import gemm_at
+from autobatch.kernels._gemm import FULL, Product, Windows, matrix, numbers, own, summed
 from autobatch.kernels._jit import (
     ACCUMULATE,
     FLAGS,
     ITEMS,
     SIZES,
     WORK,
+    Count,
+    Stage,
     inline,
     integers,
     item,
@@ -29,7 +36,9 @@ from autobatch.kernels._jit import (
     number,
     work_space,
 )
+from autobatch.kernels._lanes import items, joined, lanes, leader, quotient
 from autobatch.kernels._op import SHARED, Lowering, Op, Operand, Sample, Shape, Tensor, common_batch, wrong
+from autobatch.kernels._tiles import block_x, block_z, blocks_z, thread_y
 from autobatch.kernels._windows import geometry, inside, positive, windows
 
 _DEEPEST = 512  # columns of a piece of X at most, so that it has 32 rows at least
@@ -152,9 +161,8 @@ def convolve_gradient_x(ins, T):
                     _scatter(work, dx, at_x, p, h, k, w, sizes)
 
 
-@kernel(before=_blas.ready)
-def convolve_gradient_f(ins, T):
-    """dF = or += Xᵀ dY."""
+@inline
+def _gradient_f(ins, T):
     n, sizes, work = ins[ITEMS], integers(ins[SIZES]), work_space(T)
     rows, depth, height, width = _piece(sizes)
     image, out = sizes[0] * sizes[1] * sizes[2], sizes[5]
@@ -173,9 +181,20 @@ def convolve_gradient_f(ins, T):
                     gemm_at(True, False, w, out, h, work, 0, h, dy, at_y + p, rows, True, df, at_f + k, depth, T)
 
 
-@kernel(reductions=True)
-def convolve_gradient_b(ins, T):
-    """db = or += the sums of dy over the pixels."""
+@kernel(before=_blas.ready)
+def convolve_gradient_f(ins, T):
+    """dF = or += Xᵀ dY."""
+    _gradient_f(ins, T)
+
+
+@kernel(before=_blas.ready)
+def convolve_parameter_gradient_f(ins, T):
+    """The same for filters that are a parameter, over all items of the type at once."""
+    _gradient_f(ins, T)
+
+
+@inline(reductions=True)
+def _gradient_b(ins, T):
     n, sizes = ins[ITEMS], integers(ins[SIZES])
     rows, out = sizes[6] * sizes[7], sizes[5]
     for i in range(n):
@@ -190,6 +209,236 @@ def convolve_gradient_b(ins, T):
                 for p in range(rows):
                     total += dy[(b * out + o) * rows + p]
                 db[at + o] += total
+
+
+@kernel(reductions=True)
+def convolve_gradient_b(ins, T):
+    """db = or += the sums of dy over the pixels."""
+    _gradient_b(ins, T)
+
+
+@kernel(reductions=True)
+def convolve_parameter_gradient_b(ins, T):
+    """The same for a bias that is a parameter, over all items of the type at once."""
+    _gradient_b(ins, T)
+
+
+# On a card ------------------------------------------------------------------------------------------------------------
+
+
+@inline
+def _steps(sizes):
+    """Stride and numbers before the image, along its rows and its columns."""
+    h, w = (_B, _A) if sizes[_SWAPPED] else (_A, _B)
+    return sizes[h + 2], sizes[h + 3], sizes[w + 2], sizes[w + 3]
+
+
+@inline(always=True)
+def _place(p, sizes):
+    """Where in an image window p begins."""
+    stride, top, stride_w, left = _steps(sizes)
+    column = quotient(p, sizes[6])
+    return int32((p - column * sizes[6]) * stride - top), int32(column * stride_w - left), int32(0)
+
+
+@inline(always=True)
+def _tap(k, sizes):
+    """Where in a window tap k lies: down, to the right, and the numbers of the channels before."""
+    w = quotient(k, sizes[3])
+    c = quotient(w, sizes[4])
+    return int32(k - w * sizes[3]), int32(w - c * sizes[4]), int32(c * sizes[0] * sizes[1])
+
+
+_HEAD = """
+image, places, out = sizes[0] * sizes[1] * sizes[2], sizes[6] * sizes[7], sizes[5]
+depth, batch = sizes[2] * sizes[3] * sizes[4], sizes[8]
+H, W = int32(sizes[0]), int32(sizes[1])
+"""
+_WINDOWS = {"height": "H", "width": "W"}
+_SCOPE = {"_place": _place, "_tap": _tap, "item": item}
+_PRODUCT = Product(
+    "convolve",
+    head=_HEAD,
+    m="places",
+    n="out",
+    k="depth",
+    a=Windows("row(ins, 1, i) + (b * image if sizes[9] > 1 else 0) * itemsize(T)", row="_place", depth="_tap", **_WINDOWS),
+    b=matrix("2", "depth", at="b * depth * out if sizes[10] > 1 else 0", item="i"),
+    c=matrix("0", "places", at="b * places * out", item="i"),
+    b_deep=True,
+    constant="item(ins, 3, i, T)[{j} + (b * out if sizes[12] > 1 else 0)] if sizes[11] else number(0, T)",
+    each="batch",
+    scope=_SCOPE,
+)
+_TURNED = Windows(
+    "row(ins, 3, i) + (element * image if sizes[9] > 1 else 0) * itemsize(T)", row="_tap", depth="_place", **_WINDOWS
+)
+_OWN_F = Product(
+    "convolve_gradient_f",
+    head=_HEAD,
+    m="depth",
+    n="out",
+    k="places",
+    parts="batch if sizes[10] == 1 else 1",
+    part_head="element = b + part",
+    a=_TURNED,
+    b=matrix("1", "places", at="element * places * out", item="i"),
+    c=matrix("0", "depth", at="b * depth * out", item="i"),
+    b_deep=True,
+    add="ins[FLAGS] & ACCUMULATE",
+    each="sizes[10]",
+    ahead=False,
+    scope=_SCOPE,
+)
+_F = Product(
+    "convolve_parameter_gradient_f",
+    head=_HEAD + "images = quotient(n_items * batch + blocks_z() - 1, blocks_z())",
+    m="depth",
+    n="out",
+    k="places",
+    pieces=True,
+    parts="block_z() * images, min((block_z() + 1) * images, n_items * batch)",
+    part_head="i = quotient(part, batch)\nelement = part - i * batch",
+    a=_TURNED,
+    b=matrix("1", "places", at="element * places * out", item="i"),
+    c=matrix("0", "depth"),
+    b_deep=True,
+    add="True",
+    ahead=False,
+    scope=_SCOPE,
+)
+
+
+@inline
+def _windows_over(place, stride, size, count):
+    """Windows in which a number stands, `place` numbers behind the begin of the first: the first of them, and the end."""
+    first = quotient(place - size + stride, stride) if place >= size else 0
+    return first, min(quotient(place, stride) + 1, count)
+
+
+@convolve_gradient_x.on_card
+def convolve_gradient_x_lanes(ins, T):
+    """As `convolve_gradient_x`: a lane takes a number of dx, and goes through all windows over it."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    H, W, C, FH, FW, out, rows, cols = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7]
+    stride, top, stride_w, left = _steps(sizes)
+    pixels, taps = H * W, FH * FW
+    add, images = ins[FLAGS] & ACCUMULATE, sizes[8] if sizes[9] == 1 else 1
+    for i in items(n):
+        dx, dy, f = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 3, i, T)
+        for j in lanes(pixels * C * sizes[9]):
+            rest = quotient(j, pixels)
+            p = j - rest * pixels
+            element = quotient(rest, C)
+            c = rest - element * C
+            column = quotient(p, H)
+            h0, w0 = p - column * H + top, column + left
+            first_i, end_i = _windows_over(h0, stride, FH, rows)
+            first_j, end_j = _windows_over(w0, stride_w, FW, cols)
+            total = number(0, T)
+            for b in range(element, element + images):
+                at_f = (b * taps * C * out if sizes[10] > 1 else 0) + c * taps + h0
+                for o in range(out):
+                    from_y, from_f = (b * out + o) * rows * cols, at_f + o * C * taps
+                    for wj in range(first_j, end_j):
+                        at_y, tap = from_y + wj * rows, from_f + (w0 - wj * stride_w) * FH
+                        for wi in range(first_i, end_i):
+                            total += dy[at_y + wi] * f[tap - wi * stride]
+            dx[j] = dx[j] + total if add else total
+
+
+@inline
+def _sum_of_places(dy, at, places):
+    """The lane's part of the sum over the places of one image and filter."""
+    total = number(0, dy)
+    for p in lanes(places):
+        total += dy[at + p]
+    return total
+
+
+def convolve_gradient_b_warps(ins, T):
+    """As `convolve_gradient_b`: a warp takes a number of db, over the images of an item."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    places, out, add = sizes[6] * sizes[7], sizes[5], ins[FLAGS] & ACCUMULATE
+    warps = out * sizes[12]
+    which = block_x() * 8 + thread_y()
+    i = quotient(which, warps)
+    if i >= n:
+        return
+    rest = which - i * warps
+    element = quotient(rest, out)
+    dy, total = item(ins, 1, i, T), number(0, T)
+    for b in range(element, element + (sizes[8] if sizes[12] == 1 else 1)):
+        total += _sum_of_places(dy, (b * out + rest - element * out) * places, places)
+    total = joined(total)
+    if leader():
+        db = item(ins, 0, i, T)
+        db[rest] = db[rest] + total if add else total
+
+
+def convolve_parameter_gradient_b_warps(ins, T):
+    """As `convolve_parameter_gradient_b`: a warp takes a number of db, over a piece of all images."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    places, out, batch = sizes[6] * sizes[7], sizes[5], sizes[8]
+    o = block_x() * 8 + thread_y()
+    if o >= out:
+        return
+    length = quotient(n * batch + blocks_z() - 1, blocks_z())
+    total = number(0, T)
+    for j in range(block_z() * length, min((block_z() + 1) * length, n * batch)):
+        i = quotient(j, batch)
+        total += _sum_of_places(item(ins, 1, i, T), ((j - i * batch) * out + o) * places, places)
+    total = joined(total)
+    if leader():
+        if blocks_z() == 1:
+            db = item(ins, 0, 0, T)
+            db[o] += total
+        else:
+            T[block_z() * out + o] = total
+
+
+_WARPS = 8  # of a block
+_B_SUM = Product(
+    "convolve_parameter_gradient_b",
+    m="sizes[5]",
+    n="1",
+    k="1",
+    a=matrix("0", "0"),
+    b=matrix("0", "0"),
+    c=matrix("0", "0"),
+    add="True",
+)
+
+
+def _images(sizes):
+    """Images of a piece of a sum over all of them: of some thousand places."""
+    return max(2048 // (sizes[6] * sizes[7]), 1)
+
+
+def _stages_b(sizes):
+    x, batch, per = Count(-(-sizes[5] // _WARPS)), sizes[8], _images(sizes)
+    pieces = min(-(-2 * FULL // x.plus), 64)
+    z = Count(0, batch, per, pieces)
+    scratch = Count(sizes[5], sizes[5] * batch, per, sizes[5] * pieces)
+    added = Stage(_B_SUM.added(), (256, 1), Count(1), z=z, least=per // batch + 1)
+    stages = [Stage(convolve_parameter_gradient_b_warps, (32, _WARPS), x, z=z, scratch=scratch)]
+    return [*stages, added] if pieces > 1 else stages
+
+
+def _depth(sizes):
+    return sizes[2] * sizes[3] * sizes[4]
+
+
+convolve.on_card(stages=lambda sizes: own(_PRODUCT, sizes[6] * sizes[7], sizes[5], sizes[8]))
+convolve_gradient_x.on_card(
+    stages=lambda sizes: [numbers(convolve_gradient_x_lanes, sizes[0] * sizes[1] * sizes[2] * sizes[9])]
+)
+convolve_gradient_f.on_card(stages=lambda sizes: own(_OWN_F, _depth(sizes), sizes[5], sizes[10]))
+convolve_parameter_gradient_f.on_card(stages=lambda sizes: summed(_F, _depth(sizes), sizes[5], sizes[8], _images(sizes)))
+convolve_gradient_b.on_card(
+    stages=lambda sizes: [Stage(convolve_gradient_b_warps, (32, _WARPS), Count(0, sizes[5] * sizes[12], _WARPS))]
+)
+convolve_parameter_gradient_b.on_card(stages=_stages_b)
 
 
 # Shapes ---------------------------------------------------------------------------------------------------------------
@@ -226,10 +475,12 @@ def _convolution_lower(shapes, out, shared, stride, is_valid):
     sizes = [*_image(x), *f.dims[:2], f.dims[3], rows, cols, out.batch, x.batch, f.batch, int(bias > 0), bias]
     sizes += [*walks[rows == 1], *walks[rows != 1], int(rows == 1)]
     once = [{"reads": SHARED, "writes": SHARED} if s else {} for s in shared]
+    gradient_f = convolve_parameter_gradient_f if shared[1] else convolve_gradient_f
+    gradient_b = convolve_parameter_gradient_b if shared[-1] else convolve_gradient_b
     operands = [
         Operand(backward=convolve_gradient_x, needs=(1,)),
-        Operand(backward=convolve_gradient_f, needs=(0,), **once[1]),
-        Operand(backward=convolve_gradient_b, needs=(), **once[-1]),
+        Operand(backward=gradient_f, needs=(0,), **once[1]),
+        Operand(backward=gradient_b, needs=(), **once[-1]),
     ]
     return Lowering(convolve, tuple(sizes), tuple(operands[: len(shapes)]))
 

@@ -19,7 +19,7 @@ from autobatch import execute
 from autobatch.graph import TYPES
 from autobatch.kernels import _rows
 from autobatch.kernels._device import works_together
-from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, KERNEL, LENGTH, SIZES, SLOTS, Kernel
+from autobatch.kernels._jit import ACCUMULATE, ALONE, FLAGS, ITEMS, KERNEL, LENGTH, SIZES, SLOTS, Kernel
 from autobatch.kernels.cell import Programs, cell_forward, cell_gradient, cell_prepare
 
 _LARGEST = 1 << 24
@@ -95,18 +95,17 @@ class _Machine:
             _, sizes, flags = inside.head
             if inside.inherit:
                 flags |= words[FLAGS] & ACCUMULATE
-            rounds = words[ITEMS] if inside.each else 1
-            for i in range(rounds):
+            alone = inside.step.mode & ALONE
+            for i in range(words[ITEMS] if alone else 1):
                 step = np.zeros(SLOTS + 2 * len(inside.places), np.int64)
-                step[:SLOTS] = 0, len(step), 1 if inside.each else words[ITEMS], sizes, flags
-                for k, (source, offset, item) in enumerate(inside.places):
-                    address, stride = offset, item if inside.each else 0
+                step[:SLOTS] = 0, len(step), 1 if alone else words[ITEMS], sizes, flags
+                for k, (source, address, _) in enumerate(inside.places):
+                    stride = 0
                     if source is not None:
-                        at, distance = int(count[SLOTS + 2 * source]), int(count[SLOTS + 2 * source + 1])
-                        if inside.each:
-                            address += ctypes.c_int64.from_address(at + 8 * i).value if distance < 0 else at + i * distance
-                        else:
-                            address, stride = offset + at, distance
+                        at, stride = int(count[SLOTS + 2 * source]), int(count[SLOTS + 2 * source + 1])
+                        if alone:
+                            at = ctypes.c_int64.from_address(at + 8 * i).value if stride < 0 else at + i * stride
+                        address += at
                     step[SLOTS + 2 * k : SLOTS + 2 * k + 2] = address, stride
                 self.launch(inside.step.kernel, step.ctypes.data)
 

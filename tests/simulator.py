@@ -264,8 +264,13 @@ class Simulator:
     def _run_block(self, at: tuple[int, int, int], made: Any, arguments: Any, together: bool) -> None:
         self._blocks[at] = _Block()
         threads = []
+
+        def run() -> None:
+            with np.errstate(all="ignore"):  # a greenlet has a context of its own
+                made(*arguments)
+
         for y, x in np.ndindex(self.height, self.width):
-            t = _Thread(lambda: made(*arguments))
+            t = _Thread(run)
             t.block, t.x, t.y, t.team = at, x, y, (at, y)
             t.waits, t.handed, t.shared_calls, t.team_epoch = None, None, 0, 0
             threads.append(t)

@@ -26,6 +26,7 @@ from autobatch.graph import TYPES
 from autobatch.kernels._errors import DeviceError, DeviceMemoryError, InternalError
 from autobatch.kernels._jit import (
     ACCUMULATE,
+    ALONE,
     ALONGSIDE,
     EACH,
     FIXED,
@@ -652,8 +653,8 @@ def test_steps_that_add_to_one_place_go_one_after_the_other():
     with fake_card() as card:
         x, y = Numbers(np.arange(6.0).reshape(3, 2)), Numbers(np.full((1, 2), 10.0))
         order = np.array([x.address + 32, x.address, x.address + 16], np.int64)  # the list, in the host's memory
-        listed, size = Numbers(order, "int64"), Numbers([2], "int64")
-        steps = [records.StepOf(teams(add, 2), size.address, ACCUMULATE, [part(0, 0, 2), part(1, 0, 2)], EACH)]
+        listed, size, flags = Numbers(order, "int64"), Numbers([2], "int64"), ACCUMULATE | ALONGSIDE
+        steps = [records.StepOf(teams(add, 2), size.address, flags, [part(0, 0, 2), part(1, 0, 2)], ALONE)]
         run(Planned().add(cell(*steps), 3, [], [(y.address, 0), x.slot()]))
         assert y.read().tolist() == [[16, 19]] and card.launches() == ["add"] * 3
         run(Planned().add(cell(*steps), 3, [], [(y.address, 0), (order.ctypes.data, -1)]))

@@ -1,12 +1,18 @@
-"""Products on a card: kernels of `_gemm.py` against NumPy, in the simulator with small tiles; what the shipped ones need."""
+"""Products on a card: kernels of `_gemm.py` against NumPy, in the simulator with small tiles; what the shipped ones need.
+
+Then the ops that are made of them, with sizes that the calls of `test_ops.py` do not have.
+"""
 
 import re
 
 import numpy as np
 import pytest
+from laws import public
+from simulated import simulated
 from simulator import Pointer, Simulator, SimulatorError
 
-from autobatch.kernels import _gemm, _tiles
+import autobatch as ab
+from autobatch.kernels import _gemm, _tiles, convolution
 from autobatch.kernels._gemm import BIG, MIDDLE, SMALL, Product, Tile, columns, matrix
 from autobatch.kernels._jit import ACCUMULATE
 
@@ -329,3 +335,123 @@ def test_other_kernels_need_what_a_card_has(dtype):
         code = cuda.compile_kernel(function, dtype, (9, 0))
         assert (code.local, code.spills) == (0, 0) and code.registers <= 128 and code.shared < 48 << 10
         assert dtype == "float64" or not re.search(r"\.f64\b", code.ptx)
+
+
+# Ops ------------------------------------------------------------------------------------------------------------------
+
+ROWS, DEPTH = 36, 40
+
+
+def both_machines(name, dtype, record, tolerance):
+    """Values and gradients of a graph on the processor, and with the kernels of one op in the simulator, agree."""
+
+    def run():
+        ab.configure(dtype=dtype)
+        ab.renew_cg()
+        rng = np.random.default_rng(5)
+        model = ab.ParameterCollection(dtype=dtype)
+        given = []
+
+        def draw(*dims, batch=0):
+            given.append(ab.inputTensor(rng.standard_normal((*dims, batch) if batch else dims), batched=bool(batch)))
+            return given[-1]
+
+        def parameter(*dims):
+            p = model.add_parameters(dims)
+            p.set_value(rng.standard_normal(dims))
+            return p
+
+        outs = record(draw, parameter)
+        values = [np.array(o.npvalue()) for o in outs]
+        loss = ab.esum([ab.sum_batches(ab.sum_elems(ab.cmult(o, o))) for o in outs])
+        loss.backward(full=True)
+        gradients = [np.array(x.gradient()) for x in given]
+        return values + gradients + [np.array(p.grad_as_array()) for p in model.parameters_list()]
+
+    expected = run()
+    with simulated(name):
+        got = run()
+    for e, g in zip(expected, got, strict=True):
+        np.testing.assert_allclose(g, e, rtol=tolerance, atol=tolerance * np.abs(e).max())
+
+
+def weights(draw, parameter):
+    """Many columns of a few nodes: gradients of the weight in pieces."""
+    w = parameter(ROWS, DEPTH)
+    return [w * draw(DEPTH, 3, batch=15) for _ in range(3)] + [w * draw(DEPTH, 1)]
+
+
+def one_vector(draw, parameter):
+    return [parameter(ROWS, DEPTH) * draw(DEPTH)]
+
+
+def own_matrices(draw, parameter):
+    """Products of items: tiles, vectors, and teams; A, or x, shared by the elements of a minibatch."""
+    sides = [((33, 17), (17, 35)), ((70, 60), (60,)), ((5, 4), (4, 3)), ((1, 70), (70,))]
+    return [
+        draw(*a, batch=left) * draw(*x, batch=right)
+        for a, x in sides
+        for left, right in ((0, 0), (2, 2), (2, 0), (0, 2))
+        for _ in range(2)
+    ]
+
+
+def affine(draw, parameter):
+    b, w, u = parameter(ROWS), parameter(ROWS, DEPTH), parameter(ROWS, 7)
+    return [ab.affine_transform([b, w, draw(DEPTH, batch=50), u, draw(7, batch=50)]) for _ in range(3)]
+
+
+def own_affine(draw, parameter):
+    b = parameter(33)
+    outs = []
+    for w, x, batch in ((2, 2, 2), (2, 0, 2), (0, 2, 2), (0, 0, 0)):
+        outs.append(ab.affine_transform([b, draw(33, 40, batch=w), draw(40, 9, batch=x), draw(33, 3), draw(3, 9, batch=batch)]))
+    outs.append(ab.affine_transform([draw(3, 2, batch=2), draw(3, 4), draw(4, 2, batch=2), draw(3, 1, batch=2), draw(1, 2)]))
+    return outs
+
+
+def steps(draw, parameter):
+    """Steps of LSTMs, alone and of a minibatch."""
+    size, width = 5, 9
+    model = [parameter(4 * size, width), parameter(4 * size, size), parameter(4 * size)]
+    outs = []
+    for batch in (0, 0, 0, 3, 3):
+        outs += lstm_step(draw(width, batch=batch), draw(size, batch=batch), draw(size, batch=batch), *model, 1.0)
+    return outs
+
+
+def lstm_step(*arguments):
+    return public("lstm_step")(*arguments)
+
+
+def images(draw, parameter):
+    """Filters and a bias that are parameters, over many images; strides, and windows that reach beside the image."""
+    f, b = parameter(3, 2, 2, 5), parameter(5)
+    outs = [ab.conv2d_bias(draw(7, 6, 2, batch=4), f, b, [2, 1], is_valid=False) for _ in range(3)]
+    return [*outs, ab.conv2d(draw(9, 40), parameter(3, 40, 1, 34), [1, 1])]
+
+
+def own_filters(draw, parameter):
+    outs = [ab.conv2d_bias(draw(6, 7, 2), draw(2, 3, 2, 3), draw(3), [1, 2]) for _ in range(2)]
+    return [*outs, *(ab.conv2d(draw(6, 7, 2, batch=x), draw(2, 3, 2, 3, batch=f), [1, 2]) for x, f in ((2, 2), (2, 0), (0, 2)))]
+
+
+CASES = [
+    ("matmul", weights),
+    ("matmul", one_vector),
+    ("matmul", own_matrices),
+    ("affine_transform", affine),
+    ("affine_transform", own_affine),
+    ("lstm_step", steps),
+    ("conv2d", images),
+    ("conv2d_bias", images),
+    ("conv2d", own_filters),
+    ("conv2d_bias", own_filters),
+]
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 2e-4), ("float64", 1e-11)])
+@pytest.mark.parametrize("name, record", CASES, ids=lambda v: getattr(v, "__name__", v))
+def test_ops_give_the_same_on_both_machines(name, record, dtype, tolerance, monkeypatch):
+    monkeypatch.setattr(convolution, "_images", lambda sizes: 3)
+    both_machines(name, dtype, record, tolerance)

@@ -27,8 +27,8 @@ from autobatch.kernels._errors import InternalError, TraceError
 from autobatch.kernels._fused import Chain, Formulas, Line, Read
 from autobatch.kernels._jit import ACCUMULATE
 from autobatch.kernels._op import DENSE, ROWS, SHARED, Lowering, Operand, Shape
-from autobatch.kernels._rows import add_rows, copy_rows, zero_rows
-from autobatch.kernels.cell import EACH, FIXED, INCOMING, INHERIT, MOST_SLOTS, Programs, Slot, Step
+from autobatch.kernels._rows import add_all_rows, add_rows, copy_rows, zero_rows
+from autobatch.kernels.cell import ALONE, EACH, FIXED, INCOMING, INHERIT, MOST_SLOTS, Programs, Slot, Step
 
 MOST_LINES = 64  # of a chain: longer ones take long to compile
 MOST_TERMS = 16  # of a line, likewise
@@ -444,8 +444,9 @@ class Body:
             size = self.arguments[number].total
             covered(ARGUMENT, number, size)
             shared = number >= self.inputs
-            first = Draft(add_rows, self._literal(size), ACCUMULATE * shared, (Part("to", 0, 0, size), Part("dy", 0, at, size)),
-                          0 if shared else INHERIT)  # fmt: skip
+            parts = Part("to", 0, 0, size), Part("dy", 0, at, size)
+            adds_up = (add_all_rows, ACCUMULATE, 0) if shared else (add_rows, 0, INHERIT)
+            first = Draft(adds_up[0], self._literal(size), adds_up[1], parts, adds_up[2])
             own[number].append(first)
         return prepare, own
 
@@ -506,7 +507,7 @@ class Body:
                 inherit = not shared and not own[place.number]
                 flags |= ACCUMULATE * (not inherit)
                 to = Part("to", 0, place.start, place.size)
-                mode = EACH * each | INHERIT * inherit
+                mode = EACH * each | INHERIT * inherit | ALONE * (shared and operand.writes != SHARED)
                 own[place.number].append(Draft(operand.backward, sizes, flags, (to, *rest), mode, dense))
                 continue
             flags |= ACCUMULATE * bool(adds(place))

@@ -50,8 +50,8 @@ from autobatch.cuda.memory import Arena, staging
 from autobatch.kernels._errors import DeviceError, InternalError
 from autobatch.kernels._jit import (
     ACCUMULATE,
+    ALONE,
     ALONGSIDE,
-    EACH,
     FLAGS,
     INCOMING,
     INHERIT,
@@ -304,9 +304,8 @@ def _expand(table, words, moves, n_moves, out, card, scratch, itemsize):
                 slots, mode, q = record[p + STEP_SLOTS], record[p + STEP_MODE], p + STEP_WORDS
                 length = SLOTS + 2 * slots
                 p = q + SLOT_WORDS * slots
-                if mode & EACH and record[q + SLOT_KIND] == INCOMING:
-                    if ins[SLOTS + 2 * record[q + SLOT_SOURCE] + 1] == 0:
-                        rounds = n  # all add to one and the same: one after the other
+                if mode & ALONE:
+                    rounds = n  # all add to one and the same: one after the other
             count = n if rounds == 1 else 1
             for i in range(rounds):
                 more, room = _needs(part, count, itemsize)
@@ -327,6 +326,8 @@ def _expand(table, words, moves, n_moves, out, card, scratch, itemsize):
                     to[SIZES], to[FLAGS] = record[q - STEP_WORDS + STEP_SIZES], record[q - STEP_WORDS + STEP_FLAGS]
                     if mode & INHERIT:
                         to[FLAGS] |= ins[FLAGS] & ACCUMULATE
+                    if i > 0:
+                        to[FLAGS] &= ~ALONGSIDE
                     for k in range(slots):
                         s = q + SLOT_WORDS * k
                         address, stride = record[s + SLOT_BYTES], 0

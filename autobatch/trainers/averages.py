@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,10 @@ from numpy.typing import NDArray
 from autobatch import params
 from autobatch.initializers import number
 from autobatch.kernels._errors import ArgumentError, ConstructionError
-from autobatch.kernels._vm import run
 from autobatch.kernels.update_average import update_average
+from autobatch.machine import PROCESSOR, Machine, configured_machine
 from autobatch.params import ParameterCollection, Storage
-from autobatch.trainers.tables import Table, address_of
+from autobatch.trainers.tables import Numbers, Table
 
 
 class MovingAverage:
@@ -36,30 +37,52 @@ class MovingAverage:
         self.averages: dict[int, NDArray[np.floating]] = {}
         self.saved: dict[int, NDArray[np.floating]] | None = None  # the values, while the averages are in their place
         self.swapped = False
-        self._numbers = np.zeros(2)
-        self._table, self._revision = Table(), -1
+        self._machine: Machine = PROCESSOR
+        self._numbers = Numbers(PROCESSOR, 2, "float64")
+        self._table, self._revision = Table(PROCESSOR, "float64"), -1
+        self._twins: list[Any] = []
+        self._own: list[Any] = []  # those of the averages
 
     def of(self, p: Storage) -> NDArray[np.floating]:
         """Return the average of a parameter, zeros if it is new."""
         if p.pid not in self.averages:
-            self.averages[p.pid] = params.aligned(p.values.size, p.dtype)
+            self.averages[p.pid] = params.aligned(math.prod(p.dims), p.dtype)
         return self.averages[p.pid]
 
     def add(self, updates: int) -> None:
         """Let the averages make a step, if it is time: after each `every` updates, from the first on."""
         if updates % self.every:
             return
-        if self._revision != params.revision():
-            kernel, numbers = update_average.address(self.collection.dtype), (address_of(self._numbers), 0)
-            self._table, self._revision = Table(), params.revision()
-            for p in self.collection._everything():
-                slots = [(address_of(self.of(p)), 0), (address_of(p.values), 0), numbers]
-                self._table.add(kernel, 1, [p.values.size], slots)
-            self._table.close()
+        if self._revision != params.revision() or self._machine is not configured_machine():
+            self._build()
         keep = self.count / (self.count + 1) if self.beta is None else self.beta
-        self._numbers[:] = keep, 1 - keep
-        run(self._table.array, len(self._table.words), 0)
+        self._numbers.values[:] = keep, 1 - keep
+        self._numbers.send()
+        for twin in self._twins:
+            twin.send()
+        for twin in self._own:
+            twin.changed()
+        self._table.run(len(self._table.words))
         self.count += 1
+
+    def _build(self) -> None:
+        """Write the table."""
+        machine, dtype = configured_machine(), self.collection.dtype
+        self.bring_home()
+        self._machine, self._revision = machine, params.revision()
+        self._table, self._numbers, self._twins, self._own = Table(machine, dtype), Numbers(machine, 2, dtype), [], []
+        for p in self.collection._everything():
+            average, (values, _, _) = machine.twin(self.of(p), "moments"), machine.twins(p)
+            slots = [(average.address, 0), (values.address, 0), self._numbers.at(0)]
+            self._table.add(update_average, 1, [math.prod(p.dims)], slots)
+            self._own.append(average)
+            self._twins += [average, values]
+        self._table.close()
+
+    def bring_home(self) -> None:
+        """See to it that the averages on the host are the newest; they may be changed there."""
+        for twin in self._own:
+            twin.take_home()
 
     def swap(self, save: bool, correct: bool) -> None:
         """Put the averages in the place of the values."""
@@ -67,6 +90,7 @@ class MovingAverage:
             raise ConstructionError("moving average: there has been no update yet, so there is no average")
         if self.swapped:
             return
+        self.bring_home()
         everything = self.collection._everything()
         self.saved = {p.pid: p.values.copy() for p in everything} if save else None
         self.swapped = True
@@ -98,6 +122,7 @@ class MovingAverage:
 
     def arrays(self, everything: list[Storage]) -> dict[str, NDArray[np.floating]]:
         """Return the arrays, for a file: by what they are and the number of the parameter."""
+        self.bring_home()
         result = {f"average of {k}": self.averages[p.pid] for k, p in enumerate(everything) if p.pid in self.averages}
         saved = self.saved or {}
         return result | {f"saved of {k}": saved[p.pid] for k, p in enumerate(everything) if p.pid in saved}
@@ -111,6 +136,7 @@ class MovingAverage:
 
     def take(self, everything: list[Storage], arrays: dict[str, NDArray[np.floating]]) -> None:
         """Take the arrays of a file."""
+        self.bring_home()
         for k, p in enumerate(everything):
             if f"average of {k}" in arrays:
                 self.of(p)[:] = arrays[f"average of {k}"]

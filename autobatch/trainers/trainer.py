@@ -28,17 +28,17 @@ from autobatch import files, params
 from autobatch.initializers import number as as_number
 from autobatch.kernels._errors import ArgumentError, ConstructionError, ModelFileError, NumericalError, message
 from autobatch.kernels._jit import ACCUMULATE, Kernel
-from autobatch.kernels._vm import run
 from autobatch.kernels.update_norm import update_norm
 from autobatch.kernels.update_rows import update_forget, update_rows
 from autobatch.kernels.update_scale import update_scale
+from autobatch.machine import PROCESSOR, Machine, configured_machine
 from autobatch.params import LookupParameters, ParameterCollection, Storage
 from autobatch.trainers import state
 from autobatch.trainers.averages import MovingAverage
-from autobatch.trainers.tables import Rows, Table, address_of
+from autobatch.trainers.tables import Numbers, Rows, Table
 
 _NUMBERS = 16  # room for the numbers of a rule; the norm and the factor of weight decay have the places after it
-_NORM, _DECAY = _NUMBERS, _NUMBERS + 1
+_DECAY = _NUMBERS
 
 
 def single(what: str, number: Any) -> float:
@@ -96,10 +96,14 @@ class Trainer:
         self.updates = 0
         self._clips = self._updates_since = 0
         self._moments: dict[int, tuple[NDArray[np.floating], ...]] = {}
-        self._numbers = np.zeros(_NUMBERS + 2)
+        self._norm = np.zeros(1)  # the square of it
         self._revision = -1  # of the collections, when the tables were made
-        self._survey, self._steps = Table(), Table()
-        self._keep: list[Any] = []  # arrays behind addresses in the tables
+        self._machine: Machine = PROCESSOR  # for which they were made
+        self._numbers, self._norm_twin = Numbers(PROCESSOR, _NUMBERS + 1, "float64"), PROCESSOR.twin(self._norm, "")
+        self._survey, self._steps = Table(PROCESSOR, "float64"), Table(PROCESSOR, "float64")
+        self._twins: list[Any] = []  # arrays behind addresses in the tables
+        self._moment_twins: list[Any] = []
+        self._keep: list[Any] = []
         self._average: MovingAverage | None = None
         self._searched = self._stepped = 0  # words up to the end of: the search for rows; the rules
 
@@ -116,30 +120,40 @@ class Trainer:
         """
         if self._average is not None:
             self._average.swap_back()
-        if self._revision != params.revision():
+        if self._revision != params.revision() or self._machine is not configured_machine():
             self._build()
-        numbers = self._numbers
         scale = 1.0
+        self._begin()
         if self._threshold > 0:
-            run(self._survey.array, len(self._survey.words), 0)
-            norm = math.sqrt(numbers[_NORM])
+            self._survey.run(len(self._survey.words))
+            self._norm_twin.changed()
+            self._norm_twin.fetch()
+            norm = math.sqrt(self._norm[0])
             if not math.isfinite(norm):
                 raise NumericalError(self._not_finite(norm))
             if norm > self._threshold:
                 scale = self._threshold / norm
                 self._clips += 1
         elif self._searched:
-            run(self._survey.array, self._searched, 0)
-        self._fill(numbers, scale)
+            self._survey.run(self._searched)
+        self._fill(self._numbers.values, scale)
         decay = self._collection.get_weight_decay()
         if decay:
-            numbers[_DECAY] = 1 - decay
-        run(self._steps.array, len(self._steps.words) if decay else self._stepped, 0)
+            self._numbers.values[_DECAY] = 1 - decay
+        self._numbers.send()
+        self._steps.run(len(self._steps.words) if decay else self._stepped)
         if self._average is not None:
             self._average.add(self.updates)
         self.updates += 1
         self._updates_since += 1
         self._finish()
+
+    def _begin(self) -> None:
+        """See to it that all arrays are where the update is made, and note that it changes them."""
+        self._steps.send()
+        for twin in self._twins:
+            twin.send()
+            twin.changed()
 
     def _finish(self) -> None:
         """Do what a rule does after each update."""
@@ -153,9 +167,10 @@ class Trainer:
         everything = self._collection._everything()
         lines = []
         for p in everything:
-            wrong = p.gradients.size - np.count_nonzero(np.isfinite(p.gradients))
+            gradients = p._seen("gradients")
+            wrong = gradients.size - np.count_nonzero(np.isfinite(gradients))
             if wrong:
-                lines.append(f"{p.name()} {p.shape()} has {wrong} of {p.gradients.size}")
+                lines.append(f"{p.name()} {p.shape()} has {wrong} of {gradients.size}")
         got = "NaN or infinite gradients: " + ", ".join(lines[:5]) + (f" and {len(lines) - 5} more" if len(lines) > 5 else "")
         return message(
             f"{self.whoami()}.update: the norm of the gradients is {norm}; nothing was changed",
@@ -166,64 +181,75 @@ class Trainer:
 
     def _build(self) -> None:
         """Write the two tables."""
-        revision, dtype = params.revision(), self._collection.dtype
-        rule, norm, scale, search, forget = (
-            k.address(dtype) for k in (self.rule, update_norm, update_scale, update_rows, update_forget)
-        )
-        survey, steps = Table(), Table()
-        numbers = address_of(self._numbers)
+        revision, dtype, machine = params.revision(), self._collection.dtype, configured_machine()
+        self._bring_home()
+        survey, steps = Table(machine, dtype), Table(machine, dtype)
+        numbers = Numbers(machine, _NUMBERS + 1, dtype)
+        norm_twin = machine.twin(self._norm, "update rules")
         everything = self._collection._everything()
         trained = [p for p in everything if p.is_updated()]
 
         # values, gradients, then for a table touched, then moments
-        arrays: dict[int, list[NDArray[Any]]] = {}
+        twins: dict[int, list[Any]] = {}
         rows: dict[int, Rows] = {}
+        moments = []
         for p in everything:
-            arrays[p.pid] = [p.values, p.gradients]
+            values, gradients, touched = machine.twins(p)
+            twins[p.pid] = [values, gradients]
             if isinstance(p, LookupParameters):
-                arrays[p.pid].append(p.touched)
+                twins[p.pid].append(touched)
             if p.is_updated():
-                arrays[p.pid] += self._moments_of(p)
+                own = [machine.twin(array, "moments") for array in self._moments_of(p)]
+                twins[p.pid] += own
+                moments += own
             if isinstance(p, LookupParameters) and self._sparse:
-                rows[p.pid] = Rows(p, arrays[p.pid])
-                rows[p.pid].search(survey, search)
+                rows[p.pid] = Rows(machine, p, twins[p.pid])
+                rows[p.pid].search(survey, update_rows, touched)
         searched = len(survey.words)
 
         for p in everything:
-            found, items, size = rows.get(p.pid), 1, p.values.size
-            slots = [(address_of(a), 0) for a in arrays[p.pid]]
+            found, items, count = rows.get(p.pid), 1, math.prod(p.dims)
+            size = count
+            slots = [(twin.address, 0) for twin in twins[p.pid]]
             if found is not None:
-                items, size, slots = 0, size // p.dims[-1], found.slots()
+                items, size, slots = found.most, size // p.dims[-1], found.slots()
             touched = slots.pop(2) if isinstance(p, LookupParameters) else None
             accumulate = ACCUMULATE if len(survey.words) > searched else 0
-            visits = [survey.add(norm, items, [size], [slots[1], (numbers + 8 * _NORM, 0)], accumulate)]
+            visits = [survey.add(update_norm, items, [size], [slots[1], (norm_twin.address, 0)], accumulate)]
             if p.is_updated():
                 if self.by_rows and isinstance(p, LookupParameters) and found is None:
                     items, size = p.dims[-1], size // p.dims[-1]
-                    slots = [(place, size * p.values.itemsize) for place, _ in slots]
-                visits.append(steps.add(rule, items, [size], [*slots, (numbers, 0)]))
+                    slots = [(place, size * np.dtype(p.dtype).itemsize) for place, _ in slots]
+                visits.append(steps.add(self.rule, items, [size], [*slots, numbers.at(0)]))
                 if touched is not None and found is not None:
-                    visits.append(steps.add(forget, 0, [], [touched]))
+                    visits.append(steps.add(update_forget, found.most, [], [touched]))
                 elif touched is not None:
-                    steps.add(forget, p.dims[-1], [], [(touched[0], 1)])
+                    steps.add(update_forget, p.dims[-1], [], [(touched[0], 1)])
             if found is not None:
                 found.visits = visits
         stepped = len(steps.words)
         for p in trained:
-            steps.add(scale, 1, [p.values.size], [(address_of(p.values), 0), (numbers + 8 * _DECAY, 0)])
+            steps.add(update_scale, 1, [math.prod(p.dims)], [(twins[p.pid][0].address, 0), numbers.at(_DECAY)])
 
         survey.close()
         steps.close()
         for r in rows.values():
             r.close()
         self._survey, self._steps, self._searched, self._stepped = survey, steps, searched, stepped
-        self._keep = [arrays, rows]
-        self._revision = revision
+        self._numbers, self._norm_twin = numbers, norm_twin
+        self._keep = [rows]
+        self._twins, self._moment_twins = [twin for of in twins.values() for twin in of], moments
+        self._revision, self._machine = revision, machine
+
+    def _bring_home(self) -> None:
+        """See to it that the moments on the host are the newest; they may be changed there."""
+        for twin in self._moment_twins:
+            twin.take_home()
 
     def _moments_of(self, p: Storage) -> tuple[NDArray[np.floating], ...]:
         """Return the moments of a parameter, zeros if it is new."""
         if p.pid not in self._moments:
-            self._moments[p.pid] = tuple(params.aligned(p.values.size, p.dtype) for _ in range(self.moments))
+            self._moments[p.pid] = tuple(params.aligned(math.prod(p.dims), p.dtype) for _ in range(self.moments))
         return self._moments[p.pid]
 
     # Settings
@@ -249,6 +275,7 @@ class Trainer:
         """
         if learning_rate is not None:
             self.learning_rate = learning_rate
+        self._bring_home()
         for moments in self._moments.values():
             for array in moments:
                 array.fill(0)
@@ -350,6 +377,7 @@ class Trainer:
         With ``model.save`` and ``model.populate`` training goes on to the bit. DyNet saves trainers in C++ only, in
         another format.
         """
+        self._bring_home()
         everything = self._collection._everything()
         about: dict[str, Any] = {
             "trainer": self.whoami(),
@@ -385,8 +413,12 @@ class Trainer:
             No such file, a damaged one, one of another trainer or of other parameters; nothing was changed. (RuntimeErrors)
         """
         path, everything = files.path_of("populate", fname), self._collection._everything()
-        sizes = {f"moment {j} of {k}": (p.values.size, p.dtype) for k, p in enumerate(everything) for j in range(self.moments)}
-        sizes |= {f"{what} of {k}": (p.values.size, p.dtype) for k, p in enumerate(everything) for what in ("average", "saved")}
+        sizes = {
+            f"moment {j} of {k}": (math.prod(p.dims), p.dtype) for k, p in enumerate(everything) for j in range(self.moments)
+        }
+        sizes |= {
+            f"{what} of {k}": (math.prod(p.dims), p.dtype) for k, p in enumerate(everything) for what in ("average", "saved")
+        }
         rate = None if learning_rate is None else single("learning_rate", learning_rate)
         about, arrays = state.read(path, self.whoami(), everything, sizes)
         try:
@@ -396,6 +428,7 @@ class Trainer:
             numbers = float(about["learning_rate"]), float(about["threshold"])
         except (KeyError, TypeError, ValueError) as error:
             raise ModelFileError(f"{path}: damaged: {error}") from None
+        self._bring_home()
         for k, p in enumerate(everything):
             for j, moment in enumerate(self._moments_of(p)):
                 moment[:] = arrays.get(f"moment {j} of {k}", 0)
