@@ -5,10 +5,11 @@ import pytest
 
 pytest.importorskip("greenlet")
 
-from fake_driver import fake_card
+from fake_driver import FakeCublas, fake_card
 
 import autobatch as ab
 from autobatch.cuda import cublas, driver
+from autobatch.kernels import _gemm
 from autobatch.kernels._errors import DeviceError
 
 # Called at the end only, when nobody can be told.
@@ -106,6 +107,42 @@ def test_many_backward_passes_of_one_graph_ask_for_no_memory():
         assert place.backward.used < 4096
         ab.renew_cg()
         ab.configure(device="cpu")
+
+
+def products(W, columns):
+    """Products whose arguments lie side by side, apart, and anywhere; in one column or in several."""
+    ab.renew_cg()
+    xs = [
+        ab.inputTensor(np.arange(4.0 * columns).reshape((4, columns) if columns > 1 else 4, order="F") * k)
+        for k in (1, 3, 2, 5)
+    ]
+    ys = [W * x for x in (xs[2], xs[0], xs[3], xs[2])]
+    zs = [W * ab.reshape(y, (4, columns) if columns > 1 else (4,)) for y in (ys[3], ys[0], ys[0])]
+    loss = ab.esum([ab.sum_elems(ab.square(e)) for e in [*ys[1:2], *zs]])
+    value = loss.value()
+    loss.backward(full=True)
+    found = [value, *(e.gradient() for e in (*xs, *ys)), W.grad_as_array().copy()]
+    W.scale_gradient(0)
+    return found
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+def test_products_by_a_library(columns, monkeypatch):
+    monkeypatch.setattr(_gemm, "CUBLAS", 2 * 4 * 4 * columns)  # of two items on
+    collection = ab.ParameterCollection()
+    W = collection.add_parameters((4, 4))
+    W.set_value(np.arange(16.0).reshape(4, 4) % 5 - 2)
+    expected = products(W, columns)
+    with fake_card() as card:
+        library = FakeCublas(card)
+        with cublas.use(library):
+            ab.configure(device="cuda")
+            for got, wanted in zip(products(W, columns), expected, strict=True):
+                np.testing.assert_array_equal(got, wanted)  # whole numbers: exact in any order
+            assert {p[1:3] for p in library.products} == {(0, 0), (1, 0), (0, 1)} and len(library.products) >= 5
+            assert "copy_rows" in card.launches()
+            ab.renew_cg()
+            ab.configure(device="cpu")
 
 
 def test_any_call_may_fail():
