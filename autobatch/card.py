@@ -420,7 +420,7 @@ class Card(Machine):
 
 
 def independent(before: Step | None, step: Step) -> bool:
-    """Return whether a step of a cell may run at the same time as the one before it: both of one kernel, in different places."""
+    """Return whether a step of a cell may run at the same time as the one before it: of one kernel, in different places."""
     if before is None or step.kernel is not before.kernel or len(step.slots) != len(before.slots):
         return False
 

@@ -33,14 +33,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autobatch.graph import (
+    BACK,
     IMMEDIATES,
     INPUT,
     KIND,
     OP,
+    OUTPUTS,
     PARAMETERS,
     RECORDED,
     ROW,
     SIZE,
+    START,
     STOP,
     TABLE,
     TYPES,
@@ -259,9 +262,18 @@ class _Checker:
     def arguments(self, nodes: Integers, k: int) -> Integers:
         """Return argument k of some nodes of one type: a node, or a parameter; of a cell, parameters are known to the type."""
         record = TYPES.records[int(self.types[nodes[0]])] if len(nodes) else None
+        if record is not None and TYPES.info[record.number, BACK]:
+            return nodes.astype(np.int64) - TYPES.info[record.number, BACK]
         if record is not None and k >= TYPES.info[record.number, RECORDED]:
             return np.full(len(nodes), record.parameters[k], np.int64)
         return np.asarray(self.args[self.positions[nodes] + k])
+
+    def starts(self, nodes: Integers) -> Integers:
+        """Return where some views of one type begin in their arguments."""
+        number = int(self.types[nodes[0]])
+        if TYPES.info[number, BACK]:
+            return np.full(len(nodes), TYPES.info[number, START], np.int64)
+        return np.asarray(self.args[self.positions[nodes] + 1])
 
     def value_rows(self, nodes: Integers, k: int) -> Integers:
         """Return where the values of argument k of some nodes lie."""
@@ -453,7 +465,7 @@ class _Checker:
                 )
             nodes = s.nodes[order]
         elif record.kind in (VIEW, STOP):
-            start, of = self.args[at + 1], record.shapes[0].total * self.itemsize
+            start, of = self.starts(nodes), record.shapes[0].total * self.itemsize
             for i in np.flatnonzero((start < 0) | (start * self.itemsize + size > of))[:1]:
                 self.fail(f"node {nodes[i]} is a view that leaves its argument", f"from number {start[i]}, {record}")
             expected = self.value_rows(nodes, 0) + start * self.itemsize
@@ -486,7 +498,7 @@ class _Checker:
         nodes = nodes[self.is_active(nodes)]
         kinds = TYPES.info[self.types[nodes], KIND]
         for n in nodes[kinds == VIEW]:
-            a, start = self.args[self.positions[n]], self.args[self.positions[n] + 1] * self.itemsize
+            a, start = self.arguments(np.array([n]), 0)[0], self.starts(np.array([n]))[0] * self.itemsize
             of = int(b.gradient[a] if a >= 0 else PARAMETERS.gradients[(-a - 1) >> 1])
             if b.gradient[n] != of + start:
                 places = (f"{place:#x}" for place in (b.gradient[n], of + start))
@@ -659,16 +671,18 @@ class _Checker:
 
     def zero(self) -> _Call:
         self.what = "gradients set to zero"
-        nodes = self.owners_of(self.rows(0, "gradients"), "slot 0")
-        sizes = TYPES.info[self.types[nodes], SIZE]
+        rows = self.rows(0, "gradients")
+        place = np.searchsorted(self.owner_rows, rows, "right") - 1
+        nodes = self.owners_of(self.owner_rows[np.maximum(place, 0)], "slot 0")
+        starts = rows - self.backward.gradient[nodes]
         self.batch = f"nodes {', '.join(map(str, nodes[:6]))}"
-        if (sizes != sizes[0]).any():
-            self.fail("the gradients differ in size")
-        self.literal(1, "the size of a gradient", int(sizes[0]))
+        size = int(self.now.words[SLOTS + 2]) if len(self.now.words) == SLOTS + 3 else 0
+        self.literal(1, "the size of a gradient", max(size, 1))
+        for i in np.flatnonzero((starts < 0) | (starts // self.itemsize + size > TYPES.info[self.types[nodes], OUTPUTS]))[:1]:
+            self.fail(f"slot 0, item {i}, is no part of a gradient that others write", self.memory.where(int(rows[i])))
         self.equal("the flags", self.now.flags, 0)
-        size = int(sizes[0]) * self.itemsize
-        rows = self.operand(0, "gradients", size, self.backward.gradient[nodes])
-        return _Call(self.now, self.what, self.batch, [], ("slot 0 (gradients)", rows, size), STORE, [])
+        rows = self.operand(0, "gradients", size * self.itemsize, rows)
+        return _Call(self.now, self.what, self.batch, [], ("slot 0 (gradients)", rows, size * self.itemsize), STORE, [])
 
     def copy_again(self) -> _Call:
         """Check a copy made so that the gradient of a weight is one product: a whole batch of an argument."""
@@ -776,6 +790,7 @@ class _Checker:
         self.formed.setdefault((record.number, PREPARED if prepares else k), []).append(nodes)
         if prepares:
             result = ("slot 1 (the gradient of the value)", dy, size)
+            reads[0] = (*reads[0][:2], int(TYPES.info[record.number, OUTPUTS]) * self.itemsize)
             return self.with_steps(_Call(ins, self.what, self.batch, reads, result, ANY, []), lowering.prepare, 2)
         assert operand is not None
         return self.with_steps(self.gradient_result(record, nodes, k, reads), operand.backward, 2)
@@ -1037,8 +1052,8 @@ def _nan_text(execution: Any, graph: Graph, node: int, wrong: Any) -> str:
     lines, sources = [str(record)], []
     names = {(getattr(p, "of", p)).pid: p for p in graph.parameters}
     for k, shape in enumerate(record.shapes):
-        recorded = k < TYPES.info[record.number, RECORDED]
-        a = int(execution.args[execution.positions[node] + k]) if recorded else record.parameters[k]
+        recorded, back = k < TYPES.info[record.number, RECORDED], int(TYPES.info[record.number, BACK])
+        a = int(execution.args[execution.positions[node] + k]) if recorded else node - back if back else record.parameters[k]
         address = execution.value_address(a)
         given = _view(address, shape.total, graph.dtype)
         who = str(names[(-a - 1) >> 1]) if a < 0 else f"node {a}, {TYPES.records[execution.types[a]].name}"

@@ -10,7 +10,7 @@ import numpy as np
 
 from autobatch.expression import Expression, describe
 from autobatch.files import path_of
-from autobatch.graph import IMMEDIATES, INPUT, OP, RECORDED, ROW, STOP, TYPES, Graph, current_graph
+from autobatch.graph import BACK, IMMEDIATES, INPUT, OP, RECORDED, ROW, STOP, TYPES, Graph, current_graph
 from autobatch.kernels._errors import ArgumentError, OperandError
 from autobatch.params import LookupParameters, Parameters
 
@@ -25,6 +25,8 @@ def _nodes(graph: Graph) -> list[tuple[int, Any, list[int], list[int]]]:
         arguments, immediates = int(TYPES.info[number, RECORDED]), int(TYPES.info[number, IMMEDIATES])
         entries = args[at : at + arguments + immediates]
         typed = [p for p in record.parameters if p] if arguments < len(record.shapes) else []
+        if TYPES.info[number, BACK]:
+            typed = [index - int(TYPES.info[number, BACK])]
         nodes.append((index, record, entries[:arguments] + typed, entries[arguments:]))
         at += arguments + immediates
     return nodes

@@ -18,7 +18,7 @@ import numpy as np
 
 from autobatch import plan, plan_card
 from autobatch.frame import Block, Frame
-from autobatch.graph import DTYPES, PARAMETERS, STOP, TYPES, VIEW, Graph
+from autobatch.graph import DTYPES, IMMEDIATES, STOP, TYPES, VIEW, Graph
 from autobatch.machine import PROCESSOR, Job, Machine, configured_machine
 from autobatch.memory import Arena, address_of
 from autobatch.schedule import Schedule, in_pieces, lower_bound, recalled
@@ -326,13 +326,14 @@ class Execution:
         n, frame = loss + 1, self.frame
         segments = [s for s in self.segments if s.n0 < n]
         nodes = max(n, *(s.n1 for s in segments))  # the last segment may go on behind the loss
-        state = Block(14 * nodes + 64)
+        state = Block(22 * nodes + 64)
         gradient_at, source_at = state.take(8 * nodes), state.take(4 * nodes)
-        active_at, touched_at = state.take(nodes), state.take(nodes)
+        covered_at, active_at, touched_at = state.take(8 * nodes), state.take(nodes), state.take(nodes)
         ctypes.memset(active_at, 0, touched_at + nodes - active_at)
         gradient, source = state.view(gradient_at, nodes, np.int64), state.view(source_at, nodes, np.int32)
         active, touched = state.view(active_at, nodes, np.uint8), state.view(touched_at, nodes, np.uint8)
-        frame.set(loss=loss, full=full, active=active_at, touched=touched_at, gradient=gradient_at, source=source_at)
+        frame.set(loss=loss, full=full, active=active_at, touched=touched_at, covered=covered_at)
+        frame.set(gradient=gradient_at, source=source_at)
         plan.mark(frame)
         # Memory for all gradients, then for one batch of them before they are added where they belong (behind the scalars 1 and
         # 0 for BLAS), and a place for what nobody wants.
@@ -438,9 +439,10 @@ class Execution:
         number = int(self.types[index])
         if TYPES.records[number].kind != VIEW:
             return self.machine.read(int(b.gradient[index]), count, self.dtype)
-        (shape,), out = TYPES.records[number].shapes, TYPES.records[number].shape
+        record, immediates = TYPES.records[number], int(TYPES.info[number, IMMEDIATES])
         mark, tables, saved = self.gradients.mark(), self.backward_tables.mark(), _gradients(graph)
-        self.types[index] = TYPES.intern(STOP, None, (shape,), (), {}, shape=out, immediates=1)
+        attributes = dict(record.attributes)
+        self.types[index] = TYPES.intern(STOP, None, record.shapes, (), attributes, shape=record.shape, immediates=immediates)
         try:
             return self.machine.read(int(self._pass(graph, b.loss, b.full).gradient[index]), count, self.dtype)
         finally:

@@ -9,6 +9,7 @@ stride.
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -386,8 +387,8 @@ def set_immediates(e: Expression, immediates: Sequence[int]) -> None:
         graph.execution.invalidate()
 
 
-def remember(table: dict[Any, Any], path: Sequence[Any], number: int) -> None:
-    """Store a type number in nested dicts."""
+def remember(table: dict[Any, Any], path: Sequence[Any], number: Any) -> None:
+    """Store a type number, or what else a short way needs, in nested dicts."""
     for step in path[:-1]:
         table = table.setdefault(step, {})
     table[path[-1]] = number
@@ -430,6 +431,7 @@ def number(graph: Graph, value: Any) -> Expression:
     return e
 
 
+@functools.cache
 def scalar_type() -> int:
     """Return the node type of an input of one number."""
     return input_type(Shape((1,)))
@@ -444,6 +446,11 @@ def input_type(shape: Shape) -> int:
 
 
 _INPUT_TYPES: dict[Shape, int] = {}
+
+
+def part_type(of: Shape, shape: Shape, back: int, start: int, stop: bool = False) -> int:
+    """Return the node type of a view of the node that stands `back` nodes before it, from number `start` on."""
+    return TYPES.intern(STOP if stop else VIEW, None, (of,), (), {"back": back, "start": start}, shape=shape)
 
 
 def view(op: str, x: Expression, shape: Shape, start: int = 0, stop: bool = False) -> Expression:

@@ -36,7 +36,7 @@ copy_rows zero_rows add_rows add_to_table copies card rounds add_groups add_over
 """.split()
 INT32 = """
 types args root local nodes kinds first edges present dense order type_start batch_type batch_begin batch_end source
-batches ends last batch_of released seen group row_seen
+batches ends last batch_of released seen group row_seen covered
 """.split()
 INT64 = """
 info operands needs positions address value_at gather_first gather_at input_addresses at table lists forward block_at slot

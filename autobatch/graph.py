@@ -7,7 +7,8 @@ A graph is two lists of integers, nothing else is stored for a node:
 
 An argument is the index of an earlier node, or a negative number that names a parameter (`parameter_index`): parameters live
 outside every graph and need no node. An *immediate* is an integer that differs from node to node and changes no shape (a
-row of a table, a label): it never splits a batch. How many of each a node has is known to its type.
+row of a table, a label): it never splits a batch. How many of each a node has is known to its type. A *part* has none: a view
+whose type says how many nodes before it the one stands that it is a part of (h and c of a step of an LSTM, outputs of a cell).
 
 A *node type* is what makes nodes alike: the op, all attributes that change the result, the shapes, and which parameters are
 used where the op shares them. Nodes of one type can run as one batch, nothing else can. Types are numbered once for the whole
@@ -31,6 +32,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+from numba import types as numba_types
+from numba.core.typing import signature
 
 from autobatch.kernels._errors import ArgumentError, InternalError, OperandError, ShapeError, StaleExpressionError, message
 from autobatch.kernels._jit import compiled
@@ -45,7 +48,9 @@ LARGEST = 2**31 - 1  # numbers of one node: starts of views are 32 bits wide
 
 # Columns of the table of types; addresses of kernels for float32 and float64 stand side by side, 0 until compiled.
 KIND, ARGUMENTS, IMMEDIATES, SIZE, OPERANDS, NUMBERS, TABLE, JOINS = range(8)
-FORWARD, PREPARE, RECORDED, TYPE_COLUMNS = 8, 10, 12, 13  # RECORDED: arguments that are recorded for each node, the first ones
+FORWARD, PREPARE, RECORDED, OUTPUTS, BACK, START, TYPE_COLUMNS = 8, 10, 12, 13, 14, 15, 16
+# RECORDED: arguments that are recorded for each node, the first ones. OUTPUTS: numbers of the value that others read, likewise.
+# BACK: of a part, how many nodes before it the one stands that it is a view of, and START: from which number on. 0: no part.
 # Columns of the table of operands, one row for each argument of each type.
 READS, WRITES, ELEMENTS, COLUMNS, NEEDS, NEED_COUNT, HAS_GRADIENT, SOURCE, BACKWARD = range(
     9
@@ -53,6 +58,8 @@ READS, WRITES, ELEMENTS, COLUMNS, NEEDS, NEED_COUNT, HAS_GRADIENT, SOURCE, BACKW
 OPERAND_COLUMNS = BACKWARD + 2
 
 DTYPES = ("float32", "float64")
+
+FEW = 128  # entries that NumPy takes over from a list before a compiled function begins
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -139,9 +146,13 @@ class NodeTypes:
         row = self.info[number]
         arguments = len(record.shapes)
         row[[KIND, ARGUMENTS, IMMEDIATES, SIZE, TABLE]] = record.kind, arguments, immediates, record.shape.total, table
+        row[OUTPUTS] = record.shape.total if lowering is None else lowering.outputs or record.shape.total
         row[OPERANDS] = self._operand_count
         typed = record.op is not None and record.op.typed
         row[RECORDED] = sum(not p for p in record.parameters) if typed else arguments
+        attributes = dict(record.attributes)
+        if "back" in attributes:
+            row[RECORDED], row[BACK], row[START] = 0, attributes["back"], attributes["start"]
         if record.op is None or lowering is None:
             return
         row[NUMBERS] = record.sizes.ctypes.data
@@ -327,13 +338,45 @@ class Entries:
             types[first : first + piece.nodes].reshape(-1, len(piece.types))[:] = piece.types
 
 
-@compiled
-def _move(source: Any, out: Any, segments: Any) -> None:
-    """Copy segments: for each (place in `source`, place in `out`, length)."""
+# Functions of Python, which compiled code calls by name as Numba does itself.
+_function: Any = numba_types.ExternalFunction
+_item = _function("PyList_GetItem", signature(numba_types.intp, numba_types.intp, numba_types.intp))
+_integer = _function("PyLong_AsLongLong", signature(numba_types.int64, numba_types.intp))
+_failed = _function("PyErr_Occurred", signature(numba_types.intp))
+_clear = _function("PyErr_Clear", signature(numba_types.void))
+
+
+@compiled(gil=True)
+def _read(source: Any, out: Any, segments: Any) -> bool:
+    """Copy segments of a list, given by its id: for each (place in the list, place in `out`, length).
+
+    False if an entry is none that NumPy would take. 5 ns an entry; NumPy looks at each twice, and takes 16 to 20.
+    """
     for k in range(0, segments.size, 3):
         start, at = segments[k], segments[k + 1]
         for i in range(segments[k + 2]):
-            out[at + i] = source[start + i]
+            value = _integer(_item(source, start + i))
+            if value == -1 and _failed() != 0:
+                _clear()
+                return False
+            out[at + i] = value
+            if out[at + i] != value:
+                return False
+    return True
+
+
+def copy_list(source: list[int], out: np.ndarray, segments: list[int]) -> None:
+    """Copy segments of a list of integers into an array, see `_read`."""
+    if not _read(id(source), out, np.array(segments, np.int64)):
+        for start, at, length in zip(segments[::3], segments[1::3], segments[2::3], strict=True):
+            out[at : at + length] = source[start : start + length]  # which says what is wrong
+
+
+def listed(numbers: list[int], dtype: Any) -> np.ndarray:
+    """Return an array of a list of integers."""
+    out = np.empty(len(numbers), dtype)
+    copy_list(numbers, out, [0, 0, len(numbers)])
+    return out
 
 
 # The graph ------------------------------------------------------------------------------------------------------------
@@ -510,33 +553,29 @@ class Graph:
 
     def write(self, types: np.ndarray, args: np.ndarray, nodes: int = 0, entries: int = 0, pieces: int = 0) -> None:
         """Write what was recorded behind the first nodes, entries of the list and pieces into two int32 arrays."""
-        if pieces == len(self.pieces):
+        if pieces == len(self.pieces) and len(args) < FEW:
             types[:] = self.recorded_types[nodes:]
             args[:] = self.recorded_args[entries:]
             return
-        at, source, node = 0, 0, nodes
+        at, source, node = 0, entries, nodes
         segments: list[int] = []
-        listed: list[int] = []  # types of nodes in no piece
-        of_types: list[int] = []
+        of_types: list[int] = []  # of nodes in no piece
         jobs: dict[Any, list[tuple[int, int, Any]]] = {}
         for before, first, piece in self.pieces[pieces:]:
-            length = before - entries - source
+            length = before - source
             if length > 0:
                 segments += (source, at, length)
                 at += length
-                source += length
+                source = before
             if first > node:
-                of_types += (len(listed), node - nodes, first - node)
-                listed += self.recorded_types[node:first]
+                of_types += (node, node - nodes, first - node)
             node = first + piece.nodes
             jobs.setdefault(piece.__class__, []).append((first - nodes, at, piece))
             at += piece.count
-        of_types += (len(listed), node - nodes, len(self.recorded_types) - node)
-        listed += self.recorded_types[node:]
-        rest = np.array(self.recorded_args[entries:], np.int32)
-        segments += (source, at, rest.size - source)
-        _move(rest, args, np.array(segments, np.int64))
-        _move(np.array(listed, np.int32), types, np.array(of_types, np.int64))
+        of_types += (node, node - nodes, len(self.recorded_types) - node)
+        segments += (source, at, len(self.recorded_args) - source)
+        copy_list(self.recorded_types, types, of_types)
+        copy_list(self.recorded_args, args, segments)
         for kind, of_kind in jobs.items():
             kind.write_all(types, args, of_kind)
 
@@ -744,10 +783,12 @@ def current_graph() -> Graph:
 def new_current_graph(policy: str | None = None) -> Graph:
     """Drop this thread's current graph and make a new one."""
     old = _THREAD.graph
+    graph = Graph(
+        policy=policy
+    )  # before the old one goes: the collector, asked to be patient all the time, has no look between
     if old is not None:
         old.drop()
     _THREAD.version += 1
-    graph = Graph(policy=policy)
     graph.version = _THREAD.version
     if old is not None:
         graph._outer = old._outer

@@ -15,11 +15,12 @@ reads it; only what is asked for, and what nothing of the segment reads, stays. 
 
 Backward. The gradients have the same blocks. Batches run in reverse. Whether a batch may store a gradient or has to add to it
 is known here: the first one to write to a node stores; where firsts and others mix in one batch, the firsts are zeroed and the
-batch adds. Gradients of parameters that a whole type shares are formed last, once, from the blocks of the type.
+batch adds. A node whose parts are read (h and c of a step of an LSTM) is covered part by part, as long as the parts lie side by
+side. Gradients of parameters that a whole type shares are formed last, once, from the blocks of the type.
 
     kind of node   value                                gradient
     op             in the block of its type             likewise
-    view           inside its argument                  inside that of its argument
+    view, part     inside its argument                  inside that of its argument
     input          where it was copied when recorded    a slot of its own, only if asked for
     row            in the table                         a slot of its own, added to the table at the end
     stop           inside its argument                  a slot of its own
@@ -34,6 +35,7 @@ tables of types and operands are addressed flat: `t` and `o` are the places wher
 from autobatch.frame import over_frame
 from autobatch.graph import (
     ARGUMENTS,
+    BACK,
     BACKWARD,
     COLUMNS,
     ELEMENTS,
@@ -49,12 +51,14 @@ from autobatch.graph import (
     OP,
     OPERAND_COLUMNS,
     OPERANDS,
+    OUTPUTS,
     PREPARE,
     READS,
     RECORDED,
     ROW,
     SIZE,
     SOURCE,
+    START,
     STOP,
     TABLE,
     TYPE_COLUMNS,
@@ -87,6 +91,14 @@ _GROUPS_WORDS = SLOTS + 8 + 1  # rows added to few places
 
 
 # Survey ---------------------------------------------------------------------------------------------------------------
+
+
+@inline
+def _of(n, t, at, args, info):
+    """What view n shows, whose entries begin at `at`: the node or parameter, and from which number on."""
+    if info[t + BACK]:
+        return n - info[t + BACK], info[t + START]
+    return args[at], args[at + 1]
 
 
 @over_frame
@@ -128,7 +140,7 @@ def survey(n0, n1, a0, types, args, info, positions, root, local, nodes, kinds, 
             nodes[count], kinds[count], dense[n - n0], root[n] = n, l, count, n
             count += 1
         elif kind == VIEW or kind == STOP:
-            a = args[at]
+            a, _ = _of(n, t, at, args, info)
             root[n] = a if a < 0 else root[a]
         else:
             root[n] = n
@@ -310,6 +322,8 @@ def misses(n0, n1, a0, types, args, info, address):
             a = args[at + k]
             if 0 <= a < n0 and address[a] == 0:
                 return True
+        if info[t + BACK] and n - info[t + BACK] < n0 and address[n - info[t + BACK]] == 0:
+            return True
         at += info[t + RECORDED] + info[t + IMMEDIATES]
     return False
 
@@ -350,8 +364,8 @@ def place(n0, n1, n_batches, types, args, positions, info, nodes, order, batch_t
         t = types[n] * TYPE_COLUMNS
         kind = info[t + KIND]
         if kind == VIEW or kind == STOP:
-            at = positions[n]
-            address[n] = _value(args[at], address, parameter_values) + args[at + 1] * itemsize
+            a, start = _of(n, t, positions[n], args, info)
+            address[n] = _value(a, address, parameter_values) + start * itemsize
         elif kind == INPUT:
             address[n] = input_addresses[args[positions[n]]]
         elif kind == ROW:
@@ -442,22 +456,29 @@ def mark(loss, full, types, args, positions, info, operands, active):
         wanted = full
         if kind == ROW:
             wanted = full or info[t + TABLE] % 2 != 0
-        elif kind != INPUT and not full:
+        elif kind == OP and not full:
             for k in range(info[t + ARGUMENTS]):
                 o = (info[t + OPERANDS] + k) * OPERAND_COLUMNS
                 a = _argument(args, at, k, info, t, operands, o)
-                if kind != OP or operands[(info[t + OPERANDS] + k) * OPERAND_COLUMNS + HAS_GRADIENT]:
+                if operands[o + HAS_GRADIENT]:
                     wanted |= a % 2 != 0 if a < 0 else active[a] != 0
+        elif kind != INPUT and not full:
+            a, _ = _of(n, t, at, args, info)
+            wanted = a % 2 != 0 if a < 0 else active[a] != 0
         active[n] = wanted
     active[loss] |= 2
     for n in range(loss, -1, -1):
         t, at = types[n] * TYPE_COLUMNS, positions[n]
         kind = info[t + KIND]
-        if active[n] == 3 and (kind == OP or kind == VIEW):
+        if active[n] == 3 and kind == OP:
             for k in range(info[t + RECORDED]):
                 a = args[at + k]
-                if a >= 0 and (kind == VIEW or operands[(info[t + OPERANDS] + k) * OPERAND_COLUMNS + HAS_GRADIENT]):
+                if a >= 0 and operands[(info[t + OPERANDS] + k) * OPERAND_COLUMNS + HAS_GRADIENT]:
                     active[a] |= 2
+        elif active[n] == 3 and kind == VIEW:
+            a, _ = _of(n, t, at, args, info)
+            if a >= 0:
+                active[a] |= 2
 
 
 @over_frame
@@ -488,7 +509,7 @@ def gradient_layout(n0, n1, n_types, n_batches, types, info, operands, itemsize,
             n += now
             before = now
         arguments = info[t + ARGUMENTS]
-        words += runs * (SLOTS + 2 * (3 + arguments + info[t + IMMEDIATES]))
+        words += runs * (SLOTS + 2 * (3 + arguments + info[t + IMMEDIATES])) + 2 * n * _ZERO_WORDS
         for k in range(arguments):
             o = (info[t + OPERANDS] + k) * OPERAND_COLUMNS
             item = operands[o + ELEMENTS] * itemsize
@@ -497,7 +518,7 @@ def gradient_layout(n0, n1, n_types, n_batches, types, info, operands, itemsize,
             if operands[o + WRITES] == DENSE or (card and operands[o + WRITES] != SHARED):
                 scratch = max(scratch, n * item)
             fields = 3 + operands[o + NEED_COUNT] + info[t + IMMEDIATES]
-            words += runs * (SLOTS + 2 * fields + _ROWS_WORDS) + n * _ZERO_WORDS
+            words += runs * (SLOTS + 2 * fields + _ROWS_WORDS) + 2 * n * _ZERO_WORDS
             words += (runs + 1) * _ROWS_WORDS * operands[o + NEED_COUNT]
             lists += 2 * n
             if card:
@@ -544,13 +565,14 @@ def gradient_places(n0, n1, n_types, types, args, positions, info, itemsize, nod
     for n in range(n0, n1):
         if active[n] != 3:
             continue
-        kind = info[types[n] * TYPE_COLUMNS + KIND]
+        t = types[n] * TYPE_COLUMNS
+        kind = info[t + KIND]
         if kind == VIEW:
-            a, offset = args[positions[n]], args[positions[n] + 1] * itemsize
+            a, start = _of(n, t, positions[n], args, info)
             if a >= 0:
-                gradient[n], source[n] = gradient[a] + offset, source[a]
+                gradient[n], source[n] = gradient[a] + start * itemsize, source[a]
             else:
-                gradient[n], source[n] = parameter_gradients[(-a - 1) >> 1] + offset, a
+                gradient[n], source[n] = parameter_gradients[(-a - 1) >> 1] + start * itemsize, a
         elif kind != OP:
             gradient[n], source[n] = gradient_base + slot[n - n0], n
 
@@ -603,22 +625,33 @@ def _add_in_groups(table, w, add_groups, add_overlapping, n, groups, size, sourc
     return w + _GROUPS_WORDS
 
 
+@inline
+def _zero(table, w, kernel, address, size):
+    """Write an instruction that sets `size` numbers to zero, if there are any; returns where the next one goes."""
+    if size <= 0:
+        return w
+    write_head(table, w, kernel, _ZERO_WORDS, 1, address_of(table) + 8 * (w + SLOTS + 2), 0)
+    write_slot(table, w + SLOTS, address, 0)
+    table[w + SLOTS + 2] = size
+    return w + _ZERO_WORDS
+
+
 @over_frame
 def backward_table(n_batches, types, args, positions, info, operands, needs, nodes, order, type_start, present, batch_type,
-                   batch_begin, batch_end, at, forward, active, block_at, gradient_base, gradient, source, touched, itemsize,
-                   dtype, parameter_gradients, scratch, sink, zero_rows, add_rows, card, add_groups, add_overlapping, loss,
-                   rounds, seen, group, table, lists):  # fmt: skip
+                   batch_begin, batch_end, at, forward, active, block_at, gradient_base, gradient, source, touched, covered,
+                   itemsize, dtype, parameter_gradients, scratch, sink, zero_rows, add_rows, card, add_groups, add_overlapping,
+                   loss, rounds, seen, group, table, lists):  # fmt: skip
     """Write the backward table of one segment, but for shared parameters and rows.
 
     Returns words of the table and of the lists, and `rounds`, a count of instructions that goes on in the next segment.
 
     `forward` is the segment's forward table, `at` where its batches begin. `touched[n]` tells whether the gradient in the
-    slot of n was written to.
+    slot of n was written to: 0, not at all; 1, all of it; 3, the numbers from covered[2n] to covered[2n + 1] - 1.
 
-    On a card the items of a batch run at the same time. Gradients of which two might meet in one place are formed in the scratch
-    and added in groups, one after the other in each; those that nobody wants go to places of their own; and all gradients are 0
-    at first, which takes one launch where zeroing here and there takes many. `seen` and `group` (one a node up to the loss, and
-    one a parameter) are work space, `seen` all 0 at first.
+    On a card the items of a batch run at the same time. Gradients of which two might meet in one place are formed in the
+    scratch and added in groups, one after the other in each; those that nobody wants go to places of their own; and all
+    gradients are 0 at first, which takes one launch where zeroing here and there takes many. `seen` and `group` (one a node
+    up to the loss, and one a parameter) are work space, `seen` all 0 at first.
     """
     w, r = 0, 0
     for b in range(n_batches - 1, -1, -1):
@@ -639,6 +672,14 @@ def backward_table(n_batches, types, args, positions, info, operands, needs, nod
             n = j - i
             dy = gradient_base + block_at[l] + (lo + i - type_start[l]) * size
             together = False
+            for q in range(i, j):
+                root = nodes[order[lo + q]]
+                if touched[root] == 3:  # parts that nobody reads
+                    start, end = covered[2 * root], covered[2 * root + 1]
+                    if not card:
+                        w = _zero(table, w, zero_rows, gradient[root], start)
+                        w = _zero(table, w, zero_rows, gradient[root] + end * itemsize, info[t + OUTPUTS] - end)
+                    touched[root] = 1
             if info[t + PREPARE + dtype]:
                 words = SLOTS + 2 * (3 + arguments + immediates)
                 write_head(table, w, info[t + PREPARE + dtype], words, n, info[t + NUMBERS], 0)
@@ -657,7 +698,7 @@ def backward_table(n_batches, types, args, positions, info, operands, needs, nod
                 firsts, sinks, even, to, stride = 0, 0, True, 0, 0
                 zeros, groups, meet = 0, 0, 0
                 rounds += 1
-                flags_at = r + n  # lists[r:r+n] places, lists[r+n:r+2n] sources of those written to for the first time
+                flags_at = r + n  # lists[r:r+n] places, lists[r+n:r+2n] those of them written to for the first time
                 for q in range(n):
                     a = args[positions[nodes[order[lo + i + q]]] + k]
                     place_, fresh, owner = sink + card * q * item, -1, -1
@@ -672,17 +713,31 @@ def backward_table(n_batches, types, args, positions, info, operands, needs, nod
                         place_ = gradient[a]
                         root = source[a]
                         owner = root if root >= 0 else loss + 1 + ((-root - 1) >> 1)
-                        if root >= 0 and not touched[root]:
-                            touched[root] = 1
-                            if info[types[root] * TYPE_COLUMNS + SIZE] == operands[o + ELEMENTS]:
-                                fresh = root
+                        if root >= 0 and touched[root] != 1:
+                            whole = info[types[root] * TYPE_COLUMNS + OUTPUTS]
+                            start = (place_ - gradient[root]) >> (2 + dtype)  # in numbers
+                            end, low, high = start + operands[o + ELEMENTS], start, start
+                            if touched[root] == 3:
+                                low, high = covered[2 * root], covered[2 * root + 1]
+                            if low <= start and end <= high:
+                                pass  # not for the first time
+                            elif end - start < whole and info[types[root] * TYPE_COLUMNS + KIND] != OP:
+                                # Leaves run in no batch that could see to what nobody reads: all of it must be zero.
+                                if not card:
+                                    w = _zero(table, w, zero_rows, gradient[root], whole)
+                                touched[root] = 1
+                            elif start == high or end == low:
+                                low, high = min(low, start), max(high, end)
+                                covered[2 * root], covered[2 * root + 1] = low, high
+                                touched[root] = 1 if high - low == whole else 3
+                                fresh = place_
                                 firsts += 1
-                            elif not card:
-                                # The first to write writes a part: all of it must be zero.
-                                write_head(table, w, zero_rows, _ZERO_WORDS, 1, address_of(table) + 8 * (w + SLOTS + 2), 0)
-                                write_slot(table, w + SLOTS, gradient[root], 0)
-                                table[w + SLOTS + 2] = info[types[root] * TYPE_COLUMNS + SIZE]
-                                w += _ZERO_WORDS
+                            else:
+                                # With a gap, or over the edge of what is covered: all the rest must be zero.
+                                if not card:
+                                    w = _zero(table, w, zero_rows, gradient[root], low)
+                                    w = _zero(table, w, zero_rows, gradient[root] + high * itemsize, whole - high)
+                                touched[root] = 1
                     lists[r + q], lists[flags_at + q] = place_, fresh
                     if card:
                         if owner >= 0 and seen[owner] == rounds:
@@ -707,7 +762,7 @@ def backward_table(n_batches, types, args, positions, info, operands, needs, nod
                         for q in range(n):
                             fresh = lists[flags_at + q]
                             if fresh >= 0:
-                                lists[flags_at + zeros] = gradient[fresh]
+                                lists[flags_at + zeros] = fresh
                                 zeros += 1
                         write_head(table, w, zero_rows, _ZERO_WORDS, zeros, address_of(table) + 8 * (w + SLOTS + 2), 0)
                         write_slot(table, w + SLOTS, address_of(lists) + 8 * flags_at, -1)

@@ -31,7 +31,8 @@ from autobatch.plan import TABLE_GROUPS_WORDS, _argument
 
 
 @inline
-def _gathered(l, slot, ends, batches, batch_begin, batch_end, nodes, order, active, at, forward, item, table, where, lists, r):  # fmt: skip
+def _gathered(l, slot, ends, batches, batch_begin, batch_end, nodes, order, active, at, forward, item, table, where,
+              lists, r):  # fmt: skip
     """Write slot `where` of an instruction: rows of slot `slot` of the forward instructions, of all active items of a type.
 
     As address and distance if they lie evenly, else as a list. Returns how much of the lists is used.
@@ -69,7 +70,7 @@ def weight_lists(n_types, n_batches, args, positions, info, operands, needs, nod
                  batches, ends, table, lists, w, r):  # fmt: skip
     """Write, from word w on, the gradients of parameters that all items of a type share: one instruction for each.
 
-    As `plan.weight_table`, but for a card. Returns the words of the table and of the lists, and how many instructions there are.
+    As `plan.weight_table`, but for a card. Returns the words of the table and of the lists, and the number of instructions.
     """
     products = 0
     for l in range(n_types + 1):

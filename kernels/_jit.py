@@ -85,9 +85,14 @@ class _CacheImpl(CompileResultCacheImpl):
 _Cache._impl_class = _CacheImpl
 
 
-def compiled(function: Callable[..., Any]) -> Any:
-    """Compile an ordinary function over arrays (a scheduler, a planner) on first call, without the GIL, disk-cached."""
-    options: Any = {"nogil": True, "error_model": "numpy", "boundscheck": False, "no_cfunc_wrapper": True}
+def compiled(function: Callable[..., Any] | None = None, *, gil: bool = False) -> Any:
+    """Compile an ordinary function over arrays (a scheduler, a planner) on first call, disk-cached.
+
+    It runs without the GIL, but for one that calls Python's own functions (`gil`).
+    """
+    if function is None:
+        return functools.partial(compiled, gil=gil)
+    options: Any = {"nogil": not gil, "error_model": "numpy", "boundscheck": False, "no_cfunc_wrapper": True}
     dispatcher: Any = numba.njit(**options)(function)
     dispatcher._cache = _Cache(function)
     dispatcher._can_cache = True

@@ -78,6 +78,8 @@ class Lowering:
     position of the argument stands in the flags (`argument`).
     `prepare`, if given, runs on each batch before the gradients of its arguments, with slot 0 empty and all of the arguments.
     `limit`: an immediate is at least 0 and below it (0: the kernels take any integer); checked in debug mode.
+    `outputs`: how many numbers of the value others read, from its beginning on (0: all); `prepare` writes the gradients of the
+    rest.
     """
 
     forward: Kernel
@@ -85,6 +87,7 @@ class Lowering:
     operands: tuple[Operand, ...]
     prepare: Kernel | None = None
     limit: int = 0
+    outputs: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

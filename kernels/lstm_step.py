@@ -288,6 +288,7 @@ def _lower(shapes, out, shared):
             Operand(),
         ),
         prepare=lstm_step_prepare,
+        outputs=2 * h.size * out.batch,
     )
 
 

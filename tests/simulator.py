@@ -29,8 +29,10 @@ from autobatch.kernels import (
     _math_special,
     _math_trigonometric,
     _math_words,
+    _reduce,
+    _tiles,
+    _update,
 )
-from autobatch.kernels import _reduce, _tiles, _update
 from autobatch.kernels._device import Target, takes_z, works_together
 from autobatch.kernels._jit import FLAGS, LENGTH, SLOTS
 

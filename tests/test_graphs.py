@@ -35,7 +35,7 @@ from strategies import SEEDS, examples, graphs
 
 import autobatch as ab
 from autobatch import execute
-from autobatch.graph import OP, TYPES
+from autobatch.graph import FEW, OP, TYPES
 from autobatch.schedule import POLICIES
 
 policies = pytest.mark.parametrize("policy", POLICIES)
@@ -613,3 +613,100 @@ def test_graphs_of_one_structure_with_other_numbers():
             results.append([loss.npvalue(), *(p.grad_as_array() for p in (table, W, b))])
         agree(results[1], results[0], EXACT, "result")
         assert all(np.array_equal(x, y) for x, y in zip(results[1], results[2], strict=True))
+
+
+# Lists ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [3, FEW - 1, FEW, 5 * FEW], ids="{} entries".format)
+def test_lists_become_arrays_as_numpy_makes_them(size):
+    """Integers of any kind; parts of the list that was taken over before stay."""
+    rng = np.random.default_rng(size)
+    entries = rng.integers(-(2**31), 2**31, size).tolist()
+    entries[:3] = -1, np.int64(-1), True
+    with ab.Graph() as graph:
+        graph.recorded_types += [7] * 4
+        graph.recorded_args += entries
+        for begin in (0, 1):
+            types, args = np.full(4 - begin, -9, np.int32), np.full(size - begin, -9, np.int32)
+            graph.write(types, args, begin, begin)
+            assert types.tolist() == [7] * (4 - begin) and args.tolist() == np.array(entries, np.int32)[begin:].tolist()
+        graph.drop()
+
+
+@pytest.mark.parametrize("size", [5, 5 * FEW], ids="{} entries".format)
+@pytest.mark.parametrize(("entry", "error"), [(2**31, OverflowError), (-(2**70), OverflowError), ("word", ValueError)])
+def test_what_is_no_entry_is_refused_as_numpy_does(size, entry, error):
+    with ab.Graph() as graph:
+        graph.recorded_types.append(7)
+        graph.recorded_args += [3] * (size - 1) + [entry]
+        with pytest.raises(error):
+            graph.write(np.zeros(1, np.int32), np.zeros(size, np.int32))
+        graph.drop()
+
+
+# Parts ----------------------------------------------------------------------------------------------------------------
+
+
+@examples(60)
+@given(st.data(), st.sampled_from(POLICIES))
+def test_gradients_of_parts_of_nodes_add_up_in_any_order(data, policy):
+    """Parts with gaps, parts that overlap, parts that nobody reads; of results, of rows of a table, of parameters."""
+    size = 6
+    model = ab.ParameterCollection(dtype="float64")
+    p, table = model.add_parameters((size,)), model.add_lookup_parameters((2, size))
+    expected = {p: np.zeros(size), table: np.zeros((2, size))}
+    rng = np.random.default_rng(data.draw(SEEDS))
+    with ab.Graph("float64", policy):
+        negated = [-p for _ in range(3)]
+        total = ab.zeros(1)
+        for _ in range(data.draw(st.integers(1, 12))):
+            k, start = data.draw(st.integers(0, 5)), data.draw(st.integers(0, size - 1))
+            end = data.draw(st.integers(start + 1, size))
+            weights = rng.normal(size=size)
+            if k < 3:
+                whole, gradient, sign = negated[k], expected[p], -1
+            elif k < 5:
+                whole, gradient, sign = table[k - 3], expected[table][k - 3], 1
+            else:
+                whole, gradient, sign = p, expected[p], 1
+            part = whole[start:end]
+            gradient[start:end] += sign * weights[: end - start]
+            total = total + ab.dot_product(part, ab.inputVector(weights[: end - start].tolist()))
+            if data.draw(st.booleans()):
+                total.value()  # what comes is another segment
+        total.backward()
+    for parameter, gradient in expected.items():
+        close(parameter.grad_as_array(), gradient, EXACT)
+
+
+@policies
+def test_a_state_of_an_lstm_of_which_one_half_is_read(policy):
+    """h alone, c alone, or neither but by the next step: what nobody reads has a gradient of zero."""
+    model = ab.ParameterCollection(dtype="float64")
+    lstm, x = ab.VanillaLSTMBuilder(1, 2, 3, model), model.add_parameters((2,))
+
+    def loss(read):
+        state = lstm.initial_state()
+        parts = []
+        for which in read:
+            state = state.add_input(x)
+            parts += [ab.sum_elems(part) for part, wanted in zip(state.s(), which, strict=True) if wanted]
+        return ab.esum(parts)
+
+    for read in ([(1, 0)], [(0, 1)], [(0, 0), (1, 0)], [(1, 0), (0, 1)], [(0, 1), (0, 1)], [(1, 1), (0, 0), (0, 1)]):
+        model.reset_gradient()
+        with ab.Graph("float64", policy):
+            loss(read).backward()
+        gradient = x.grad_as_array()
+
+        def at(values, read=read):
+            with ab.Graph("float64", "none"):
+                x.set_value(values)
+                return loss(read).value()
+
+        before = x.as_array()
+        for i in range(2):
+            step = 1e-6 * np.eye(2)[i]
+            close((at(before + step) - at(before - step)) / 2e-6, gradient[i], DIFFERENCES)
+        x.set_value(before)

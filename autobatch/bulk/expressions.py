@@ -15,7 +15,6 @@ from autobatch.functions.arithmetic import esum
 from autobatch.graph import TYPES, Graph, current_graph, graph_of
 from autobatch.kernels._errors import ArgumentError, IndexRangeError, OperandError, ShapeError
 from autobatch.kernels._op import Shape
-from autobatch.memory import read
 from autobatch.params import LookupParameters
 
 _new = object.__new__

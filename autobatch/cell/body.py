@@ -601,7 +601,8 @@ class Body:
             made = Operand(reads=reads, backward=backward, writes=writes, needs=self.needs[k], columns=columns, parts=parts)
             operands.append(made)
         prepare = self.programs.kernel(1) if self.prepare_steps else None
-        return Lowering(self.programs.kernel(0), (self.programs.table.ctypes.data,), tuple(operands), prepare=prepare)
+        sizes = (self.programs.table.ctypes.data,)
+        return Lowering(self.programs.kernel(0), sizes, tuple(operands), prepare=prepare, outputs=self.zeroed)
 
     # Telling -----------------------------------------------------------------------------------------------------------
 

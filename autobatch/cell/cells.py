@@ -1,6 +1,6 @@
 """The decorator `cell`: calls of a function that are one node each.
 
-A call looks its signature up by the types of its arguments, appends one node and one view for each output, and is done: in
+A call looks its signature up by the types of its arguments, appends one node and one part for each output, and is done: in
 0.5 µs if all arguments and one or two results are expressions (`_fast_source`), in 2 µs with lists, static arguments or a
 `self` (`_Cell.short`). What is unusual (a new signature, an error) goes the long way, `_Cell.call`, of 10 µs.
 """
@@ -17,8 +17,8 @@ import numpy as np
 
 from autobatch.cell.body import Body, parameter_name
 from autobatch.cell.trace import Given, Trace, rebuilt, trace
-from autobatch.expression import Expression, Node, append, describe, owner
-from autobatch.graph import OP, STOP, TYPES, VIEW, Graph
+from autobatch.expression import Expression, Node, append, describe, owner, part_type, remember
+from autobatch.graph import OP, TYPES, Graph
 from autobatch.kernels._errors import TraceError
 from autobatch.kernels._op import Op, Shape
 
@@ -31,8 +31,7 @@ class Signature(NamedTuple):
     """What calls of one signature record."""
 
     key: object  # in `graph.kept` once the parameters are known to a graph
-    types: tuple[int, ...]  # of the node and the views of its outputs
-    starts: tuple[int, ...]  # of the outputs
+    types: tuple[int, ...]  # of the node and the parts that are its outputs
     result: Any  # what is returned, see `Traced`
     entered: tuple[Any, ...]  # parameters to keep alive
     body: Body
@@ -98,15 +97,17 @@ class _Cell:
                 f"cell: {describe(function)}\n  expected  a function in Python: this one does not tell its arguments"
             ) from None
         self.lock = threading.RLock()
+        self.plain = False  # whether its arguments are as the shortest way takes them
         self.known: dict[Any, Signature] = {}
-        self.by_types: dict[Any, Any] = {}  # of calls with expressions only: what the shortest way needs, by their types
+        self.by_types: dict[Any, Any] = {}  # of calls with expressions only: what the shortest way needs, nested by their types
         self.by_key: dict[Any, Signature] = {}  # of all other calls: by what `_scan` makes of the arguments
 
     def fast(self) -> Callable[..., Any]:
         """Return the function that users call."""
         parameters = list(self.signature.parameters.values())
         plain = all(p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty and p.name[0] != "_" for p in parameters)
-        if not plain or not parameters:
+        self.plain = plain and bool(parameters)
+        if not self.plain:
 
             def function(*args: Any, **named: Any) -> Any:
                 return self.short(args, named)
@@ -137,10 +138,9 @@ class _Cell:
         except (AttributeError, KeyError, TypeError):
             return self.call(args, named, tuple(key) if entries else None)
         outputs = []
-        for k, start in enumerate(signature.starts, 1):
-            entries += (index, start)
+        for k, number in enumerate(signature.types[1:], 1):
             e = Node()
-            e.graph, e.index, e.type = graph, index + k, signature.types[k]
+            e.graph, e.index, e.type = graph, index + k, number
             outputs.append(e)
         args_of_graph += entries
         if signature.form == ROW:
@@ -171,20 +171,19 @@ class _Cell:
         nodes = len(graph.recorded_types)
         outputs: list[Expression] = []
         try:
-            if not signature.starts:  # it returns nothing but arguments and parameters
+            if len(signature.types) == 1:  # it returns nothing but arguments and parameters
                 return rebuilt(signature.result, lambda part: _output(part, outputs, expressions))
-            node = append(graph, signature.types[0], [e.index for e in expressions])
-            outputs = [append(graph, t, (node.index, s)) for t, s in zip(signature.types[1:], signature.starts, strict=True)]
+            append(graph, signature.types[0], [e.index for e in expressions])
+            outputs = [append(graph, t, ()) for t in signature.types[1:]]
         except BaseException:
             graph.undo(nodes)
             raise
-        if expressions and not named and all(isinstance(a, Expression) and a.graph is not None for a in args):
+        if self.plain and not named and all(isinstance(a, Expression) and a.graph is not None for a in args):
             types = tuple(e.type for e in expressions)
             pair = signature.form == ROW and len(outputs) == 2
             if pair or signature.form == ONE:
-                views = zip(signature.starts, signature.types[1:], strict=True)
-                rest = [number for view in views for number in view] + [0, 0] * (not pair)
-                self.by_types[types if len(types) > 1 else types[0]] = (signature.key, pair, signature.types, *rest)
+                rest = signature.types[1:] if pair else (signature.types[1], 0)
+                remember(self.by_types, types, (signature.key, pair, signature.types, *rest))
         if short is not None and signature.form:
             self.by_key[short] = signature
         return rebuilt(signature.result, lambda part: _output(part, outputs, expressions))
@@ -262,12 +261,10 @@ class _Cell:
         shared = (*(0 for _ in range(body.inputs)), *body.parameters)
         number = TYPES.intern(OP, op, arguments, shared, {})
         views = tuple(
-            TYPES.intern(STOP if stopped else VIEW, None, (whole,), (), {}, shape=shape, immediates=1)
-            for _, shape, stopped in body.outputs
+            part_type(whole, shape, back, start, stopped) for back, (start, shape, stopped) in enumerate(body.outputs, 1)
         )
-        starts = tuple(start for start, _, _ in body.outputs)
         parameters, form = tuple(traced.parameters), _form(traced.result)
-        return Signature(object(), (number, *views), starts, traced.result, parameters, body, static, form)
+        return Signature(object(), (number, *views), traced.result, parameters, body, static, form)
 
     def explain(self) -> str:
         """Return what the cell became for each signature it was called with: steps, what they read and write, what is fused."""
@@ -354,14 +351,14 @@ def _fast_source(names: list[str]) -> str:
     """The text of the short way, for arguments that are expressions."""
     first = names[0]
     same = " or ".join(f"{n}.graph is not _graph" for n in names[1:])
-    types = f"{first}.type" if len(names) == 1 else "(" + ", ".join(f"{n}.type" for n in names) + ")"
+    types = "".join(f"[{n}.type]" for n in names)
     indices = ", ".join(f"{n}.index" for n in names)
     return f"""
 def call({", ".join(names)}):
     try:
         _graph = {first}.graph
         {f"if {same}: raise KeyError" if same else ""}
-        _key, _pair, _new_types, _s, _t, _v, _w = _table[{types}]
+        _key, _pair, _new_types, _t, _w = _table{types}
         if _key not in _graph.kept: raise KeyError
         _types = _graph.types
         _index = len(_types)
@@ -371,14 +368,13 @@ def call({", ".join(names)}):
         _e.graph = _graph
         _e.index = _index + 1
         _e.type = _t
+        _args += ({indices},)
         if _pair:
-            _args += ({indices}, _index, _s, _index, _v)
             _f = _E()
             _f.graph = _graph
             _f.index = _index + 2
             _f.type = _w
             return _e, _f
-        _args += ({indices}, _index, _s)
         return _e
     except (AttributeError, KeyError, TypeError):
         pass

@@ -10,7 +10,7 @@ import numpy as np
 
 from autobatch import seeds
 from autobatch.expression import Expression, append, describe, input_type
-from autobatch.graph import IMMEDIATES, RECORDED, TYPES, Graph
+from autobatch.graph import BACK, IMMEDIATES, RECORDED, START, TYPES, Graph
 from autobatch.kernels._errors import TraceError
 from autobatch.kernels._op import Shape
 
@@ -111,10 +111,12 @@ def trace(name: str, function: Callable[[Sequence[Expression]], Any], shapes: Se
         if empty(result):
             raise TraceError(f"cell {name}: it returns no expression{_EXPECTED}")
         types, args = graph.recorded_types, graph.all_args()
-        nodes, at = [], 0
+        nodes: list[tuple[int, list[int]]] = []
+        at = 0
         for number in types:
-            count = int(TYPES.info[number, RECORDED] + TYPES.info[number, IMMEDIATES])
-            nodes.append((number, args[at : at + count]))
+            count, back = int(TYPES.info[number, RECORDED] + TYPES.info[number, IMMEDIATES]), int(TYPES.info[number, BACK])
+            entries = [len(nodes) - back, int(TYPES.info[number, START])] if back else args[at : at + count]
+            nodes.append((number, entries))
             at += count
         return Traced(len(shapes), nodes, outputs, graph.constants, list(graph.parameters), result)
     except RecursionError:

@@ -22,6 +22,7 @@ def softmax(x: Expression, d: int = 0) -> Expression:
 
 
 _log_softmax = _unary("log_softmax")
+_PICKED = OPS["pickneglogsoftmax"]
 
 
 def log_softmax(x: Expression, restrict: Sequence[int] | None = None) -> Expression:
@@ -82,11 +83,10 @@ def sparsemax_loss(x: Expression, ids: Sequence[int] | Sequence[Sequence[int]]) 
 
 def pickneglogsoftmax(x: Expression, v: int) -> Expression:
     """Return -log softmax(x)[v] in nats, (1,), for a vector of scores (n,)."""
-    op = OPS["pickneglogsoftmax"]
     try:
         graph = x.graph
         types = graph.types
-        number, size = op.types[x.type]
+        number, size = _PICKED.types[x.type]
         if v.__class__ is not int or not 0 <= v < size:
             raise KeyError
         index = len(types)
@@ -96,10 +96,10 @@ def pickneglogsoftmax(x: Expression, v: int) -> Expression:
         args.append(v)
     except (AttributeError, KeyError, TypeError):
         check_expression("pickneglogsoftmax", x)
-        op.shape((_shape(x),))
+        _PICKED.shape((_shape(x),))
         size = _shape(x).size
-        e = record(op, (x,), {}, (_index("pickneglogsoftmax", "the index", v, size),))
-        op.types[x.type] = e.type, size
+        e = record(_PICKED, (x,), {}, (_index("pickneglogsoftmax", "the index", v, size),))
+        _PICKED.types[x.type] = e.type, size
         return e
     e = Node()
     e.graph = graph

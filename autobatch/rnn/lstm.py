@@ -12,14 +12,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from autobatch.expression import Expression, Node, as_float, number, scalar_type, view
+from autobatch.expression import Expression, Node, append, as_float, number, part_type, scalar_type
 from autobatch.functions.arithmetic import cmult
 from autobatch.functions.elementwise import logistic, tanh
 from autobatch.functions.linear import affine_transform
 from autobatch.functions.lstm import _activated as lstm_gates
 from autobatch.functions.lstm import vanilla_lstm_c, vanilla_lstm_gates, vanilla_lstm_h
 from autobatch.functions.normalization import layer_norm
-from autobatch.graph import _THREAD, TYPES, Graph
+from autobatch.graph import _THREAD, TYPES, Graph, graph_of
 from autobatch.inputs import inputVector
 from autobatch.kernels._errors import ArgumentError
 from autobatch.kernels._op import OPS, Shape
@@ -36,7 +36,7 @@ class _LSTMState(RNNState):
     """A state after at least one input of a plain LSTM of one layer, whose next step may be one that is known.
 
     `_steps` says for types of inputs what a step appends: for each layer the type of its node and the numbers of its
-    parameters; the type of h and c, and where c begins; the number of the forget bias; the rates of dropout, which are all 0.
+    parameters; the types of h and c; the number of the forget bias; the rates of dropout, which are all 0.
     It is the graph's (`Graph.steps`), and only states of this kind read it. Anything unusual goes the way of all states.
     """
 
@@ -50,32 +50,32 @@ class _LSTMState(RNNState):
         try:
             (h,), (c,), use, builder = self._h, self._c, self._use, self._builder
             graph = x.graph
-            ((number, wx, wh, b),), part, start, forget, rates = self._steps[x.type]
+            ((number, wx, wh, b),), h_part, c_part, forget, rates = self._steps[x.type]
             if (
                 h.graph is not graph
                 or c.graph is not graph
                 or use[0] is not graph
                 or _THREAD.graph is not graph
-                or h.type != part
-                or c.type != part
+                or h.type != h_part
+                or c.type != c_part
                 or builder._rates is not rates  # type: ignore[attr-defined]
             ):
                 raise KeyError
             types = graph.types
             index = len(types)
-            types += (number, part, part)
+            types += (number, h_part, c_part)
             args = graph.args
-            args += (x.index, h.index, c.index, wx, wh, b, forget, index, 0, index, start)
+            args += (x.index, h.index, c.index, wx, wh, b, forget)
         except _MISS:
             return super().add_input(x)
         h = Node()
         h.graph = graph
         h.index = index + 1
-        h.type = part
+        h.type = h_part
         c = Node()
         c.graph = graph
         c.index = index + 2
-        c.type = part
+        c.type = c_part
         state = _LSTMState()
         state._builder = builder
         state._prev = self
@@ -102,11 +102,11 @@ class _DeepLSTMState(_LSTMState):
         try:
             hs, cs, use, builder = self._h, self._c, self._use, self._builder
             graph = x.graph
-            layers, part, start, forget, rates = self._steps[x.type]
+            layers, h_part, c_part, forget, rates = self._steps[x.type]
             if use[0] is not graph or _THREAD.graph is not graph or builder._rates is not rates:
                 raise KeyError
-            for e in hs + cs:
-                if e.graph is not graph or e.type != part:
+            for h, c in zip(hs, cs, strict=True):
+                if h.graph is not graph or c.graph is not graph or h.type != h_part or c.type != c_part:
                     raise KeyError
             types, args = graph.types, graph.args
             index = len(types)
@@ -115,18 +115,18 @@ class _DeepLSTMState(_LSTMState):
         below = x.index
         new_h, new_c = [], []
         for (kind, wx, wh, b), h, c in zip(layers, hs, cs, strict=True):
-            types += (kind, part, part)
-            args += (below, h.index, c.index, wx, wh, b, forget, index, 0, index, start)
+            types += (kind, h_part, c_part)
+            args += (below, h.index, c.index, wx, wh, b, forget)
             below = index + 1
             h = Node()
             h.graph = graph
             h.index = below
-            h.type = part
+            h.type = h_part
             new_h.append(h)
             c = Node()
             c.graph = graph
             c.index = index + 2
-            c.type = part
+            c.type = c_part
             new_c.append(c)
             index += 3
         return _after(_DeepLSTMState, self, use, new_h, new_c, self._steps)
@@ -256,9 +256,9 @@ class VanillaLSTMBuilder(RNNBuilder):
         if steps is None:
             steps = graph.steps[self] = {}
         if input_type not in steps or steps[input_type][-1] is not self._rates:
-            part = x.type
-            if x.graph is graph and all(e.type == part for e in (*hs, *cs, *new_h, *new_c)):
-                steps[input_type] = tuple(recorded), part, self._views[recorded[0][0]][1], forget.index, self._rates
+            parts = x.type, new_c[-1].type
+            if x.graph is graph and all((h.type, c.type) == parts for h, c in zip((*hs, *new_h), (*cs, *new_c), strict=True)):
+                steps[input_type] = tuple(recorded), *parts, forget.index, self._rates
         return _after(_DeepLSTMState if self.layers > 1 else _LSTMState, state, state._use, new_h, new_c, steps)
 
     def _cell(self, weights: Sequence[Expression], at: Inputs) -> tuple[Expression, Expression | None]:
@@ -279,23 +279,22 @@ class VanillaLSTMBuilder(RNNBuilder):
         return lstm_gates(a)
 
     def _parts(self, node: Expression) -> tuple[Expression, Expression]:
-        """Return h and c of a step as views of its node."""
+        """Record h and c of a step, parts of the node that was recorded last."""
         known = self._views.get(node.type)
+        if known is None:
+            of = TYPES.records[node.type].shape
+            shape = Shape((self.hidden_dim,), of.batch)
+            known = self._views[node.type] = part_type(of, shape, 1, 0), part_type(of, shape, 2, shape.total)
         graph = node.graph
-        if known is None or graph.types is None:
-            shape = Shape((self.hidden_dim,), TYPES.records[node.type].shape.batch)
-            h, c = view("lstm h", node, shape), view("lstm c", node, shape, shape.total)
-            self._views[node.type] = h.type, shape.total
-            return h, c
-        number, start = known
-        types, index = graph.types, node.index
+        if graph.types is None:
+            graph = graph_of(graph)
+            return append(graph, known[0], ()), append(graph, known[1], ())
         h, c = Node(), Node()
         h.graph = c.graph = graph
-        h.type = c.type = number
-        h.index = len(types)
+        h.type, c.type = known
+        h.index = len(graph.types)
         c.index = h.index + 1
-        types += (number, number)
-        graph.args += (index, 0, index, start)
+        graph.types += known
         return h, c
 
 

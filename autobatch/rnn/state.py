@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from autobatch.expression import Expression, check_expression, describe, owner
-from autobatch.graph import TYPES, Graph, current_graph
+from autobatch.graph import _THREAD, TYPES, Graph, current_graph
 from autobatch.kernels._errors import ArgumentError, OperandError, ShapeError, StaleExpressionError
 from autobatch.rnn.steps import transduce
 
@@ -90,10 +90,11 @@ class RNNState:
 
     def transduce(self, xs: Iterable[Expression]) -> list[Expression]:
         """Return the output after each of the inputs."""
-        if isinstance(xs, Iterable) and not isinstance(xs, (list, np.ndarray, Expression)):
+        if xs.__class__ is not list and isinstance(xs, Iterable) and not isinstance(xs, (list, np.ndarray, Expression)):
             xs = list(xs)
         if isinstance(xs, list) and xs:
-            self._check()
+            if self._use[0] is not _THREAD.graph:
+                self._check()
             outputs = transduce(self, xs)
             if outputs is not None:
                 return outputs

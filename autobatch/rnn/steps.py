@@ -21,13 +21,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from autobatch.expression import Expression
-from autobatch.graph import IMMEDIATES, RECORDED, TYPES, Graph
+from autobatch.expression import Expression, Node
+from autobatch.graph import IMMEDIATES, RECORDED, TYPES, Graph, listed
 from autobatch.kernels._jit import compiled, int32s
 
 SAME, INPUT, OWN, STATE, IMMEDIATE = range(5)
 LEARNED = 3  # steps that are recorded one by one, to see how the others look
-_new = object.__new__
 
 
 class Pattern:
@@ -62,10 +61,13 @@ class Chain:
 
     __slots__ = ("base", "count", "first", "given", "nodes", "rest", "xs")
 
-    def __init__(self, first: Pattern, rest: Pattern, base: int, xs: Sequence[int], given: Sequence[int]) -> None:
-        self.first, self.rest, self.base, self.xs, self.given = first, rest, base, xs, given
-        self.count = first.count + (len(xs) - 1) * rest.count
-        self.nodes = len(first.types) + (len(xs) - 1) * len(rest.types)
+    first: Pattern
+    rest: Pattern
+    base: int  # first node
+    xs: Sequence[int]  # numbers of the inputs
+    given: Sequence[int]  # of the parts of the state before
+    count: int
+    nodes: int
 
     @staticmethod
     def write_all(types: np.ndarray, args: np.ndarray, pieces: list[tuple[int, int, Chain]]) -> None:
@@ -76,7 +78,7 @@ class Chain:
             words += (node, at, chain.base, len(nodes), len(chain.xs), len(chain.given), *chain.first.words, *chain.rest.words)
             nodes += chain.xs
             nodes += chain.given
-        _write(types, args, np.array(words, np.int64), np.array(nodes, np.int32))
+        _write(types, args, listed(words, np.int64), listed(nodes, np.int32))
 
 
 _WORDS = 16  # of a chain: places, first node, place of its inputs and how many, parts of its state, both patterns
@@ -207,14 +209,18 @@ def _known(state: Any, kind: int) -> Any:
 
 def transduce(state: Any, xs: Sequence[Any]) -> list[Expression] | None:
     """Record all steps; return the outputs, None if they have to be recorded one by one."""
-    builder, graph = state._builder, state._use[0]
-    if graph.types is None or not isinstance(xs[0], Expression):
+    builder, graph, h = state._builder, state._use[0], state._h
+    try:
+        kind = xs[0].type
+        indices: Any = [e.index for e in xs if e.type == kind and e.graph is graph]
+    except AttributeError:
         return None
-    kind = xs[0].type
-    indices = _indices(graph, kind, xs)
-    if indices is None:
+    if len(indices) != len(xs):
+        indices = _indices(graph, kind, xs)
+    if indices is None or graph.types is None:
         return None
-    short = builder, kind, bool(state._h)
+    first_one = not h
+    short = builder, kind, first_one
     steps = graph.kept.get(short)
     if steps is not None and steps[0] is builder._rates:
         known = steps[1]
@@ -241,12 +247,14 @@ def transduce(state: Any, xs: Sequence[Any]) -> list[Expression] | None:
     base = _record(graph, first, rest, indices, given)
     types, n, step = rest.types, len(indices) - 1, len(rest.types)
     start, make = base + len(first.types) + rest.output, outputs.append
-    e = _new(Expression)
-    e.graph, e.index, e.type = graph, base + first.output, first.types[first.output]
+    e = Node()
+    e.graph = graph
+    e.index = base + first.output
+    e.type = first.types[first.output]
     make(e)
     number = types[rest.output]
     for index in range(start, start + n * step, step):
-        e = _new(Expression)
+        e = Node()
         e.graph = graph
         e.index = index
         e.type = number
@@ -256,10 +264,18 @@ def transduce(state: Any, xs: Sequence[Any]) -> list[Expression] | None:
 
 def _record(graph: Graph, first: Pattern, rest: Pattern, xs: Sequence[int], given: Sequence[int]) -> int:
     """Record the steps of a sequence; return its first node."""
-    base = len(graph.types)
-    graph.types += first.types
-    graph.types += rest.types * (len(xs) - 1)
-    graph.pieces.append((len(graph.args), base, Chain(first, rest, base, xs, given)))
+    types, more = graph.types, len(xs) - 1
+    chain = Chain()
+    chain.first = first
+    chain.rest = rest
+    chain.base = base = len(types)
+    chain.xs = xs
+    chain.given = given
+    chain.count = first.count + more * rest.count
+    types += first.types
+    types += rest.types * more
+    chain.nodes = len(types) - base
+    graph.pieces.append((len(graph.args), base, chain))
     return base
 
 
