@@ -113,6 +113,11 @@ class _Place:
             tuple[int, int]
         ] = []  # where each chunk of inputs lies on the card, and how many of its bytes are there
 
+    def release(self) -> None:
+        """Give all memory back to the pool of the thread."""
+        for arena in (self.inputs, self.tables, self.backward):
+            arena.release()
+
     def forget_inputs(self) -> None:
         """Send all inputs anew: some changed."""
         self.inputs.cut((0, 0))
@@ -378,6 +383,8 @@ class Card(Machine):
         if self.products is not None:
             self.products.tf32 = SETTINGS.matmul_precision == "tf32"
         arena = place.tables if forward else place.backward
+        if not forward:
+            arena.cut((0, 0))  # nobody refers to the last one any more, and what it started comes before this
         sent = launch.submit(
             *(self.device, address_of(job.table), job.words, job.lists, arena, execution.dtype, self._names),
             *(others, self.products, CAREFUL),

@@ -515,7 +515,9 @@ class Execution:
         self.flushed_entries = 0, 0
         for arena in (self.values, self.tables, self.gradients, self.backward_tables):
             arena.release()
-        self.inputs = None
+        if self.inputs is not None:
+            self.inputs.release()
+            self.inputs = None
         if len(_IDLE.executions) < 4 and self.types.size <= _LARGEST_IDLE:
             _IDLE.executions.append(self)
 

@@ -10,7 +10,7 @@ that share it are multiplied together. On a card both are tiles of `_gemm.py`; s
 
 import numpy as np
 
-from autobatch.kernels import _blas
+from autobatch.kernels import _blas, _jit
 from autobatch.kernels._blas import gemm, gemm_at, gemv
 from autobatch.kernels._gemm import Product, columns, growing, matrix, of_items, small_product, summed
 from autobatch.kernels._jit import (
@@ -18,6 +18,8 @@ from autobatch.kernels._jit import (
     FLAGS,
     ITEMS,
     SIZES,
+    Count,
+    Matrix,
     inline,
     integers,
     item,
@@ -29,6 +31,7 @@ from autobatch.kernels._jit import (
     slot,
 )
 from autobatch.kernels._lanes import items
+from autobatch.kernels._library import by_library
 from autobatch.kernels._op import DENSE, SHARED, Lowering, Op, Operand, Sample, Shape, Tensor, common_batch, wrong
 
 
@@ -104,9 +107,35 @@ _GRADIENT_A = Product(
     c=matrix("0", "sizes[0]"),
     add="True",
 )
-matmul_parameter.on_card(stages=lambda sizes: growing(_PRODUCT, sizes[0], sizes[2]))
-matmul_parameter_gradient_x.on_card(stages=lambda sizes: growing(_GRADIENT_X, sizes[1], sizes[2]))
-matmul_parameter_gradient_a.on_card(stages=lambda sizes: summed(_GRADIENT_A, sizes[0], sizes[1], sizes[2]))
+
+
+def _by_library(sizes):
+    """y = A x."""
+    m, k, n = sizes
+    return by_library(_jit.Product(Matrix(1, m), Matrix(2, k, n), Matrix(0, m, n), Count(m), Count(0, n), Count(k), add=False))
+
+
+def _gradient_x_by_library(sizes):
+    """dx = or += Aᵀ dy."""
+    m, k, n = sizes
+    left, right, result = Matrix(3, m), Matrix(1, m, n), Matrix(0, k, n)
+    return by_library(_jit.Product(left, right, result, Count(k), Count(0, n), Count(m), transpose_a=True))
+
+
+def _gradient_a_by_library(sizes):
+    """dA += dy xᵀ."""
+    m, k, n = sizes
+    left, right, result = Matrix(1, m, n), Matrix(3, k, n), Matrix(0, m)
+    return by_library(_jit.Product(left, right, result, Count(m), Count(k), Count(0, n), transpose_b=True, add=True))
+
+
+matmul_parameter.on_card(stages=lambda sizes: growing(_PRODUCT, sizes[0], sizes[2]), products=_by_library)
+matmul_parameter_gradient_x.on_card(
+    stages=lambda sizes: growing(_GRADIENT_X, sizes[1], sizes[2]), products=_gradient_x_by_library
+)
+matmul_parameter_gradient_a.on_card(
+    stages=lambda sizes: summed(_GRADIENT_A, sizes[0], sizes[1], sizes[2]), products=_gradient_a_by_library
+)
 
 
 # A matrix times a vector, each item (and each element of a minibatch) with its own: a call of BLAS costs more than a small
