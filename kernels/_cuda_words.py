@@ -384,6 +384,7 @@ def twins() -> dict[Any, Any]:
         found[getattr(_jit, name)] = own[name]
     for name in ("joined", "largest", "smallest", "meet", "leader"):
         found[getattr(_lanes, name)] = own[name]
+    found |= {_lanes.lane: first_lane, _lanes.width: lane_step}
     for word in _tiles.WORDS:
         found[word] = own[word.__name__]
     return {**found, _update.doubles: doubles, _reduce.larger: _larger, _reduce.smaller: _smaller}

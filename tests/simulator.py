@@ -370,6 +370,8 @@ def _twins(sim: Simulator) -> dict[Any, Any]:
         _lanes.smallest: together(smaller),
         _lanes.meet: lambda: wait("meet") and None,
         _lanes.leader: lambda: sim.now.x == 0,
+        _lanes.lane: lambda: sim.now.block[1] * sim.width + sim.now.x,
+        _lanes.width: lambda: sim.grid[1] * sim.width,
         _reduce.larger: larger,
         _reduce.smaller: smaller,
         _tiles.thread_x: lambda: sim.now.x,
