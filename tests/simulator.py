@@ -418,6 +418,8 @@ def _twins(sim: Simulator) -> dict[Any, Any]:
         _lanes.width: lambda: sim.grid[1] * sim.width,
         _lanes.meet: lambda: wait("meet") and None,
         _lanes.leader: lambda: sim.now.x == 0,
+        _lanes.lane: lambda: sim.now.block[1] * sim.width + sim.now.x,
+        _lanes.width: lambda: sim.grid[1] * sim.width,
         _reduce.larger: larger,
         _reduce.smaller: smaller,
         _reduce.quotient: lambda n, d: n // d,
