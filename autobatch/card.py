@@ -228,7 +228,9 @@ class Card(Machine):
                     for k, operand in enumerate(lowering.operands):
                         if operand.backward is not None:
                             at = int(self.info[t, OPERANDS]) + k
-                            self.operands[at, BACKWARD + kind] = self._record(operand.backward, dtype, lowering.sizes, largest).address
+                            self.operands[at, BACKWARD + kind] = self._record(
+                                operand.backward, dtype, lowering.sizes, largest
+                            ).address
                 self._done.add((t, kind, backward))
 
     def _sizes(self, record: NodeType) -> list[int]:

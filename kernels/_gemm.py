@@ -26,14 +26,13 @@ scratch; a second launch adds them in order. So nothing is added by chance: the 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from autobatch.kernels import _jit, _tiles
-from autobatch.kernels._jit import Count, Stage, inline, itemsize, number, pointer, row, slot
+from autobatch.kernels._jit import Count, Dense, Kernel, Matrix, Products, Stage, inline, itemsize, number, pointer, row, slot
 from autobatch.kernels._lanes import joined, lanes, leader, quotient
 
 # Vectors --------------------------------------------------------------------------------------------------------------
@@ -715,10 +714,34 @@ def numbers(function: Callable[..., None], work: int) -> Stage:
 CUBLAS = 1 << 27  # multiplications from which on cuBLAS is taken, if it is there
 
 
-@functools.cache
 def prefers_cublas(m: int, n: int, k: int) -> bool:
     """Return whether a product of (m,k) and (k,n) is one for cuBLAS, gathering included, where that is installed.
 
-    The bound is an estimate, not a measurement: below it a product takes less than 10 µs on an H100.
+    The bound is an estimate, not a measurement: below it a product should take less than 10 µs on an H100.
     """
     return m * n * k >= CUBLAS
+
+
+def library(work: int, dense: tuple[Dense, ...], *stages: Stage | _jit.Product | Kernel) -> Products:
+    """Return what an instruction becomes of so many items on that cuBLAS is preferred; `work`: multiplications an item."""
+    return Products(_up(CUBLAS, work), dense, stages)
+
+
+def library_product(m: int, k: int, each: int, a: int, x: int, y: int, add: bool | None = False) -> _jit.Product:
+    """Y = A X by a library, of A (m,k) in slot `a`, the same for all, and `each` columns of an item in slots `x` and `y`."""
+    sizes = Count(m), Count(0, each), Count(k)
+    return _jit.Product(Matrix(a, m), Matrix(x, k, each), Matrix(y, m, each), *sizes, add=add)
+
+
+def library_gradient_x(m: int, k: int, each: int, a: int) -> Products:
+    """dX = or += Aᵀ dY by a library; slots of a gradient: dX, dY, and A in slot `a`."""
+    sizes = Count(k), Count(0, each), Count(m)
+    product = _jit.Product(Matrix(a, m), Matrix(1, m, each), Matrix(0, k, each), *sizes, transpose_a=True)
+    return library(m * k * each, (Dense(0, k * each, each, True), Dense(1, m * each, each)), product)
+
+
+def library_gradient_a(m: int, k: int, each: int, x: int) -> Products:
+    """dA += Σ dY Xᵀ by a library; slots of a gradient: dA, dY, and X in slot `x`."""
+    sizes = Count(m), Count(k), Count(0, each)
+    product = _jit.Product(Matrix(1, m, each), Matrix(x, k, each), Matrix(0, m), *sizes, transpose_b=True, add=True)
+    return library(m * k * each, (Dense(1, m * each, each), Dense(x, k * each, each)), product)
