@@ -13,6 +13,7 @@ from simulator import Pointer, Simulator, SimulatorError
 
 import autobatch as ab
 from autobatch.kernels import _gemm, _tiles, affine_transform, convolution, matmul
+from autobatch.kernels import lstm_step as lstm_step_module
 from autobatch.kernels._gemm import BIG, MIDDLE, SMALL, Product, Tile, columns, matrix
 from autobatch.kernels._jit import ACCUMULATE, Stage
 
@@ -519,3 +520,30 @@ def test_a_bias_and_two_products_of_a_library(each):
     assert affine_transform.affine_parameters_gradient_x.card.products(sizes) is None
     assert affine_transform.affine_parameters_gradient_x.card.products((*sizes[:10], 5, 1, 1)) is not None
     assert affine_transform.affine_parameters.card.products((r, each, 1, 1, 1, 0, 1)) is None
+
+
+def test_a_step_of_an_lstm_by_a_library():
+    H, n = 3, 4
+    sizes = H, H, 1
+    memory = Memory("float64")
+    y, x, h, c = (memory.operand(n, size) for size in (6 * H, H, H, H))
+    wx, wh, b, forget = (memory.operand(1, size) for size in (4 * H * H, 4 * H * H, 4 * H, 1))
+    memory.slots[13] = memory.slots[15] = 0
+    a = whole(wx, 4 * H) @ whole(x, H) + whole(wh, 4 * H) @ whole(h, H) + b[0][:, None]
+    by_library(memory, n, lstm_step_module.lstm_step.card.products(sizes), sizes)
+    gates = 1 / (1 + np.exp(-(a[: 3 * H] + forget[0] * (np.arange(3 * H) // H == 1)[:, None])))
+    state = gates[H : 2 * H] * whole(c, H) + gates[:H] * np.tanh(a[3 * H :])
+    close(whole(y, 6 * H)[: 2 * H], np.concatenate([gates[2 * H :] * np.tanh(state), state]), "float64")
+    assert lstm_step_module.lstm_step.card.products((H, H, 2)) is None
+
+    memory = Memory("float64")
+    dx, dy, _, w = (memory.operand(*o) for o in ((n, H), (n, 6 * H), (1, 1), (1, 4 * H * H)))
+    expected = whole(dx, H) + whole(w, 4 * H).T @ whole(dy, 6 * H)[2 * H :]
+    by_library(memory, n, lstm_step_module.lstm_step_gradient_input.card.products(sizes), sizes, ACCUMULATE)
+    close(whole(dx, H), expected, "float64")
+
+    memory = Memory("float64")
+    dw, dy, _, x = (memory.operand(*o) for o in ((1, 4 * H * H), (n, 6 * H), (1, 1), (n, H)))
+    expected = whole(dw, 4 * H) + whole(dy, 6 * H)[2 * H :] @ whole(x, H).T
+    by_library(memory, n, lstm_step_module.lstm_step_gradient_w.card.products(sizes), sizes)
+    close(whole(dw, 4 * H), expected, "float64")
