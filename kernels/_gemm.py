@@ -19,6 +19,13 @@ While one pair of pieces is multiplied the next is on its way. 16 bytes are move
 multiple of 16 and all four numbers are there, else one by one. With slices > 1 a block has that many groups of threads for
 the same numbers, each with its own part of K, and adds them up in order at the end: for few columns, where blocks are few.
 
+Machine code for sm_90, float32 (SASS; nothing of this was timed on a card yet):
+
+    tile          a thread   registers   shared   FFMA : LDS.128 of the loop
+    128x128x8     8 x 8      119 to 124  17 KB    64 : 4, and 9 others, one step of K at a time
+    64x64x16      4 x 4      63 to 74    17 KB    64 : 8, four steps
+    32x32x8 (4)   4 x 4      60 to 66    21 KB    128 : 16, all eight steps
+
 Sums over all columns of a type (dA) that have few results are cut into pieces along K, one a block, whose parts stand in the
 scratch; a second launch adds them in order. So nothing is added by chance: the same columns give the same bits.
 """
@@ -708,7 +715,7 @@ def numbers(function: Callable[..., None], work: int) -> Stage:
     """Launch of a kernel of teams whose lanes have nothing to tell each other, with work for so many of them."""
     width = min(1 << (work - 1).bit_length(), 128)
     height = 128 // width
-    return Stage(function, (width, height), Count(0, 1, height), Count(_up(work, 4 * width)))
+    return Stage(function, (width, height), Count(0, 1, height), Count(min(_up(work, 4 * width), 1024)))
 
 
 CUBLAS = 1 << 27  # multiplications from which on cuBLAS is taken, if it is there

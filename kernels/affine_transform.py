@@ -245,12 +245,13 @@ def affine_gradient_b_team(ins, T):
         db, dy = item(ins, 0, i, T), item(ins, 1, i, T)
         for h in lanes(r * bias_columns * bias_batch):
             column = quotient(h, r)
+            at = h - column * r
             if bias_batch > 1 and bias_columns == 1:
                 column *= c  # one column for all of an element
             total = number(0, T)
             for b in range(elements):
                 for j in range(across):
-                    total += dy[(b * c + column + j) * r + h % r]
+                    total += dy[(b * c + column + j) * r + at]
             db[h] = db[h] + total if add else total
 
 
