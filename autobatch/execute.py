@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from autobatch import plan, plan_card
+from autobatch.devices import configured_machine
 from autobatch.frame import Block, Frame
 from autobatch.graph import DTYPES, IMMEDIATES, STOP, TYPES, VIEW, Graph
-from autobatch.machine import PROCESSOR, Job, Machine, configured_machine
+from autobatch.machine import PROCESSOR, Job, Machine
 from autobatch.memory import Arena, address_of
 from autobatch.schedule import Schedule, in_pieces, lower_bound, recalled
 
