@@ -26,6 +26,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import os
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
@@ -753,7 +754,7 @@ class Settings:
     dtype: str = "float32"
     check_nan: bool = False
     inference: bool = False
-    device: str = "cpu"
+    device: str = os.environ.get("AUTOBATCH_DEVICE", "").lower() or "cpu"
     matmul_precision: str = "float32"
 
 
