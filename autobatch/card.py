@@ -39,7 +39,6 @@ from autobatch.graph import (
 from autobatch.kernels import _rows
 from autobatch.kernels._jit import ALONGSIDE, DTYPES, FIXED, INCOMING, SLOTS, Kernel
 from autobatch.kernels._op import DENSE, ROWS
-from autobatch.kernels.cell import Programs, Slot, Step
 from autobatch.machine import Job, Machine
 from autobatch.memory import address_of
 
@@ -274,7 +273,7 @@ class Card(Machine):
         key = kernel, dtype, sizes, largest, word
         if key in self._records:
             return self._records[key]
-        programs: Programs | None = getattr(kernel, "programs", None)
+        programs: Any = getattr(kernel, "programs", None)
         if programs is not None:
             made = self._program(kernel, programs, dtype)
         else:
@@ -293,11 +292,11 @@ class Card(Machine):
             self._names.update({record.address: record.name for record in made})
         return self._rows[dtype]
 
-    def _program(self, kernel: Any, programs: Programs, dtype: str) -> Record:
+    def _program(self, kernel: Any, programs: Any, dtype: str) -> Record:
         """Return the record of a program of a cell."""
         width = np.dtype(dtype).itemsize
         steps: list[StepOf] = []
-        before: Step | None = None
+        before: Any = None
         for step in programs.programs[kernel.which]:
             largest = max((s.size for s in step.slots), default=1)
             record = self._record(step.kernel, dtype, tuple(step.sizes.tolist()), largest)
@@ -419,12 +418,12 @@ class Card(Machine):
         self.launches += launch.launch(self.device, at, words, *where, dtype, self._names, self.products, CAREFUL)
 
 
-def independent(before: Step | None, step: Step) -> bool:
+def independent(before: Any, step: Any) -> bool:
     """Return whether a step of a cell may run at the same time as the one before it: of one kernel, in different places."""
     if before is None or step.kernel is not before.kernel or len(step.slots) != len(before.slots):
         return False
 
-    def meet(some: Sequence[Slot], others: Sequence[Slot]) -> bool:
+    def meet(some: Sequence[Any], others: Sequence[Any]) -> bool:
         return any(
             a.kind == b.kind == INCOMING and a.source == b.source and a.start < b.start + b.size and b.start < a.start + a.size
             for a in some

@@ -114,10 +114,7 @@ def inline(function: Callable[..., Any] | None = None, *, reductions: bool = Fal
 
 
 class Count(NamedTuple):
-    """How many blocks an instruction of n items needs: plus + n * items / per, rounded up;
-
-    at least 1, at most `most` (if not 0).
-    """
+    """How many blocks n items need: plus + n * items / per, rounded up; at least 1, at most `most` (if not 0)."""
 
     plus: int = 1
     items: int = 0

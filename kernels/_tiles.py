@@ -1,7 +1,7 @@
 """Words for kernels that exist on a card only: blocks of threads that share memory.
 
     x      threads of a block in x and y, blocks of the grid in x, y and z; see `Stage` in `_jit.py` for who chooses them
-    shared(count, like)     memory for `count` numbers (a literal) of the dtype of `like`, one for the block; each mention its own
+    shared(count, like)     memory of the block for `count` numbers (a literal) of the dtype of `like`; each mention its own
     sync()                  wait for all threads of the block; each sees what the others wrote before
     four(p, j)              four numbers from p[j] on, of an address that is a multiple of 16 bytes; put_four(p, j, a, b, c, d)
 

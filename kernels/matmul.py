@@ -10,16 +10,27 @@ that share it are multiplied together. On a card both are tiles of `_gemm.py`; s
 
 import numpy as np
 
-from autobatch.kernels import _blas, _jit
+from autobatch.kernels import _blas
 from autobatch.kernels._blas import gemm, gemm_at, gemv
-from autobatch.kernels._gemm import Product, columns, growing, matrix, of_items, small_product, summed
+from autobatch.kernels._gemm import (
+    Product,
+    columns,
+    growing,
+    library,
+    library_gradient_a,
+    library_gradient_x,
+    library_product,
+    matrix,
+    of_items,
+    small_product,
+    summed,
+)
 from autobatch.kernels._jit import (
     ACCUMULATE,
     FLAGS,
     ITEMS,
     SIZES,
-    Count,
-    Matrix,
+    Dense,
     inline,
     integers,
     item,
@@ -31,7 +42,6 @@ from autobatch.kernels._jit import (
     slot,
 )
 from autobatch.kernels._lanes import items
-from autobatch.kernels._library import by_library
 from autobatch.kernels._op import DENSE, SHARED, Lowering, Op, Operand, Sample, Shape, Tensor, common_batch, wrong
 
 
@@ -109,32 +119,20 @@ _GRADIENT_A = Product(
 )
 
 
-def _by_library(sizes):
-    """y = A x."""
-    m, k, n = sizes
-    return by_library(_jit.Product(Matrix(1, m), Matrix(2, k, n), Matrix(0, m, n), Count(m), Count(0, n), Count(k), add=False))
+def _library(sizes):
+    m, k, each = sizes[:3]
+    dense = Dense(0, m * each, each, True), Dense(2, k * each, each)
+    return library(m * k * each, dense, library_product(m, k, each, 1, 2, 0))
 
 
-def _gradient_x_by_library(sizes):
-    """dx = or += Aᵀ dy."""
-    m, k, n = sizes
-    left, right, result = Matrix(3, m), Matrix(1, m, n), Matrix(0, k, n)
-    return by_library(_jit.Product(left, right, result, Count(k), Count(0, n), Count(m), transpose_a=True))
-
-
-def _gradient_a_by_library(sizes):
-    """dA += dy xᵀ."""
-    m, k, n = sizes
-    left, right, result = Matrix(1, m, n), Matrix(3, k, n), Matrix(0, m)
-    return by_library(_jit.Product(left, right, result, Count(m), Count(k), Count(0, n), transpose_b=True, add=True))
-
-
-matmul_parameter.on_card(stages=lambda sizes: growing(_PRODUCT, sizes[0], sizes[2]), products=_by_library)
+matmul_parameter.on_card(stages=lambda sizes: growing(_PRODUCT, sizes[0], sizes[2]), products=_library)
 matmul_parameter_gradient_x.on_card(
-    stages=lambda sizes: growing(_GRADIENT_X, sizes[1], sizes[2]), products=_gradient_x_by_library
+    stages=lambda sizes: growing(_GRADIENT_X, sizes[1], sizes[2]),
+    products=lambda sizes: library_gradient_x(*sizes[:3], 3),
 )
 matmul_parameter_gradient_a.on_card(
-    stages=lambda sizes: summed(_GRADIENT_A, sizes[0], sizes[1], sizes[2]), products=_gradient_a_by_library
+    stages=lambda sizes: summed(_GRADIENT_A, sizes[0], sizes[1], sizes[2]),
+    products=lambda sizes: library_gradient_a(*sizes[:3], 3),
 )
 
 

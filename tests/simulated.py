@@ -113,7 +113,10 @@ class _Machine:
         head = np.frombuffer((ctypes.c_int64 * 5).from_address(ins), np.int64)
         n = int(head[ITEMS])
         card = kernel.card
-        sizes_of = lambda: tuple(np.frombuffer((ctypes.c_int64 * 64).from_address(int(head[SIZES])), np.int64).tolist())
+
+        def sizes_of() -> tuple[int, ...]:
+            return tuple(np.frombuffer((ctypes.c_int64 * 64).from_address(int(head[SIZES])), np.int64).tolist())
+
         if card.stages is not None:
             for s in card.stages(sizes_of()):
                 if s.runs(n, self.dtype):
