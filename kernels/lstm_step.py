@@ -18,7 +18,7 @@ import numpy as np
 
 from autobatch.kernels import _blas, _math
 from autobatch.kernels._blas import gemm_at
-from autobatch.kernels._gemm import Product, columns, growing, matrix, numbers, quotient, summed, totals
+from autobatch.kernels._gemm import Product, columns, growing, matrix, numbers, summed, totals
 from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, integers, item, itemsize, kernel, number, slot
 from autobatch.kernels._lanes import items, lanes, quotient
 from autobatch.kernels._op import DENSE, SHARED, Lowering, Op, Operand, Sample, Shape, Tensor, common_batch, wrong
