@@ -74,7 +74,17 @@ def put_four(p: Any, j: int, a: Any, b: Any, c: Any, d: Any) -> None:
     _only_on_a_card(p, j, a, b, c, d)
 
 
-WORDS = (shared, sync, four, put_four, thread_x, thread_y, block_x, block_y, block_z, blocks_x, blocks_z)
+def summands(ins: Any) -> int:
+    """Return how many instructions, this one and those behind it, add to the same place in this launch."""
+    return int(_only_on_a_card(ins))
+
+
+def further(ins: Any, count: int) -> Any:
+    """Return the instruction `count` behind this one; all have its length."""
+    return _only_on_a_card(ins, count)
+
+
+WORDS = (summands, further, shared, sync, four, put_four, thread_x, thread_y, block_x, block_y, block_z, blocks_x, blocks_z)
 
 
 def uses_blocks(function: Any, seen: set[int] | None = None) -> bool:
