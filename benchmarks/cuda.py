@@ -2,7 +2,8 @@
 
     python -m benchmarks.cuda                              half an hour on a machine with a card, alone on it
     python -m benchmarks.cuda --quick                      minutes; too few rounds to quote
-    python -m benchmarks.cuda --parts counts speed         some of: counts, correctness, products, bandwidth, speed, crossover
+    python -m benchmarks.cuda --parts counts speed         these again, the others as they were: counts, correctness, products,
+                                                           bandwidth, speed, crossover
     python -m benchmarks.cuda --tasks tree_lstm --data DIR
 
 Results go to `benchmarks/results/cuda.json`, tables to `cuda.md` beside it and to the screen.
@@ -535,7 +536,7 @@ def contest(name, hidden, batch, args, with_alone=True):
     kind = "cells" if getattr(task, "CELLS", False) else "plain"
     who = {"card": Ours(task, kind, sizes, values, "cuda"), "cpu": Ours(task, kind, sizes, values, "cpu")}
     if with_alone:
-        who["card, one by one"] = Ours(task, kind, sizes, values, "cuda")
+        who["card, one by one"] = Ours(task, kind, sizes, values, "cuda", "none")
         with contextlib.suppress(ImportError):
             import torch
 
@@ -775,12 +776,22 @@ def parse(argv=None):
     return args
 
 
+def earlier(file, about, quick):
+    """What an earlier run on the same machine found, for parts that are not measured again."""
+    with contextlib.suppress(OSError, ValueError):
+        before = json.loads(file.read_text(encoding="utf-8"))
+        if before.get("machine") == about and before.get("quick") == quick:
+            return before
+    return {}
+
+
 def main(argv=None):
     """Measure what can be measured, write both files; return what was found."""
     args = parse(argv)
     about = machine()
     there = about["card"] is not None
-    found = {"date": datetime.date.today().isoformat(), "machine": about, "quick": args.quick}
+    found = earlier(args.out, about, args.quick)
+    found |= {"date": datetime.date.today().isoformat(), "machine": about, "quick": args.quick}
     if not there:
         say(f"There is no card here, so nothing is timed: {about['why']}")
     if "counts" in args.parts:
@@ -790,7 +801,8 @@ def main(argv=None):
     for name, run in timed_parts.items():
         if name in args.parts:
             found[name] = run(args) if there else None
-    found["launch"] = launch_time(args) if there and "counts" in args.parts else None
+    if "counts" in args.parts:
+        found["launch"] = launch_time(args) if there else None
     found["targets"] = targets(found)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
