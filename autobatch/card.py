@@ -434,7 +434,7 @@ def independent(before: Any, step: Any) -> bool:
 
 
 def sums_up(before: Any, step: Any) -> bool:
-    """Return whether a step of a cell adds to what the one before it wrote or added to, by a kernel that can do both at once."""
+    """Return whether a step of a cell adds to what the one before it wrote or added to, by a kernel that does both at once."""
     if before is None or step.kernel is not before.kernel or not step.kernel.card.sums or not step.flags & ACCUMULATE:
         return False
     same = step.slots[0] == before.slots[0] and step.mode == before.mode & ~INHERIT and len(step.slots) == len(before.slots)
