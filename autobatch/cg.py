@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from autobatch import graph as graphs
+from autobatch.cuda import memory as card_memory
 from autobatch.devices import check_device
 from autobatch.execute import execution_of
 from autobatch.graph import SETTINGS, Checkpoint, Graph, check_dtype, check_policy, current_graph
@@ -176,6 +177,7 @@ def memory() -> dict[str, int]:
 
 
 def free_memory() -> None:
-    """Give the memory kept for the next graph of this thread back to the system."""
+    """Give the memory kept for the next graph of this thread back to the system, and to the card."""
     free_pool()
+    card_memory.free_pool()
     forget()
