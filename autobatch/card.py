@@ -37,9 +37,8 @@ from autobatch.graph import (
     NodeType,
 )
 from autobatch.kernels import _rows
-from autobatch.kernels._jit import ALONGSIDE, DTYPES, FIXED, INCOMING, SLOTS, Kernel
+from autobatch.kernels._jit import ACCUMULATE, ADDING, ALONGSIDE, DTYPES, FIXED, INCOMING, INHERIT, SLOTS, Kernel
 from autobatch.kernels._op import DENSE, ROWS
-from autobatch.kernels.cell import Programs, Slot, Step
 from autobatch.machine import Job, Machine
 from autobatch.memory import address_of
 
@@ -112,6 +111,11 @@ class _Place:
         self.chunks: list[
             tuple[int, int]
         ] = []  # where each chunk of inputs lies on the card, and how many of its bytes are there
+
+    def release(self) -> None:
+        """Give all memory back to the pool of the thread."""
+        for arena in (self.inputs, self.tables, self.backward):
+            arena.release()
 
     def forget_inputs(self) -> None:
         """Send all inputs anew: some changed."""
@@ -269,7 +273,7 @@ class Card(Machine):
         key = kernel, dtype, sizes, largest, word
         if key in self._records:
             return self._records[key]
-        programs: Programs | None = getattr(kernel, "programs", None)
+        programs: Any = getattr(kernel, "programs", None)
         if programs is not None:
             made = self._program(kernel, programs, dtype)
         else:
@@ -288,11 +292,11 @@ class Card(Machine):
             self._names.update({record.address: record.name for record in made})
         return self._rows[dtype]
 
-    def _program(self, kernel: Any, programs: Programs, dtype: str) -> Record:
+    def _program(self, kernel: Any, programs: Any, dtype: str) -> Record:
         """Return the record of a program of a cell."""
         width = np.dtype(dtype).itemsize
         steps: list[StepOf] = []
-        before: Step | None = None
+        before: Any = None
         for step in programs.programs[kernel.which]:
             largest = max((s.size for s in step.slots), default=1)
             record = self._record(step.kernel, dtype, tuple(step.sizes.tolist()), largest)
@@ -304,7 +308,7 @@ class Card(Machine):
                     kept = constant if constant.dtype == np.int64 else constant.astype(dtype)
                     offset = self._kept((kept.dtype.name, kept.tobytes()), kept)
                 parts.append(Part(s.kind, s.source, offset, s.size * width))
-            flags = step.flags | ALONGSIDE * independent(before, step)
+            flags = step.flags | ALONGSIDE * independent(before, step) | ADDING * sums_up(before, step)
             steps.append(StepOf(record, self.integers(step.sizes), flags, parts, step.mode))
             before = step
         return program(kernel.name, steps)
@@ -378,6 +382,8 @@ class Card(Machine):
         if self.products is not None:
             self.products.tf32 = SETTINGS.matmul_precision == "tf32"
         arena = place.tables if forward else place.backward
+        if not forward:
+            arena.cut((0, 0))  # nobody refers to the last one any more, and what it started comes before this
         sent = launch.submit(
             *(self.device, address_of(job.table), job.words, job.lists, arena, execution.dtype, self._names),
             *(others, self.products, CAREFUL),
@@ -412,12 +418,12 @@ class Card(Machine):
         self.launches += launch.launch(self.device, at, words, *where, dtype, self._names, self.products, CAREFUL)
 
 
-def independent(before: Step | None, step: Step) -> bool:
+def independent(before: Any, step: Any) -> bool:
     """Return whether a step of a cell may run at the same time as the one before it: of one kernel, in different places."""
     if before is None or step.kernel is not before.kernel or len(step.slots) != len(before.slots):
         return False
 
-    def meet(some: Sequence[Slot], others: Sequence[Slot]) -> bool:
+    def meet(some: Sequence[Any], others: Sequence[Any]) -> bool:
         return any(
             a.kind == b.kind == INCOMING and a.source == b.source and a.start < b.start + b.size and b.start < a.start + a.size
             for a in some
@@ -425,6 +431,14 @@ def independent(before: Step | None, step: Step) -> bool:
         )
 
     return not meet(step.writes, before.writes) and not meet(step.reads, before.writes) and not meet(step.writes, before.reads)
+
+
+def sums_up(before: Any, step: Any) -> bool:
+    """Return whether a step of a cell adds to what the one before it wrote or added to, by a kernel that can do both at once."""
+    if before is None or step.kernel is not before.kernel or not step.kernel.card.sums or not step.flags & ACCUMULATE:
+        return False
+    same = step.slots[0] == before.slots[0] and step.mode == before.mode & ~INHERIT and len(step.slots) == len(before.slots)
+    return bool(same and step.flags >> 8 == before.flags >> 8 and np.array_equal(step.sizes, before.sizes))
 
 
 def _grown(array: np.ndarray, rows: int) -> np.ndarray:

@@ -6,10 +6,10 @@ import dataclasses
 from typing import Any
 
 from autobatch import graph as graphs
+from autobatch.devices import check_device
 from autobatch.execute import execution_of
 from autobatch.graph import SETTINGS, Checkpoint, Graph, check_dtype, check_policy, current_graph
 from autobatch.kernels._errors import ArgumentError
-from autobatch.machine import check_device
 from autobatch.memory import free_pool, pooled
 from autobatch.params.storage import changed
 from autobatch.schedule import forget

@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 
 from autobatch import plan, plan_card
+from autobatch.devices import configured_machine
 from autobatch.frame import Block, Frame
 from autobatch.graph import DTYPES, IMMEDIATES, STOP, TYPES, VIEW, Graph
-from autobatch.machine import PROCESSOR, Job, Machine, configured_machine
+from autobatch.kernels._errors import DeviceMemoryError
+from autobatch.machine import PROCESSOR, Job, Machine
 from autobatch.memory import Arena, address_of
 from autobatch.schedule import Schedule, in_pieces, lower_bound, recalled
 
@@ -146,6 +148,19 @@ class Execution:
 
         In a graph for inference, the values of `upto` and `others` are there afterwards, and those that nothing reads yet.
         """
+        try:
+            self._forward(graph, upto, others)
+        except DeviceMemoryError:
+            self._give_up(graph)
+            raise
+
+    def _give_up(self, graph: Graph) -> None:
+        """Leave a graph for which there is no room on the card: it can be evaluated anew, on the processor if so configured."""
+        if graph.execution is self:
+            graph.execution = None
+        self.release()
+
+    def _forward(self, graph: Graph, upto: int, others: Sequence[int]) -> None:
         n0, n1 = self.done, upto + 1
         if self.freed and any(n < n0 and not self.address[n] for n in (upto, *others)):
             self.restore(graph, upto)
@@ -317,8 +332,12 @@ class Execution:
         self.backward = None
         self.gradients.cut((0, 0))
         self.backward_tables.cut((0, 0))
-        self.machine.begin(graph, True)
-        self.backward = self._pass(graph, loss, full)
+        try:
+            self.machine.begin(graph, True)
+            self.backward = self._pass(graph, loss, full)
+        except DeviceMemoryError:
+            self._give_up(graph)
+            raise
 
     def _pass(self, graph: Graph, loss: int, full: bool) -> Backward:
         """Plan and run the backward tables of all segments that the loss may depend on, the last one first."""
@@ -515,7 +534,9 @@ class Execution:
         self.flushed_entries = 0, 0
         for arena in (self.values, self.tables, self.gradients, self.backward_tables):
             arena.release()
-        self.inputs = None
+        if self.inputs is not None:
+            self.inputs.release()
+            self.inputs = None
         if len(_IDLE.executions) < 4 and self.types.size <= _LARGEST_IDLE:
             _IDLE.executions.append(self)
 

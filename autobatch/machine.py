@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from autobatch.graph import PARAMETERS, SETTINGS, TYPES, Graph
-from autobatch.kernels._errors import ArgumentError, message
+from autobatch.graph import PARAMETERS, TYPES, Graph
 from autobatch.kernels._jit import Kernel
 from autobatch.kernels._rows import add_rows, add_to_table, copy_rows, zero_rows
 from autobatch.kernels._vm import run
@@ -150,31 +149,3 @@ class Job:
 
 
 PROCESSOR = Machine()
-
-
-def configured_machine() -> Machine:
-    """Return what graphs are evaluated on, as `configure(device=...)` says."""
-    if SETTINGS.device == "cpu":
-        return PROCESSOR
-    from autobatch.card import card
-
-    return card()
-
-
-def check_device(device: Any) -> str:
-    """Return "cpu" or "cuda"; DyNet's names for them are understood.
-
-    Raises
-    ------
-    ArgumentError : another name.
-    DeviceError : there is no such device here; says what is missing.
-    """
-    name = str(device).lower()
-    if name in ("cpu", "cpu:0"):
-        return "cpu"
-    if name in ("cuda", "cuda:0", "gpu", "gpu:0"):
-        from autobatch.card import card
-
-        card()
-        return "cuda"
-    raise ArgumentError(message(f"device {device!r} is unknown", expected="'cpu' or 'cuda'"))

@@ -144,6 +144,18 @@ def _further(typingctx, ins, count):
 
 
 @cuda.jit(device=True)
+def further(ins, count):
+    """See `_tiles.further`."""
+    return _further(ins, np.int64(count))
+
+
+@cuda.jit(device=True)
+def summands(ins):
+    """See `_tiles.summands`."""
+    return np.int32(1 + (ins[LENGTH] >> 32))
+
+
+@cuda.jit(device=True)
 def part_step(ins):
     """Into how many parts an item falls, for a block each."""
     count = np.uint32(ins[LENGTH] >> 32)

@@ -34,7 +34,7 @@ from autobatch.kernels._op import Lowering, Op, Operand, Shape, common_batch, wr
 _SCOPE = {
     name: getattr(_jit, name) for name in ("ITEMS", "SIZES", "FLAGS", "ACCUMULATE", "integers", "item", "whole", "number")
 }
-_SCOPE |= {name: getattr(_lanes, name) for name in ("items", "lanes", "parts", "joined", "leader", "quotient")}
+_SCOPE |= {name: getattr(_lanes, name) for name in ("items", "lanes", "parts", "joined", "leader", "lane", "width", "quotient")}
 _STRIP = 256  # results that a team forms on a card, where each lane forms one
 
 
@@ -260,22 +260,20 @@ def {name}(ins, T):
 
 
 def _place(count: int, only: str = "") -> str:
-    """Text that moves to number `rest`: o of the result, o0, o1, ... of the arguments; of some dims only, if `only` says so.
-
-    The last dim of each kind needs no division.
-    """
+    """Text that moves to number `rest`: o of the result, o0, o1, ... of the arguments; of some dims only, if `only` says so."""
     moves = "\n".join(f"o{m} += at * sizes[2 + (1 + {m}) * dims + d]" for m in range(count))
     return f"""
-step = 1
-for d in range(dims):
+step, d = 1, 0
+while rest > 0:
     extent = sizes[2 + d]
     if {only or "True"}:
-        up = 0 if rest < extent else quotient(rest, extent)
+        up = quotient(rest, extent)
         at = rest - up * extent
         rest = up
         o += at * step
 {_indent(moves, 8)}
-    step *= extent"""
+    step *= extent
+    d += 1"""
 
 
 def _card_walk_source(name: str, count: int, k: int | None) -> str:
@@ -314,30 +312,30 @@ def {name}(ins, T):
     n, sizes = ins[ITEMS], integers(ins[SIZES])
     dims = sizes[1]
     results = sizes[2 + (1 + {count}) * dims + {k}]
-    terms = sizes[0] // results
+    terms = quotient(sizes[0], results)
     add = ins[FLAGS] & ACCUMULATE
     for i in items(n):
         dx, dy, y = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T)
 {_indent(fetch, 8)}
-        if results < {_STRIP} and results < terms:
-            for r in parts(results):
+        few = results < {_STRIP} and results < terms
+        for p in parts(results if few else (results + {_STRIP - 1}) // {_STRIP}):
+            r, end, r_step, t_first, t_step = p, p + 1, 1, lane(), width()
+            if not few:
+                r, end, r_step = p * {_STRIP} + t_first, min((p + 1) * {_STRIP}, results), t_step
+                t_first, t_step = 0, 1
+            while r < end:
 {_indent(result, 16)}
 {_indent(base, 16)}
                 total = number(0, T)
-                for t in lanes(terms):
+                t = t_first
+                while t < terms:
 {_indent(term, 20)}
-                total = joined(total)
-                if leader():
+                    t += t_step
+                if few:
+                    total = joined(total)
+                if not few or leader():
                     dx[r] = dx[r] + total if add else total
-        else:
-            for p in parts((results + {_STRIP - 1}) // {_STRIP}):
-                for r in lanes(p * {_STRIP}, min((p + 1) * {_STRIP}, results)):
-{_indent(result, 20)}
-{_indent(base, 20)}
-                    total = number(0, T)
-                    for t in range(terms):
-{_indent(term, 24)}
-                    dx[r] = dx[r] + total if add else total
+                r += r_step
 """
 
 

@@ -19,6 +19,13 @@ While one pair of pieces is multiplied the next is on its way. 16 bytes are move
 multiple of 16 and all four numbers are there, else one by one. With slices > 1 a block has that many groups of threads for
 the same numbers, each with its own part of K, and adds them up in order at the end: for few columns, where blocks are few.
 
+Machine code for sm_90, float32 (SASS; nothing of this was timed on a card yet):
+
+    tile          a thread   registers   shared   FFMA : LDS.128 of the loop
+    128x128x8     8 x 8      119 to 124  17 KB    64 : 4, and 9 others, one step of K at a time
+    64x64x16      4 x 4      63 to 74    17 KB    64 : 8, four steps
+    32x32x8 (4)   4 x 4      60 to 66    21 KB    128 : 16, all eight steps
+
 Sums over all columns of a type (dA) that have few results are cut into pieces along K, one a block, whose parts stand in the
 scratch; a second launch adds them in order. So nothing is added by chance: the same columns give the same bits.
 """
@@ -26,14 +33,13 @@ scratch; a second launch adds them in order. So nothing is added by chance: the 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from autobatch.kernels import _jit, _tiles
-from autobatch.kernels._jit import Count, Stage, inline, itemsize, number, pointer, row, slot
+from autobatch.kernels._jit import Count, Dense, Kernel, Matrix, Products, Stage, inline, itemsize, number, pointer, row, slot
 from autobatch.kernels._lanes import joined, lanes, leader, quotient
 
 # Vectors --------------------------------------------------------------------------------------------------------------
@@ -709,16 +715,40 @@ def numbers(function: Callable[..., None], work: int) -> Stage:
     """Launch of a kernel of teams whose lanes have nothing to tell each other, with work for so many of them."""
     width = min(1 << (work - 1).bit_length(), 128)
     height = 128 // width
-    return Stage(function, (width, height), Count(0, 1, height), Count(_up(work, 4 * width)))
+    return Stage(function, (width, height), Count(0, 1, height), Count(min(_up(work, 4 * width), 1024)))
 
 
 CUBLAS = 1 << 27  # multiplications from which on cuBLAS is taken, if it is there
 
 
-@functools.cache
 def prefers_cublas(m: int, n: int, k: int) -> bool:
     """Return whether a product of (m,k) and (k,n) is one for cuBLAS, gathering included, where that is installed.
 
-    The bound is an estimate, not a measurement: below it a product takes less than 10 µs on an H100.
+    The bound is an estimate, not a measurement: below it a product should take less than 10 µs on an H100.
     """
     return m * n * k >= CUBLAS
+
+
+def library(work: int, dense: tuple[Dense, ...], *stages: Stage | _jit.Product | Kernel) -> Products:
+    """Return what an instruction becomes of so many items on that cuBLAS is preferred; `work`: multiplications an item."""
+    return Products(_up(CUBLAS, work), dense, stages)
+
+
+def library_product(m: int, k: int, each: int, a: int, x: int, y: int, add: bool | None = False) -> _jit.Product:
+    """Y = A X by a library, of A (m,k) in slot `a`, the same for all, and `each` columns of an item in slots `x` and `y`."""
+    sizes = Count(m), Count(0, each), Count(k)
+    return _jit.Product(Matrix(a, m), Matrix(x, k, each), Matrix(y, m, each), *sizes, add=add)
+
+
+def library_gradient_x(m: int, k: int, each: int, a: int) -> Products:
+    """dX = or += Aᵀ dY by a library; slots of a gradient: dX, dY, and A in slot `a`."""
+    sizes = Count(k), Count(0, each), Count(m)
+    product = _jit.Product(Matrix(a, m), Matrix(1, m, each), Matrix(0, k, each), *sizes, transpose_a=True)
+    return library(m * k * each, (Dense(0, k * each, each, True), Dense(1, m * each, each)), product)
+
+
+def library_gradient_a(m: int, k: int, each: int, x: int) -> Products:
+    """dA += Σ dY Xᵀ by a library; slots of a gradient: dA, dY, and X in slot `x`."""
+    sizes = Count(m), Count(k), Count(0, each)
+    product = _jit.Product(Matrix(1, m, each), Matrix(x, k, each), Matrix(0, m), *sizes, transpose_b=True, add=True)
+    return library(m * k * each, (Dense(1, m * each, each), Dense(x, k * each, each)), product)

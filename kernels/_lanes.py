@@ -70,19 +70,19 @@ def leader(typingctx):
     return types.boolean(), lambda context, builder, signature, args: context.get_constant(types.boolean, True)
 
 
-@inline
-def quotient(a, b):
-    """quotient(a, b): a // b for 0 <= a < 2**32 and 0 < b < 2**32, which a card does in a fraction of the time of `//`."""
-    return np.int64(np.uint32(a) // np.uint32(b))
-
-
 @intrinsic
 def lane(typingctx):
-    """lane(): which lane this is, from 0 on: for loops that are over lanes in some cases only."""
+    """lane(): which lane of its team this is; where `lanes` does not suit."""
     return types.int64(), lambda context, builder, signature, args: context.get_constant(types.int64, 0)
 
 
 @intrinsic
 def width(typingctx):
-    """width(): how many lanes there are."""
+    """width(): how many lanes the team has."""
     return types.int64(), lambda context, builder, signature, args: context.get_constant(types.int64, 1)
+
+
+@inline
+def quotient(a, b):
+    """quotient(a, b): a // b for 0 <= a < 2**32 and 0 < b < 2**32, which a card does in a fraction of the time of `//`."""
+    return np.int64(np.uint32(a) // np.uint32(b))

@@ -13,7 +13,12 @@ from autobatch.kernels._gemm import (
     Product,
     Vectors,
     growing,
+    library,
+    library_gradient_a,
+    library_gradient_x,
+    library_product,
     matrix,
+    numbers,
     of_items,
     small_product,
     summed,
@@ -26,6 +31,7 @@ from autobatch.kernels._jit import (
     FLAGS,
     ITEMS,
     SIZES,
+    Dense,
     argument,
     inline,
     integers,
@@ -239,13 +245,30 @@ def affine_gradient_b_team(ins, T):
         db, dy = item(ins, 0, i, T), item(ins, 1, i, T)
         for h in lanes(r * bias_columns * bias_batch):
             column = quotient(h, r)
+            at = h - column * r
             if bias_batch > 1 and bias_columns == 1:
                 column *= c  # one column for all of an element
             total = number(0, T)
             for b in range(elements):
                 for j in range(across):
-                    total += dy[(b * c + column + j) * r + h % r]
+                    total += dy[(b * c + column + j) * r + at]
             db[h] = db[h] + total if add else total
+
+
+@inline
+def _begin(ins, i, sizes, T):
+    """y = b, by a team."""
+    y, r = item(ins, 0, i, T), sizes[0]
+    for h in lanes(r * sizes[1] * sizes[2]):
+        j = quotient(h, r)
+        y[h] = pointer(_bias(ins, i, j, sizes, T), T)[h - j * r]
+
+
+def affine_begin(ins, T):
+    """What comes before the products of a library: y = b."""
+    n, sizes = ins[ITEMS], integers(ins[SIZES])
+    for i in items(n):
+        _begin(ins, i, sizes, T)
 
 
 def affine_items_team(ins, T):
@@ -253,10 +276,7 @@ def affine_items_team(ins, T):
     n, sizes = ins[ITEMS], integers(ins[SIZES])
     r, c, batch = sizes[0], sizes[1], sizes[2]
     for i in items(n):
-        y = item(ins, 0, i, T)
-        for h in lanes(r * c * batch):
-            j = quotient(h, r)
-            y[h] = pointer(_bias(ins, i, j, sizes, T), T)[h - j * r]
+        _begin(ins, i, sizes, T)
         meet()
         for p in range(sizes[5]):
             k, batch_w, batch_x = sizes[_PAIRS + 3 * p], sizes[_PAIRS + 3 * p + 1], sizes[_PAIRS + 3 * p + 2]
@@ -312,16 +332,18 @@ _PRODUCT = Product(
 )
 _GRADIENT_X = Product(
     "affine_parameters_gradient_x",
-    head=_HEAD_X,
+    head=_HEAD_X + "\nfirst = ins",
     m="k",
     n="n_items * sizes[1] * sizes[2]",
     k="sizes[0]",
+    parts="summands(ins)",
+    part_head="ins = further(first, part)",
     a=matrix("3", "sizes[0]"),
     b=columns_of("1", "sizes[1] * sizes[2]", "sizes[0]"),
     c=columns_of("0", "sizes[1] * sizes[2]", "k"),
     a_deep=True,
     b_deep=True,
-    add="ins[FLAGS] & ACCUMULATE",
+    add="first[FLAGS] & ACCUMULATE",
     scope=_SCOPE,
 )
 _GRADIENT_W = Product(
@@ -422,9 +444,38 @@ def _stages_of_items(product, team, which):
     return stages
 
 
-affine_parameters.on_card(stages=lambda sizes: growing(_PRODUCT, sizes[0], sizes[1] * sizes[2]))
-affine_parameters_gradient_x.on_card(stages=lambda sizes: growing(_GRADIENT_X, _deepest(sizes), sizes[1] * sizes[2]))
-affine_parameters_gradient_w.on_card(stages=lambda sizes: summed(_GRADIENT_W, sizes[0], _deepest(sizes), sizes[1] * sizes[2]))
+def _library(sizes):
+    r, each, depths = sizes[0], sizes[1] * sizes[2], [sizes[_PAIRS + 3 * p] for p in range(sizes[5])]
+    if not depths:
+        return None
+    dense = [Dense(0, r * each, each, True)]
+    stages = [numbers(affine_begin, r * each)]
+    for p, k in enumerate(depths):
+        dense.append(Dense(3 + 2 * p, k * each, each))
+        stages.append(library_product(r, k, each, 2 + 2 * p, 3 + 2 * p, 0, add=True))
+    return library(r * sum(depths) * each, tuple(dense), *stages)
+
+
+def _library_of_gradients(gradient):
+    """What forms the gradient of one pair, where all of them have the same k: which pair it is only the instruction says."""
+
+    def products(sizes):
+        depths = {sizes[_PAIRS + 3 * p] for p in range(sizes[5])}
+        return gradient(sizes[0], depths.pop(), sizes[1] * sizes[2], 3) if len(depths) == 1 else None
+
+    return products
+
+
+affine_parameters.on_card(stages=lambda sizes: growing(_PRODUCT, sizes[0], sizes[1] * sizes[2]), products=_library)
+affine_parameters_gradient_x.on_card(
+    stages=lambda sizes: growing(_GRADIENT_X, _deepest(sizes), sizes[1] * sizes[2]),
+    products=_library_of_gradients(library_gradient_x),
+    sums=True,
+)
+affine_parameters_gradient_w.on_card(
+    stages=lambda sizes: summed(_GRADIENT_W, sizes[0], _deepest(sizes), sizes[1] * sizes[2]),
+    products=_library_of_gradients(library_gradient_a),
+)
 affine_parameter_gradient_b.on_card(
     stages=lambda sizes: totals(_GRADIENT_B, sizes[0] * sizes[3], sizes[2] * (sizes[1] if sizes[3] == 1 else 1))
 )

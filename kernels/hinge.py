@@ -13,7 +13,7 @@ import numpy as np
 from autobatch.kernels._elementwise import elementwise
 from autobatch.kernels._errors import ArgumentError
 from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, immediate, integers, item, kernel, number
-from autobatch.kernels._lanes import items, joined, lanes, leader, parts
+from autobatch.kernels._lanes import items, joined, lanes, leader, parts, quotient
 from autobatch.kernels._op import Lowering, Op, Operand, Sample, Shape, Tensor, common_batch, wrong
 
 # sizes: length of the dim, its stride, number of groups (one loss each); one immediate for each group
@@ -28,7 +28,8 @@ def hinge(ins, T):
         y, x, m = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 2, i, T)[0]
         zero = number(0, m)
         for g in parts(groups):
-            at, v = g // step * step * length + g % step, immediate(ins, 3 + g, i)
+            before, v = quotient(g, step) * step, immediate(ins, 3 + g, i)
+            at = before * length + g - before
             total, offset = zero, m - x[at + v * step]
             for part in range(2):
                 begin, end = (0, v) if part == 0 else (v + 1, length)
@@ -54,7 +55,8 @@ def hinge_gradient(ins, T):
         dx, dy, x, m = item(ins, 0, i, T), item(ins, 1, i, T), item(ins, 3, i, T), item(ins, 4, i, T)[0]
         zero, one = number(0, m), number(1, m)
         for g in parts(groups):
-            at, v = g // step * step * length + g % step, immediate(ins, 5 + g, i)
+            before, v = quotient(g, step) * step, immediate(ins, 5 + g, i)
+            at = before * length + g - before
             right = at + v * step
             offset, count, d = m - x[right], zero, dy[g]
             for part in range(2):

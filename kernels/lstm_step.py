@@ -18,8 +18,23 @@ import numpy as np
 
 from autobatch.kernels import _blas, _math
 from autobatch.kernels._blas import gemm_at
-from autobatch.kernels._gemm import Product, columns, growing, matrix, numbers, summed, totals
-from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, integers, item, itemsize, kernel, number, slot
+from autobatch.kernels._gemm import Product, columns, growing, library, matrix, numbers, summed, totals
+from autobatch.kernels._jit import (
+    ACCUMULATE,
+    FLAGS,
+    ITEMS,
+    SIZES,
+    Count,
+    Dense,
+    Matrix,
+    integers,
+    item,
+    itemsize,
+    kernel,
+    number,
+    slot,
+)
+from autobatch.kernels._jit import Product as LibraryProduct
 from autobatch.kernels._lanes import items, lanes, quotient
 from autobatch.kernels._op import DENSE, SHARED, Lowering, Op, Operand, Sample, Shape, Tensor, common_batch, wrong
 
@@ -100,8 +115,55 @@ _GATES = Product(
     b_deep=True,
     start="row(ins, 6, 0)",
 )
+
+
+def lstm_step_begin(ins, T):
+    """What comes before the products of a library: the gates begin with the bias."""
+    n, H = ins[ITEMS], integers(ins[SIZES])[0]
+    bias = item(ins, 6, 0, T)
+    for i in items(n):
+        y = item(ins, 0, i, T)
+        for j in lanes(4 * H):
+            y[2 * H + j] = bias[j]
+
+
+# A library of products wants columns at an even distance: those of a minibatch's gates are not.
+
+
+def _library(sizes):
+    H, I, B = sizes[:3]
+    if B > 1:
+        return None
+    gates = Matrix(0, 4 * H, 1, 2 * H)
+    stages = [
+        LibraryProduct(Matrix(4 + p, 4 * H), Matrix(1 + p, k, 1), gates, Count(4 * H), Count(0, 1), Count(k), add=True)
+        for p, k in enumerate((I, H))
+    ]
+    dense = Dense(0, 6 * H, 1, True), Dense(1, I), Dense(2, H)
+    return library(4 * H * (H + I), dense, numbers(lstm_step_begin, 4 * H), *stages, numbers(lstm_step_states, H))
+
+
+def _library_of_inputs(sizes):
+    H, I, B = sizes[:3]
+    if B > 1 or H != I:  # which of the two it is only the instruction says
+        return None
+    da, dx, counts = Matrix(1, 4 * H, 1, 2 * H), Matrix(0, H, 1), (Count(H), Count(0, 1), Count(4 * H))
+    product = LibraryProduct(Matrix(3, 4 * H), da, dx, *counts, transpose_a=True)
+    return library(4 * H * H, (Dense(0, H, 1, True), Dense(1, 6 * H)), product)
+
+
+def _library_of_weights(sizes):
+    H, I, B = sizes[:3]
+    if B > 1 or H != I:
+        return None
+    da, x, counts = Matrix(1, 4 * H, 1, 2 * H), Matrix(3, H, 1), (Count(4 * H), Count(H), Count(0, 1))
+    product = LibraryProduct(da, x, Matrix(0, 4 * H), *counts, transpose_b=True, add=True)
+    return library(4 * H * H, (Dense(1, 6 * H), Dense(3, H)), product)
+
+
 lstm_step.on_card(
-    stages=lambda sizes: [*growing(_GATES, 4 * sizes[0], sizes[2]), numbers(lstm_step_states, sizes[0] * sizes[2])]
+    stages=lambda sizes: [*growing(_GATES, 4 * sizes[0], sizes[2]), numbers(lstm_step_states, sizes[0] * sizes[2])],
+    products=_library,
 )
 
 
@@ -175,7 +237,9 @@ _GRADIENT_INPUT = Product(
     b_deep=True,
     add="ins[FLAGS] & ACCUMULATE",
 )
-lstm_step_gradient_input.on_card(stages=lambda sizes: growing(_GRADIENT_INPUT, max(sizes[:2]), sizes[2]))
+lstm_step_gradient_input.on_card(
+    stages=lambda sizes: growing(_GRADIENT_INPUT, max(sizes[:2]), sizes[2]), products=_library_of_inputs
+)
 
 
 @kernel
@@ -257,7 +321,9 @@ _GRADIENT_B = Product(
     c=_GRADIENT_W.c,
     add="True",
 )
-lstm_step_gradient_w.on_card(stages=lambda sizes: summed(_GRADIENT_W, 4 * sizes[0], max(sizes[:2]), sizes[2]))
+lstm_step_gradient_w.on_card(
+    stages=lambda sizes: summed(_GRADIENT_W, 4 * sizes[0], max(sizes[:2]), sizes[2]), products=_library_of_weights
+)
 lstm_step_gradient_b.on_card(stages=lambda sizes: totals(_GRADIENT_B, 4 * sizes[0], sizes[2]))
 
 

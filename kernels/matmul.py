@@ -12,12 +12,25 @@ import numpy as np
 
 from autobatch.kernels import _blas
 from autobatch.kernels._blas import gemm, gemm_at, gemv
-from autobatch.kernels._gemm import Product, columns, growing, matrix, of_items, small_product, summed
+from autobatch.kernels._gemm import (
+    Product,
+    columns,
+    growing,
+    library,
+    library_gradient_a,
+    library_gradient_x,
+    library_product,
+    matrix,
+    of_items,
+    small_product,
+    summed,
+)
 from autobatch.kernels._jit import (
     ACCUMULATE,
     FLAGS,
     ITEMS,
     SIZES,
+    Dense,
     inline,
     integers,
     item,
@@ -84,15 +97,18 @@ _PRODUCT = Product(
 )
 _GRADIENT_X = Product(
     "matmul_parameter_gradient_x",
+    head="first = ins",
     m="sizes[1]",
     n="n_items * sizes[2]",
     k="sizes[0]",
+    parts="summands(ins)",
+    part_head="ins = further(first, part)",
     a=matrix("3", "sizes[0]"),
     b=columns("1", "sizes[2]", "sizes[0]"),
     c=columns("0", "sizes[2]", "sizes[1]"),
     a_deep=True,
     b_deep=True,
-    add="ins[FLAGS] & ACCUMULATE",
+    add="first[FLAGS] & ACCUMULATE",
 )
 _GRADIENT_A = Product(
     "matmul_parameter_gradient_a",
@@ -104,9 +120,24 @@ _GRADIENT_A = Product(
     c=matrix("0", "sizes[0]"),
     add="True",
 )
-matmul_parameter.on_card(stages=lambda sizes: growing(_PRODUCT, sizes[0], sizes[2]))
-matmul_parameter_gradient_x.on_card(stages=lambda sizes: growing(_GRADIENT_X, sizes[1], sizes[2]))
-matmul_parameter_gradient_a.on_card(stages=lambda sizes: summed(_GRADIENT_A, sizes[0], sizes[1], sizes[2]))
+
+
+def _library(sizes):
+    m, k, each = sizes[:3]
+    dense = Dense(0, m * each, each, True), Dense(2, k * each, each)
+    return library(m * k * each, dense, library_product(m, k, each, 1, 2, 0))
+
+
+matmul_parameter.on_card(stages=lambda sizes: growing(_PRODUCT, sizes[0], sizes[2]), products=_library)
+matmul_parameter_gradient_x.on_card(
+    stages=lambda sizes: growing(_GRADIENT_X, sizes[1], sizes[2]),
+    products=lambda sizes: library_gradient_x(*sizes[:3], 3),
+    sums=True,
+)
+matmul_parameter_gradient_a.on_card(
+    stages=lambda sizes: summed(_GRADIENT_A, sizes[0], sizes[1], sizes[2]),
+    products=lambda sizes: library_gradient_a(*sizes[:3], 3),
+)
 
 
 # A matrix times a vector, each item (and each element of a minibatch) with its own: a call of BLAS costs more than a small

@@ -12,9 +12,10 @@ from simulated import simulated
 from simulator import Pointer, Simulator, SimulatorError
 
 import autobatch as ab
-from autobatch.kernels import _gemm, _tiles, convolution
+from autobatch.kernels import _gemm, _tiles, affine_transform, convolution, matmul
+from autobatch.kernels import lstm_step as lstm_step_module
 from autobatch.kernels._gemm import BIG, MIDDLE, SMALL, Product, Tile, columns, matrix
-from autobatch.kernels._jit import ACCUMULATE
+from autobatch.kernels._jit import ACCUMULATE, Stage
 
 SMALLER = [Tile(8, 8, 4, 4, 4), Tile(16, 8, 8, 8, 4), Tile(8, 16, 4, 4, 8, slices=2), Tile(8, 8, 4, 4, 4, slices=4)]
 EVEN, APART, LISTED = "one after the other", "at a distance", "listed"
@@ -455,3 +456,94 @@ CASES = [
 def test_ops_give_the_same_on_both_machines(name, record, dtype, tolerance, monkeypatch):
     monkeypatch.setattr(convolution, "_images", lambda sizes: 3)
     both_machines(name, dtype, record, tolerance)
+
+
+# A library of products ------------------------------------------------------------------------------------------------
+
+
+def by_library(memory, n, products, sizes, flags=0):
+    """What the loop of launches does, on dense operands: `Stage`s in the simulator, products in NumPy."""
+
+    def part(matrix, rows, cols):
+        address, stride = memory.slots[2 * matrix.slot : 2 * matrix.slot + 2]
+        size = memory.dtype.itemsize
+        apart = stride if matrix.columns == 1 and n > 1 else matrix.rows * size
+        span = memory.sim.span(address)
+        start = address + matrix.offset * size - span.start
+        whole = span.memory.view(np.uint8)[start:]
+        return np.ndarray((rows, cols), memory.dtype, whole, strides=(size, apart))
+
+    for stage in products.stages:
+        if isinstance(stage, Stage):
+            memory.stages([stage], n, sizes)
+            continue
+        m, cols, k = (count.of(n) for count in (stage.m, stage.n, stage.k))
+        a = part(stage.a, k, m).T if stage.transpose_a else part(stage.a, m, k)
+        b = part(stage.b, cols, k).T if stage.transpose_b else part(stage.b, k, cols)
+        c = part(stage.c, m, cols)
+        add = bool(flags & ACCUMULATE) if stage.add is None else stage.add
+        c[:] = a @ b + (c if add else 0)
+
+
+@pytest.mark.parametrize("each, how", [(1, EVEN), (1, APART), (3, EVEN)])
+def test_products_of_a_library_are_those_of_our_own(each, how):
+    m, k, n = 6, 5, 4
+    memory = Memory("float64")
+    y, a, x = memory.operand(n, m * each, how), memory.operand(1, m * k), memory.operand(n, k * each, how)
+    by_library(memory, n, matmul.matmul_parameter.card.products((m, k, each)), (m, k, each))
+    close(whole(y, m), whole(a, m) @ whole(x, k), "float64")
+
+    memory = Memory("float64")
+    dx, dy, _, a = (memory.operand(*o) for o in ((n, k * each, how), (n, m * each, how), (1, 1), (1, m * k)))
+    expected = whole(dx, k) + whole(a, m).T @ whole(dy, m)
+    by_library(memory, n, matmul.matmul_parameter_gradient_x.card.products((m, k, each)), (), ACCUMULATE)
+    close(whole(dx, k), expected, "float64")
+
+    memory = Memory("float64")
+    da, dy, _, x = (memory.operand(*o) for o in ((1, m * k), (n, m * each, how), (1, 1), (n, k * each, how)))
+    expected = whole(da, m) + whole(dy, m) @ whole(x, k).T
+    by_library(memory, n, matmul.matmul_parameter_gradient_a.card.products((m, k, each)), ())
+    close(whole(da, m), expected, "float64")
+
+
+@pytest.mark.parametrize("each", [1, 2])
+def test_a_bias_and_two_products_of_a_library(each):
+    r, n, depths = 6, 3, (5, 4)
+    memory = Memory("float64")
+    y, b = memory.operand(n, r * each), memory.operand(1, r)
+    memory.slots[3] = 0
+    sides = [(memory.operand(1, r * k), memory.operand(n, k * each)) for k in depths]
+    sizes = (r, each, 1, 1, 1, 2, 1, 5, 1, 1, 4, 1, 1)
+    by_library(memory, n, affine_transform.affine_parameters.card.products(sizes), sizes)
+    products = sum(whole(w, r) @ whole(x, k) for k, (w, x) in zip(depths, sides, strict=True))
+    close(whole(y, r), products + np.asarray(b[0])[:, None], "float64")
+    assert affine_transform.affine_parameters_gradient_x.card.products(sizes) is None
+    assert affine_transform.affine_parameters_gradient_x.card.products((*sizes[:10], 5, 1, 1)) is not None
+    assert affine_transform.affine_parameters.card.products((r, each, 1, 1, 1, 0, 1)) is None
+
+
+def test_a_step_of_an_lstm_by_a_library():
+    H, n = 3, 4
+    sizes = H, H, 1
+    memory = Memory("float64")
+    y, x, h, c = (memory.operand(n, size) for size in (6 * H, H, H, H))
+    wx, wh, b, forget = (memory.operand(1, size) for size in (4 * H * H, 4 * H * H, 4 * H, 1))
+    memory.slots[13] = memory.slots[15] = 0
+    a = whole(wx, 4 * H) @ whole(x, H) + whole(wh, 4 * H) @ whole(h, H) + b[0][:, None]
+    by_library(memory, n, lstm_step_module.lstm_step.card.products(sizes), sizes)
+    gates = 1 / (1 + np.exp(-(a[: 3 * H] + forget[0] * (np.arange(3 * H) // H == 1)[:, None])))
+    state = gates[H : 2 * H] * whole(c, H) + gates[:H] * np.tanh(a[3 * H :])
+    close(whole(y, 6 * H)[: 2 * H], np.concatenate([gates[2 * H :] * np.tanh(state), state]), "float64")
+    assert lstm_step_module.lstm_step.card.products((H, H, 2)) is None
+
+    memory = Memory("float64")
+    dx, dy, _, w = (memory.operand(*o) for o in ((n, H), (n, 6 * H), (1, 1), (1, 4 * H * H)))
+    expected = whole(dx, H) + whole(w, 4 * H).T @ whole(dy, 6 * H)[2 * H :]
+    by_library(memory, n, lstm_step_module.lstm_step_gradient_input.card.products(sizes), sizes, ACCUMULATE)
+    close(whole(dx, H), expected, "float64")
+
+    memory = Memory("float64")
+    dw, dy, _, x = (memory.operand(*o) for o in ((1, 4 * H * H), (n, 6 * H), (1, 1), (n, H)))
+    expected = whole(dw, 4 * H) + whole(dy, 6 * H)[2 * H :] @ whole(x, H).T
+    by_library(memory, n, lstm_step_module.lstm_step_gradient_w.card.products(sizes), sizes)
+    close(whole(dw, 4 * H), expected, "float64")

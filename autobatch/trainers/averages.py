@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autobatch import params
+from autobatch.devices import configured_machine
 from autobatch.initializers import number
 from autobatch.kernels._errors import ArgumentError, ConstructionError
 from autobatch.kernels.update_average import update_average
-from autobatch.machine import PROCESSOR, Machine, configured_machine
+from autobatch.machine import PROCESSOR, Machine
 from autobatch.params import ParameterCollection, Storage
 from autobatch.trainers.tables import Numbers, Table
 

@@ -25,13 +25,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autobatch import files, params
+from autobatch.devices import configured_machine
 from autobatch.initializers import number as as_number
 from autobatch.kernels._errors import ArgumentError, ConstructionError, ModelFileError, NumericalError, message
 from autobatch.kernels._jit import ACCUMULATE, Kernel
 from autobatch.kernels.update_norm import update_norm
 from autobatch.kernels.update_rows import update_forget, update_rows
 from autobatch.kernels.update_scale import update_scale
-from autobatch.machine import PROCESSOR, Machine, configured_machine
+from autobatch.machine import PROCESSOR, Machine
 from autobatch.params import LookupParameters, ParameterCollection, Storage
 from autobatch.trainers import state
 from autobatch.trainers.averages import MovingAverage
