@@ -117,6 +117,10 @@ class _Place:
         for arena in (self.inputs, self.tables, self.backward):
             arena.release()
 
+    def drop(self, count: int) -> None:
+        """Forget the inputs from this number on; others will have their numbers, and lie elsewhere."""
+        self.known = min(self.known, count)
+
     def forget_inputs(self) -> None:
         """Send all inputs anew: some changed."""
         self.inputs.cut((0, 0))

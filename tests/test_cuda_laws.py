@@ -1,4 +1,4 @@
-"""Laws of graphs on a card: what a processor computes is what a card computes, to rounding. Here on a fake one, in the simulator.
+"""Laws of graphs on a card: what a processor computes is what a card computes, to rounding. Here on a fake one.
 
 `test_gpu.py` runs the same tests on a real card. Sizes are tiny, as a simulated thread costs some microseconds.
 """
@@ -109,13 +109,28 @@ def test_a_table_where_another_one_was():
     def program():
         made = []
         for k in range(4):
-            table = ab.ParameterCollection(dtype="float64").add_lookup_parameters((3, 2), init=np.arange(6.0).reshape(3, 2))
+            table = ab.ParameterCollection().add_lookup_parameters((3, 2), init=np.arange(6.0).reshape(3, 2))
             ab.renew_cg()
             ab.sum_batches(ab.sum_elems(ab.lookup_batch(table, [k % 3, 1, 1]))).backward()
             made += [table.grad_as_array(), np.array(table.touched)]
         return made
 
-    same(program)
+    same(program, "float32")
+
+
+def test_inputs_after_a_revert():
+    """What is recorded then has the numbers of inputs that are gone."""
+
+    def program():
+        ab.renew_cg()
+        x, made = ab.inputVector([1.0, 2.0]), []
+        for k in range(3):
+            ab.cg_checkpoint()
+            made.append(ab.cmult(x, ab.inputVector([k + 3.0, k + 4.0])).npvalue())
+            ab.cg_revert()
+        return made
+
+    same(program, "float32")
 
 
 # Whole graphs ---------------------------------------------------------------------------------------------------------
@@ -203,7 +218,7 @@ def test_backward_again_and_more_nodes():
                 recording.values[-1][-1].backward()
                 made += recording.gradients()
                 (recording.loss * 2.0).backward(full=True)
-                made += recording.gradients() + [recording.loss.gradient()]
+                made += [*recording.gradients(), recording.loss.gradient()]
             return made
 
         same(program)
@@ -448,7 +463,7 @@ def test_saved_and_populated(name, tmp_path):
         other.model.populate(str(tmp_path / "model"))
         again.populate(str(tmp_path / "trainer"))
         made += [m.step(trainer, 3), *m.state()]
-        return made + [other.step(again, 3), *other.state()]
+        return [*made, other.step(again, 3), *other.state()]
 
     got = same(program)
     half = (len(got) - 2) // 2
