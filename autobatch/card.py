@@ -117,6 +117,10 @@ class _Place:
         for arena in (self.inputs, self.tables, self.backward):
             arena.release()
 
+    def drop(self, count: int) -> None:
+        """Forget the inputs from this number on; others will have their numbers, and lie elsewhere."""
+        self.known = min(self.known, count)
+
     def forget_inputs(self) -> None:
         """Send all inputs anew: some changed."""
         self.inputs.cut((0, 0))
@@ -250,7 +254,7 @@ class Card(Machine):
         sizes = list(record.lowering.sizes)
         marks = dict(record.attributes).get("touched")
         if marks is not None:
-            pid = int(np.flatnonzero(PARAMETERS.touched[: PARAMETERS.count] == marks)[0])
+            pid = next((-p - 1) // 2 for p in record.parameters if p)  # not by the address: a table that is gone had it, too
             sizes = [int(self.touched[pid]) if s == marks else s for s in sizes]
         return sizes
 
@@ -434,7 +438,7 @@ def independent(before: Any, step: Any) -> bool:
 
 
 def sums_up(before: Any, step: Any) -> bool:
-    """Return whether a step of a cell adds to what the one before it wrote or added to, by a kernel that can do both at once."""
+    """Return whether a step of a cell adds to what the one before it wrote or added to, by a kernel that does both at once."""
     if before is None or step.kernel is not before.kernel or not step.kernel.card.sums or not step.flags & ACCUMULATE:
         return False
     same = step.slots[0] == before.slots[0] and step.mode == before.mode & ~INHERIT and len(step.slots) == len(before.slots)

@@ -371,7 +371,7 @@ class Execution:
         base, scratch = self.gradients.take(end), self.gradients.take(scratch_size + 64)
         sink = self.gradients.take(widest)
         frame.set(gradient_base=base, scratch=scratch + 64, sink=sink)
-        work = self._work_on_card(graph, nodes) if self.machine.card else None
+        on_card = self._work_on_card(graph, nodes) if self.machine.card else None
         for _, fields, _, _, _ in layouts:
             if len(layouts) > 1:
                 frame.set(**fields)
@@ -394,7 +394,7 @@ class Execution:
             frame.set(table=table, lists=lists_at)
             w, r, rounds = plan.backward_table(frame)
             frame.set(w=w, r=r, rounds=rounds)
-            if work is None:
+            if on_card is None:
                 w, products = plan.weight_table(frame)
                 frame.set(w=w)
                 w, r = plan.rows_table(frame)
@@ -502,6 +502,8 @@ class Execution:
         self.backward = None
         for arena in (self.values, self.tables, self.gradients, self.backward_tables):
             arena.cut((0, 0))
+        if self.inputs is not None:
+            self.inputs.forget_inputs()
 
     def cut(self, nodes: int, args: int) -> None:
         """Forget all nodes from number `nodes` on (they were recorded above a checkpoint, which evaluated what lies below)."""

@@ -667,6 +667,8 @@ class Graph:
         """Forget the inputs from this number on."""
         del self.input_addresses[count:]
         self._addresses_known = min(self._addresses_known, count)
+        if self.execution is not None and self.execution.inputs is not None:
+            self.execution.inputs.drop(count)
 
     def address_array(self) -> np.ndarray:
         """Return an array that begins with the addresses of all inputs; what was in it before is not copied again."""
