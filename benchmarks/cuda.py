@@ -251,13 +251,14 @@ def counts(args, real):
 # Correctness ----------------------------------------------------------------------------------------------------------
 
 
-def evaluated(op, example, dtype, device, count=3):
-    """Values of some nodes of an op, and the gradients of all their arguments."""
+def evaluated(op, which, dtype, device, count=3):
+    """Values of some nodes of an op, by one of its examples, and the gradients of all their arguments."""
     rng = np.random.default_rng(1)
     with on(device):
         ab.configure(dtype=dtype)
         ab.reset_random_seed(1)
         try:
+            example = ops.examples(op, 64)[which]
             model = ab.ParameterCollection(dtype=dtype)
             function = example.function or ops.FUNCTIONS.get(op.name) or getattr(ab, op.name)
             parameters, results = [], []
@@ -309,12 +310,12 @@ def correctness(args, device="cuda"):
         except LookupError as error:
             say(error)
             continue
-        for example in examples[: 1 if args.quick else None]:
+        for which, example in enumerate(examples[: 1 if args.quick else None]):
             row = {"op": op.name, "label": example.label}
             try:
-                values, gradients = evaluated(op, example, "float64", "cpu")
+                values, gradients = evaluated(op, which, "float64", "cpu")
                 for dtype in ("float32", "float64"):
-                    found = evaluated(op, example, dtype, device)
+                    found = evaluated(op, which, dtype, device)
                     row |= {f"{dtype} forward": worst(found[0], values), f"{dtype} gradients": worst(found[1], gradients)}
             except Exception as error:
                 row["error"] = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -101,10 +101,9 @@ def test_measurements_run_to_their_end(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["tanh", "affine_transform", "softmax"])
 def test_errors_of_an_op(name):
     op = OPS[name]
-    example = bench.ops.examples(op, 64)[0]
-    values, gradients = bench.evaluated(op, example, "float64", "cpu")
+    values, gradients = bench.evaluated(op, 0, "float64", "cpu")
     with fake_card(), cublas.use(None):
-        again = bench.evaluated(op, example, "float32", "cuda" if name == "tanh" else "cpu")
+        again = bench.evaluated(op, 0, "float32", "cuda" if name == "tanh" else "cpu")
     assert 0 < bench.worst(again[0], values) < 1e-5 and 0 < bench.worst(again[1], gradients) < 1e-4
     assert bench.worst([values[0] + float("nan")], values[:1]) == float("inf")
 
