@@ -37,7 +37,7 @@ from autobatch.graph import (
     NodeType,
 )
 from autobatch.kernels import _rows
-from autobatch.kernels._jit import ALONGSIDE, DTYPES, FIXED, INCOMING, SLOTS, Kernel
+from autobatch.kernels._jit import ACCUMULATE, ADDING, ALONGSIDE, DTYPES, FIXED, INCOMING, INHERIT, SLOTS, Kernel
 from autobatch.kernels._op import DENSE, ROWS
 from autobatch.machine import Job, Machine
 from autobatch.memory import address_of
@@ -325,7 +325,7 @@ class Card(Machine):
                     kept = constant if constant.dtype == np.int64 else constant.astype(dtype)
                     offset = self._kept((kept.dtype.name, kept.tobytes()), kept)
                 parts.append(Part(s.kind, s.source, offset, s.size * width))
-            flags = step.flags | ALONGSIDE * independent(before, step)
+            flags = step.flags | ALONGSIDE * independent(before, step) | ADDING * sums_up(before, step)
             steps.append(StepOf(record, self.integers(step.sizes), flags, parts, step.mode))
             before = step
         return program(kernel.name, steps)
@@ -451,6 +451,14 @@ def independent(before: Any, step: Any) -> bool:
         )
 
     return not meet(step.writes, before.writes) and not meet(step.reads, before.writes) and not meet(step.writes, before.reads)
+
+
+def sums_up(before: Any, step: Any) -> bool:
+    """Return whether a step of a cell adds to what the one before it wrote or added to, by a kernel that does both at once."""
+    if before is None or step.kernel is not before.kernel or not step.kernel.card.sums or not step.flags & ACCUMULATE:
+        return False
+    same = step.slots[0] == before.slots[0] and step.mode == before.mode & ~INHERIT and len(step.slots) == len(before.slots)
+    return bool(same and step.flags >> 8 == before.flags >> 8 and np.array_equal(step.sizes, before.sizes))
 
 
 def _grown(array: np.ndarray, rows: int) -> np.ndarray:

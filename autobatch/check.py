@@ -1004,6 +1004,11 @@ def run_checked(execution: Any, graph: Graph, table: Integers, words: int, scrat
 # NaN ------------------------------------------------------------------------------------------------------------------
 
 
+def _numbers(execution: Any, address: int, count: int, dtype: Any) -> NDArray[Any]:
+    """Return numbers of a graph, to be read."""
+    return execution.machine.read(address, count, dtype) if execution.machine.card else _view(address, count, dtype)
+
+
 def find_nan(execution: Any, graph: Graph, segment: Any) -> None:
     """Raise NumericalError if a value of a segment is NaN (or infinite, if the graph is to notice), for the first one that ran.
 
@@ -1019,7 +1024,7 @@ def find_nan(execution: Any, graph: Graph, segment: Any) -> None:
     blocks = []
     for l, t in enumerate(s.present):
         count, total = int(o.type_start[l + 1] - o.type_start[l]), int(TYPES.info[t, SIZE])
-        rows = _view(s.base + int(s.value_at[l]), count * total, dtype).reshape(count, total)
+        rows = _numbers(execution, s.base + int(s.value_at[l]), count * total, dtype).reshape(count, total)
         blocks.append(rows[:, : _written(TYPES.records[t])])
     holds = [bool(wrong(block).any()) for block in blocks]
     if any(holds):
@@ -1034,7 +1039,9 @@ def find_nan(execution: Any, graph: Graph, segment: Any) -> None:
     if any(bool(wrong(chunk).any()) for chunk in graph.input_chunks):
         types = execution.types[s.n0 : s.n1]
         for node in s.n0 + np.flatnonzero(TYPES.info[types, KIND] == INPUT):
-            if wrong(_view(int(execution.address[node]), TYPES.records[execution.types[node]].shape.total, dtype)).any():
+            if wrong(
+                _numbers(execution, int(execution.address[node]), TYPES.records[execution.types[node]].shape.total, dtype)
+            ).any():
                 raise NumericalError(_nan_text(execution, graph, int(node), wrong))
 
 
@@ -1047,7 +1054,7 @@ def _written(record: NodeType) -> int:
 def _nan_text(execution: Any, graph: Graph, node: int, wrong: Any) -> str:
     """Return the text of the error for the first node that holds NaN."""
     record = TYPES.records[execution.types[node]]
-    values = _view(int(execution.address[node]), record.shape.total, graph.dtype)[: _written(record)]
+    values = _numbers(execution, int(execution.address[node]), record.shape.total, graph.dtype)[: _written(record)]
     what = "NaN or infinity" if graph.check_infinity else "NaN"
     lines, sources = [str(record)], []
     names = {(getattr(p, "of", p)).pid: p for p in graph.parameters}
@@ -1055,7 +1062,7 @@ def _nan_text(execution: Any, graph: Graph, node: int, wrong: Any) -> str:
         recorded, back = k < TYPES.info[record.number, RECORDED], int(TYPES.info[record.number, BACK])
         a = int(execution.args[execution.positions[node] + k]) if recorded else node - back if back else record.parameters[k]
         address = execution.value_address(a)
-        given = _view(address, shape.total, graph.dtype)
+        given = _numbers(execution, address, shape.total, graph.dtype)
         who = str(names[(-a - 1) >> 1]) if a < 0 else f"node {a}, {TYPES.records[execution.types[a]].name}"
         holds = int(wrong(given).sum())
         if holds:

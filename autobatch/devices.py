@@ -13,6 +13,9 @@ def configured_machine() -> Machine:
     """Return what graphs are evaluated on, as `configure(device=...)` says."""
     if SETTINGS.device == "cpu":
         return PROCESSOR
+    if SETTINGS.device != "cuda":  # from the environment, as it was written there
+        SETTINGS.device = check_device(SETTINGS.device)
+        return configured_machine()
     from autobatch.card import card
 
     return card()

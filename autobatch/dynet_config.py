@@ -6,7 +6,7 @@ same, values follow after "=" or as the next argument.
     seed N            random numbers begin with N; 0: by chance
     autobatch N       0: node by node; anything else: batched (the default here)
     weight-decay λ    of collections made from now on
-    devices D         "CPU"; others raise. gpu, gpus N: raise
+    devices D         "CPU" or "GPU:0", see docs/cuda.md; others raise. gpu, gpus 1: as GPU:0
     mem M, profiling N, shared-parameters N, viz     accepted, without meaning here
 """
 
@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 
 from autobatch import params, seeds
 from autobatch.cg import configure
+from autobatch.devices import check_device
+from autobatch.graph import SETTINGS
 from autobatch.kernels._errors import ArgumentError, DeviceError, OperandError
 
 HAVE_CUDA = False
@@ -85,7 +87,11 @@ def apply(settings: dict[str, Any]) -> None:
     if settings.get("gpu") or settings.get("gpus") or settings.get("gpu_ids"):
         devices.append("GPU:0")
     if devices:
-        raise DeviceError(f"there is no device {devices[0]!r}\n  expected  CPU")
+        if any(d not in ("GPU:0", "GPU") for d in devices) or int(settings.get("gpus") or 0) > 1:
+            raise DeviceError(f"there is no device {devices[0]!r}\n  expected  CPU, or GPU:0 alone")
+        configure(device="cuda")
+    elif "devices" in settings:
+        configure(device="cpu")
     if "weight_decay" in settings:
         params.configure_weight_decay(settings["weight_decay"])
     if "seed" in settings:
@@ -128,7 +134,7 @@ def set(
     random_seed : 0 leaves it as it is.
     autobatch : 0: node by node, anything else: batched; None leaves it as it is. (DyNet: 0 is the default.)
     weight_decay : λ of collections made from now on.
-    requested_gpus : anything but 0 raises DeviceError.
+    requested_gpus : 1 for a GPU; DeviceError if there is none.
     mem, profiling, shared_parameters, gpu_mask : without meaning here.
     """
     global _explicit
@@ -146,13 +152,18 @@ def set(
 
 
 def set_gpu(flag: bool = True) -> None:
-    """Ask for a GPU, or not. Raises DeviceError if asked for."""
-    apply({"gpu": bool(flag)})
+    """Let graphs run on a GPU, or not.
+
+    Raises
+    ------
+    DeviceError : there is none, or something it needs is missing.
+    """
+    apply({"gpu": True} if flag else {"gpu": False, "devices": "CPU"})
 
 
 def gpu() -> bool:
-    """Return whether a GPU was asked for: False."""
-    return False
+    """Return whether graphs run on a GPU."""
+    return SETTINGS.device == "cuda"
 
 
 def get() -> dict[str, Any]:
@@ -211,11 +222,11 @@ class DynetParams:
         self._settings["shared_parameters"] = bool(shared_parameters)
 
     def set_requested_gpus(self, requested_gpus: int) -> None:
-        """Ask for GPUs; `init` raises DeviceError if any are."""
+        """Ask for a GPU; `init` raises DeviceError if there is none, or if several are asked for."""
         self._settings["gpus"] = requested_gpus
 
     def set_gpu_mask(self, gpu_mask: Any) -> None:
-        """Ask for certain GPUs; `init` raises DeviceError if any are."""
+        """Ask for certain GPUs; `init` takes the first one, and raises DeviceError if there is none."""
         self._settings["gpu_ids"] = any(gpu_mask) if isinstance(gpu_mask, Iterable) else bool(gpu_mask)
 
     def set_cpu_mode(self) -> None:
@@ -245,7 +256,11 @@ class DeviceInfo(NamedTuple):
 
 def available_devices() -> list[bytes]:
     """Return the names of the devices, as bytes (as DyNet does)."""
-    return [b"CPU"]
+    try:
+        check_device("GPU:0")
+    except DeviceError:
+        return [b"CPU"]
+    return [b"CPU", b"GPU:0"]
 
 
 def get_device_info(name: str) -> DeviceInfo:
@@ -255,6 +270,9 @@ def get_device_info(name: str) -> DeviceInfo:
     ------
     DeviceError : there is no such device.
     """
+    if isinstance(name, (str, bytes)) and name in ("GPU:0", b"GPU:0") and b"GPU:0" in available_devices():
+        return DeviceInfo("GPU:0", "GPU", 0)
     if not isinstance(name, (str, bytes)) or name not in ("", "CPU", b"CPU"):
-        raise DeviceError(f"there is no device {name!r:.60}\n  expected  CPU")
+        known = ", ".join(d.decode() for d in available_devices())
+        raise DeviceError(f"there is no device {name!r:.60}\n  expected  {known}")
     return DeviceInfo("CPU", "CPU", 0)

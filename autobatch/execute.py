@@ -20,6 +20,7 @@ from autobatch import plan, plan_card
 from autobatch.devices import configured_machine
 from autobatch.frame import Block, Frame
 from autobatch.graph import DTYPES, IMMEDIATES, STOP, TYPES, VIEW, Graph
+from autobatch.kernels._errors import DeviceMemoryError
 from autobatch.machine import PROCESSOR, Job, Machine
 from autobatch.memory import Arena, address_of
 from autobatch.schedule import Schedule, in_pieces, lower_bound, recalled
@@ -147,6 +148,19 @@ class Execution:
 
         In a graph for inference, the values of `upto` and `others` are there afterwards, and those that nothing reads yet.
         """
+        try:
+            self._forward(graph, upto, others)
+        except DeviceMemoryError:
+            self._give_up(graph)
+            raise
+
+    def _give_up(self, graph: Graph) -> None:
+        """Leave a graph for which there is no room on the card: it can be evaluated anew, on the processor if so configured."""
+        if graph.execution is self:
+            graph.execution = None
+        self.release()
+
+    def _forward(self, graph: Graph, upto: int, others: Sequence[int]) -> None:
         n0, n1 = self.done, upto + 1
         if self.freed and any(n < n0 and not self.address[n] for n in (upto, *others)):
             self.restore(graph, upto)
@@ -318,8 +332,12 @@ class Execution:
         self.backward = None
         self.gradients.cut((0, 0))
         self.backward_tables.cut((0, 0))
-        self.machine.begin(graph, True)
-        self.backward = self._pass(graph, loss, full)
+        try:
+            self.machine.begin(graph, True)
+            self.backward = self._pass(graph, loss, full)
+        except DeviceMemoryError:
+            self._give_up(graph)
+            raise
 
     def _pass(self, graph: Graph, loss: int, full: bool) -> Backward:
         """Plan and run the backward tables of all segments that the loss may depend on, the last one first."""
@@ -353,7 +371,7 @@ class Execution:
         base, scratch = self.gradients.take(end), self.gradients.take(scratch_size + 64)
         sink = self.gradients.take(widest)
         frame.set(gradient_base=base, scratch=scratch + 64, sink=sink)
-        work = self._work_on_card(graph, nodes) if self.machine.card else None
+        on_card = self._work_on_card(graph, nodes) if self.machine.card else None
         for _, fields, _, _, _ in layouts:
             if len(layouts) > 1:
                 frame.set(**fields)
@@ -376,7 +394,7 @@ class Execution:
             frame.set(table=table, lists=lists_at)
             w, r, rounds = plan.backward_table(frame)
             frame.set(w=w, r=r, rounds=rounds)
-            if work is None:
+            if on_card is None:
                 w, products = plan.weight_table(frame)
                 frame.set(w=w)
                 w, r = plan.rows_table(frame)

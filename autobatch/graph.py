@@ -26,6 +26,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import os
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
@@ -566,16 +567,20 @@ class Graph:
         segments: list[int] = []
         of_types: list[int] = []  # of nodes in no piece
         jobs: dict[Any, list[tuple[int, int, Any]]] = {}
+        last: Any = None
+        add: Any = None
         for before, first, piece in self.pieces[pieces:]:
-            length = before - source
-            if length > 0:
-                segments += (source, at, length)
-                at += length
+            if before > source:
+                segments += (source, at, before - source)
+                at += before - source
                 source = before
             if first > node:
                 of_types += (node, node - nodes, first - node)
             node = first + piece.nodes
-            jobs.setdefault(piece.__class__, []).append((first - nodes, at, piece))
+            if piece.__class__ is not last:
+                last = piece.__class__
+                add = jobs.setdefault(last, []).append
+            add((first - nodes, at, piece))
             at += piece.count
         of_types += (node, node - nodes, len(self.recorded_types) - node)
         segments += (source, at, len(self.recorded_args) - source)
@@ -799,7 +804,7 @@ class Settings:
     dtype: str = "float32"
     check_nan: bool = False
     inference: bool = False
-    device: str = "cpu"
+    device: str = os.environ.get("AUTOBATCH_DEVICE", "").lower() or "cpu"
     matmul_precision: str = "float32"
 
 

@@ -149,9 +149,10 @@ def _of_dim(name: str) -> Callable[[Function], Function]:
 
 
 def _of_list(op: Op, table: dict[Any, Any]) -> Callable[[Function], Function]:
-    """Put the short way before a function of a list, ``f(xs)``, for lists without parameters whose types `_nary` remembers.
+    """Put the short way before a function of a list, ``f(xs)``, whose types `_nary` remembers.
 
-    Lists of two to four have a path of their own; longer ones (and of one) are taken if all types in them are the same.
+    Lists of two to four have a path of their own; longer ones (and of one) are taken if all types in them are the same, and no
+    parameter is among them.
     """
     two, three, four, alike = (table.setdefault(n, {}) for n in (2, 3, 4, "alike"))
 
@@ -166,7 +167,7 @@ def _of_list(op: Op, table: dict[Any, Any]) -> Callable[[Function], Function]:
                     a, b = xs
                     graph = a.graph
                     if b.graph is not graph:
-                        raise KeyError
+                        return _mixed(two, xs) or long_way(xs)
                     types = graph.types
                     number = two[a.type][b.type]
                     index = len(types)
@@ -178,7 +179,7 @@ def _of_list(op: Op, table: dict[Any, Any]) -> Callable[[Function], Function]:
                     a, b, c = xs
                     graph = a.graph
                     if b.graph is not graph or c.graph is not graph:
-                        raise KeyError
+                        return _mixed(three, xs) or long_way(xs)
                     types = graph.types
                     number = three[a.type][b.type][c.type]
                     index = len(types)
@@ -189,7 +190,7 @@ def _of_list(op: Op, table: dict[Any, Any]) -> Callable[[Function], Function]:
                     a, b, c, d = xs
                     graph = a.graph
                     if b.graph is not graph or c.graph is not graph or d.graph is not graph:
-                        raise KeyError
+                        return _mixed(four, xs) or long_way(xs)
                     types = graph.types
                     number = four[a.type][b.type][c.type][d.type]
                     index = len(types)
@@ -218,6 +219,38 @@ def _of_list(op: Op, table: dict[Any, Any]) -> Callable[[Function], Function]:
         return function  # type: ignore[return-value]
 
     return before
+
+
+def _mixed(table: dict[Any, Any], xs: list[Any]) -> Expression | None:
+    """Append a node of a list among which parameters are, if its types are known; None if not, or if the graphs differ."""
+    graph: Any = None
+    found: Any = table
+    entries, parameters = [], []
+    try:
+        for e in xs:
+            found = found[e.type]
+            entries.append(e.index)
+            own = e.graph
+            if own is None:
+                parameters.append(e)
+            elif own is not graph:
+                if graph is not None:
+                    return None
+                graph = own
+        types, args, known = graph.types, graph.args, graph.parameters
+        for e in parameters:
+            if e not in known:
+                graph.enter(e)
+        index = len(types)
+        types.append(found)
+    except (AttributeError, KeyError, TypeError):
+        return None
+    args += entries
+    e = Node()
+    e.graph = graph
+    e.index = index
+    e.type = found
+    return e
 
 
 def _nary(op: Op, arguments: Any, table: dict[Any, Any], attributes: dict[str, Any] | None = None) -> Expression:
@@ -249,7 +282,7 @@ def _nary(op: Op, arguments: Any, table: dict[Any, Any], attributes: dict[str, A
         if others:
             parameters = tuple(k for k, a in enumerate(checked) if a.graph is None)
             table[tuple(kinds)] = e.type, parameters, others
-            if not parameters and 2 <= len(kinds) <= 4:
+            if 2 <= len(kinds) <= 4:
                 remember(table, [len(kinds), *kinds], e.type)
             elif not parameters and len(set(kinds)) == 1:
                 remember(table, ["alike", kinds[0], len(kinds)], e.type)

@@ -77,8 +77,7 @@ class MachineCode:
 def compile_ptx(function: Callable[..., Any], dtype: str, cc: tuple[int, ...]) -> str:
     """Return the PTX of a kernel (of this target, see `target`)."""
     cuda = numba_cuda()
-    from numba.cuda import types
-
+    types = cuda.types
     signature = types.void(types.CPointer(types.int64), types.CPointer(getattr(types, dtype)))
     with _compiling_for(cc), warnings.catch_warnings():
         warnings.simplefilter("ignore")

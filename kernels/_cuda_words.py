@@ -22,8 +22,11 @@ from autobatch.kernels._jit import FLAGS, LENGTH, SLOTS
 
 cuda = numba_cuda()
 
-from numba.cuda import types  # noqa: E402
-from numba.cuda.extending import intrinsic, overload  # noqa: E402
+import numba.cuda.extending  # noqa: E402
+
+types: Any = cuda.types  # numba-cuda's own, which type checkers do not see
+intrinsic: Any = numba.cuda.extending.intrinsic
+overload: Any = getattr(numba.cuda.extending, "overload")  # noqa: B009
 
 _INT = ir.IntType(64)
 _GLOBAL = 1  # address space: tells the compiler that an address is one of the card's memory, so loads are plain ones
@@ -48,7 +51,6 @@ def _pointer_of(name: str, kind: Any) -> Any:
 
         return types.CPointer(kind)(address), codegen
 
-    made.__name__ = name
     return made
 
 
@@ -141,6 +143,18 @@ def _further(typingctx, ins, count):
         return builder.gep(args[0], [builder.mul(length, args[1])])
 
     return ins(ins, types.int64), codegen
+
+
+@cuda.jit(device=True)
+def further(ins, count):
+    """See `_tiles.further`."""
+    return _further(ins, np.int64(count))
+
+
+@cuda.jit(device=True)
+def summands(ins):
+    """See `_tiles.summands`."""
+    return np.int32(1 + (ins[LENGTH] >> 32))
 
 
 @cuda.jit(device=True)

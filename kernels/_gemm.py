@@ -39,6 +39,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from autobatch.kernels import _jit, _tiles
+from autobatch.kernels._errors import InternalError
 from autobatch.kernels._jit import Count, Dense, Kernel, Matrix, Products, Stage, inline, itemsize, number, pointer, row, slot
 from autobatch.kernels._lanes import joined, lanes, leader, quotient
 
@@ -90,6 +91,10 @@ class Windows(NamedTuple):
     width: str
     step: str = "0"
     far: str = ""
+
+    def address(self, name: str, j: str) -> str:
+        """Raise: windows are no vectors; only tiles can read them."""
+        raise InternalError(f"{name}: a window has no address")
 
 
 def matrix(slot: str, distance: str, at: str = "0", item: str = "0") -> Vectors:

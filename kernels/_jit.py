@@ -44,6 +44,7 @@ from numba.extending import intrinsic
 KERNEL, LENGTH, ITEMS, SIZES, FLAGS, SLOTS = range(6)
 ACCUMULATE = 1  # flag of a backward instruction: add to what the slot holds; without it, overwrite
 ALONGSIDE = 2  # flag for a card: may run at the same time as the instruction before it
+ADDING = 4  # flag for a card: adds to the same place as the instruction before it, and may be summed up with it
 # Of the steps of a cell (`cell.py`): what a slot is, and the mode of a step.
 EMPTY, INCOMING, FIXED = range(3)
 EACH, INHERIT, ALONE = 1, 2, 4
@@ -114,10 +115,7 @@ def inline(function: Callable[..., Any] | None = None, *, reductions: bool = Fal
 
 
 class Count(NamedTuple):
-    """How many blocks an instruction of n items needs: plus + n * items / per, rounded up;
-
-    at least 1, at most `most` (if not 0).
-    """
+    """How many blocks n items need: plus + n * items / per, rounded up; at least 1, at most `most` (if not 0)."""
 
     plus: int = 1
     items: int = 0
@@ -209,6 +207,7 @@ class Card(NamedTuple):
                 numbers
     parts       from the sizes: into how many `parts` an item falls, each for a team of its own. None: one
     stages      from the sizes: the launches that an instruction becomes. None: one, of teams of lanes
+    sums        whether instructions that add to one place may be one launch (`_tiles.summands`)
     products    from the sizes: what many items become where there is a library of products. None: nothing else
     """
 
@@ -217,6 +216,7 @@ class Card(NamedTuple):
     stages: Callable[[tuple[int, ...]], Sequence[Stage]] | None = None
     parts: Callable[[tuple[int, ...]], int] | None = None
     products: Callable[[tuple[int, ...]], Products | None] | None = None
+    sums: bool = False
 
 
 class Kernel:
@@ -241,16 +241,17 @@ class Kernel:
         stages: Callable[[tuple[int, ...]], Sequence[Stage]] | None = None,
         parts: Callable[[tuple[int, ...]], int] | None = None,
         products: Callable[[tuple[int, ...]], Products | None] | None = None,
+        sums: bool = False,
     ) -> Any:
         """Say how the kernel runs on a card, see `Card`; as a decorator, with another function than on a processor."""
 
         def take(own: Callable[..., None]) -> Callable[..., None]:
-            self.card = Card(own, work, stages, parts, products)
+            self.card = Card(own, work, stages, parts, products, sums)
             return own
 
         if function is not None:
             return take(function)
-        self.card = Card(self.card.function, work, stages, parts, products)
+        self.card = Card(self.card.function, work, stages, parts, products, sums)
         return take
 
     def inside(self, dtype: str) -> Any:

@@ -86,15 +86,3 @@ def width(typingctx):
 def quotient(a, b):
     """quotient(a, b): a // b for 0 <= a < 2**32 and 0 < b < 2**32, which a card does in a fraction of the time of `//`."""
     return np.int64(np.uint32(a) // np.uint32(b))
-
-
-@intrinsic
-def lane(typingctx):
-    """lane(): which lane this is, from 0 on: for loops that are over lanes in some cases only."""
-    return types.int64(), lambda context, builder, signature, args: context.get_constant(types.int64, 0)
-
-
-@intrinsic
-def width(typingctx):
-    """width(): how many lanes there are."""
-    return types.int64(), lambda context, builder, signature, args: context.get_constant(types.int64, 1)

@@ -1,7 +1,7 @@
 """Words for kernels that exist on a card only: blocks of threads that share memory.
 
     x      threads of a block in x and y, blocks of the grid in x, y and z; see `Stage` in `_jit.py` for who chooses them
-    shared(count, like)     memory for `count` numbers (a literal) of the dtype of `like`, one for the block; each mention its own
+    shared(count, like)     memory of the block for `count` numbers (a literal) of the dtype of `like`; each mention its own
     sync()                  wait for all threads of the block; each sees what the others wrote before
     four(p, j)              four numbers from p[j] on, of an address that is a multiple of 16 bytes; put_four(p, j, a, b, c, d)
 
@@ -74,7 +74,17 @@ def put_four(p: Any, j: int, a: Any, b: Any, c: Any, d: Any) -> None:
     _only_on_a_card(p, j, a, b, c, d)
 
 
-WORDS = (shared, sync, four, put_four, thread_x, thread_y, block_x, block_y, block_z, blocks_x, blocks_z)
+def summands(ins: Any) -> int:
+    """Return how many instructions, this one and those behind it, add to the same place in this launch."""
+    return int(_only_on_a_card(ins))
+
+
+def further(ins: Any, count: int) -> Any:
+    """Return the instruction `count` behind this one; all have its length."""
+    return _only_on_a_card(ins, count)
+
+
+WORDS = (summands, further, shared, sync, four, put_four, thread_x, thread_y, block_x, block_y, block_z, blocks_x, blocks_z)
 
 
 def uses_blocks(function: Any, seen: set[int] | None = None) -> bool:

@@ -332,16 +332,18 @@ _PRODUCT = Product(
 )
 _GRADIENT_X = Product(
     "affine_parameters_gradient_x",
-    head=_HEAD_X,
+    head=_HEAD_X + "\nfirst = ins",
     m="k",
     n="n_items * sizes[1] * sizes[2]",
     k="sizes[0]",
+    parts="summands(ins)",
+    part_head="ins = further(first, part)",
     a=matrix("3", "sizes[0]"),
     b=columns_of("1", "sizes[1] * sizes[2]", "sizes[0]"),
     c=columns_of("0", "sizes[1] * sizes[2]", "k"),
     a_deep=True,
     b_deep=True,
-    add="ins[FLAGS] & ACCUMULATE",
+    add="first[FLAGS] & ACCUMULATE",
     scope=_SCOPE,
 )
 _GRADIENT_W = Product(
@@ -468,6 +470,7 @@ affine_parameters.on_card(stages=lambda sizes: growing(_PRODUCT, sizes[0], sizes
 affine_parameters_gradient_x.on_card(
     stages=lambda sizes: growing(_GRADIENT_X, _deepest(sizes), sizes[1] * sizes[2]),
     products=_library_of_gradients(library_gradient_x),
+    sums=True,
 )
 affine_parameters_gradient_w.on_card(
     stages=lambda sizes: summed(_GRADIENT_W, sizes[0], _deepest(sizes), sizes[1] * sizes[2]),

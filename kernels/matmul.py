@@ -97,15 +97,18 @@ _PRODUCT = Product(
 )
 _GRADIENT_X = Product(
     "matmul_parameter_gradient_x",
+    head="first = ins",
     m="sizes[1]",
     n="n_items * sizes[2]",
     k="sizes[0]",
+    parts="summands(ins)",
+    part_head="ins = further(first, part)",
     a=matrix("3", "sizes[0]"),
     b=columns("1", "sizes[2]", "sizes[0]"),
     c=columns("0", "sizes[2]", "sizes[1]"),
     a_deep=True,
     b_deep=True,
-    add="ins[FLAGS] & ACCUMULATE",
+    add="first[FLAGS] & ACCUMULATE",
 )
 _GRADIENT_A = Product(
     "matmul_parameter_gradient_a",
@@ -129,6 +132,7 @@ matmul_parameter.on_card(stages=lambda sizes: growing(_PRODUCT, sizes[0], sizes[
 matmul_parameter_gradient_x.on_card(
     stages=lambda sizes: growing(_GRADIENT_X, sizes[1], sizes[2]),
     products=lambda sizes: library_gradient_x(*sizes[:3], 3),
+    sums=True,
 )
 matmul_parameter_gradient_a.on_card(
     stages=lambda sizes: summed(_GRADIENT_A, sizes[0], sizes[1], sizes[2]),

@@ -99,21 +99,41 @@ class _Machine:
             for i in range(words[ITEMS] if alone else 1):
                 step = np.zeros(SLOTS + 2 * len(inside.places), np.int64)
                 step[:SLOTS] = 0, len(step), 1 if alone else words[ITEMS], sizes, flags
-                for k, (source, address, _) in enumerate(inside.places):
+                for k, (source, address, item) in enumerate(inside.places):
                     stride = 0
                     if source is not None:
                         at, stride = int(count[SLOTS + 2 * source]), int(count[SLOTS + 2 * source + 1])
                         if alone:
                             at = ctypes.c_int64.from_address(at + 8 * i).value if stride < 0 else at + i * stride
+                            stride = item
                         address += at
                     step[SLOTS + 2 * k : SLOTS + 2 * k + 2] = address, stride
                 self.launch(inside.step.kernel, step.ctypes.data)
 
+    def one_by_one(self, kernel: Kernel, ins: int) -> None:
+        """Launch items that go to one place, which a plan for a card does not do, one after the other."""
+        words = np.frombuffer(
+            (ctypes.c_int64 * ctypes.c_int64.from_address(ins + 8 * LENGTH).value).from_address(ins), np.int64
+        )
+        slots = (len(words) - SLOTS) // 2 * 2
+        for i in range(int(words[ITEMS])):
+            one = words.copy()
+            one[ITEMS] = 1
+            places, strides = one[SLOTS : SLOTS + slots : 2], one[SLOTS + 1 : SLOTS + slots : 2]
+            places += i * np.where(strides < 0, 8, strides)
+            self.launch(kernel, one.ctypes.data)
+
     def launch(self, kernel: Kernel, ins: int) -> None:
         head = np.frombuffer((ctypes.c_int64 * 5).from_address(ins), np.int64)
         n = int(head[ITEMS])
+        to, stride = (ctypes.c_int64.from_address(ins + 8 * (SLOTS + k)).value for k in range(2))
+        if stride < 0 and len(set((ctypes.c_int64 * n).from_address(to))) < n:
+            return self.one_by_one(kernel, ins)
         card = kernel.card
-        sizes_of = lambda: tuple(np.frombuffer((ctypes.c_int64 * 64).from_address(int(head[SIZES])), np.int64).tolist())
+
+        def sizes_of() -> tuple[int, ...]:
+            return tuple(np.frombuffer((ctypes.c_int64 * 64).from_address(int(head[SIZES])), np.int64).tolist())
+
         if card.stages is not None:
             for s in card.stages(sizes_of()):
                 if s.runs(n, self.dtype):

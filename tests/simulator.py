@@ -433,6 +433,8 @@ def _twins(sim: Simulator) -> dict[Any, Any]:
         _tiles.block_z: lambda: sim.now.block[2],
         _tiles.blocks_x: lambda: sim.grid[0],
         _tiles.blocks_z: lambda: sim.grid[2],
+        _tiles.summands: lambda ins: 1 + (int(ins[LENGTH]) >> 32),
+        _tiles.further: lambda ins, k: Pointer(sim, ins.address + 8 * (int(ins[LENGTH]) & 0xFFFFFFFF) * k, np.int64),
         _tiles.shared: shared,
         _tiles.four: four,
         _tiles.put_four: put_four,

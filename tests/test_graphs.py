@@ -36,6 +36,8 @@ from strategies import SEEDS, examples, graphs
 import autobatch as ab
 from autobatch import execute
 from autobatch.graph import FEW, OP, TYPES
+from autobatch.kernels._jit import ITEMS, KERNEL, LENGTH
+from autobatch.kernels._rows import zero_rows
 from autobatch.schedule import POLICIES
 
 policies = pytest.mark.parametrize("policy", POLICIES)
@@ -710,3 +712,19 @@ def test_a_state_of_an_lstm_of_which_one_half_is_read(policy):
             step = 1e-6 * np.eye(2)[i]
             close((at(before + step) - at(before - step)) / 2e-6, gradient[i], DIFFERENCES)
         x.set_value(before)
+
+
+def test_of_steps_only_what_nobody_reads_is_set_to_zero():
+    """c of the last step of each sequence: H numbers; h and c of all others are stored by those who read them."""
+    model = ab.ParameterCollection(dtype="float64")
+    lstm, x = ab.VanillaLSTMBuilder(1, 2, 3, model), model.add_parameters((2,))
+    with ab.Graph("float64") as graph:
+        outputs = [h for n in range(1, 9) for h in lstm.initial_state().transduce([x + 0.0 for _ in range(n)])]
+        ab.esum([ab.sum_elems(h) for h in outputs]).backward()
+    ((table, words, _, _),) = graph.execution.backward.tables
+    at, zeroed = 0, []
+    while at < words:
+        if table[at + KERNEL] == zero_rows.address("float64"):
+            zeroed.append((int(table[at + ITEMS]), int(table[at + table[at + LENGTH] - 1])))
+        at += int(table[at + LENGTH])
+    assert zeroed == [(1, 3)] * 8

@@ -86,6 +86,32 @@ def test_values_where_batches_are_cut_into_pieces(policy, monkeypatch):
     check()
 
 
+@policies
+def test_parts_of_a_node_that_are_computed_one_after_the_other(policy):
+    """h is asked for when c, the part of the step behind it, is in no pass yet; likewise the outputs of a cell."""
+    model = ab.ParameterCollection()
+    lstm = ab.VanillaLSTMBuilder(1, 2, 3, model)
+
+    @ab.cell
+    def both(x):
+        return ab.tanh(x), ab.logistic(x)
+
+    def values(inference):
+        seen = []
+        with ab.Graph(policy=policy, inference=inference):
+            x, state = ab.inputVector([1.0, 2.0]), lstm.initial_state()
+            for _ in range(4):
+                state = state.add_input(x)
+                seen.append(state.output().npvalue())
+            a, b = both(x)
+            seen.append(a.npvalue())
+            c, d = both(b)
+            seen += [(c + d).npvalue(), (both(a)[1] + b).npvalue(), state.s()[0].npvalue()]
+        return seen
+
+    assert all(np.array_equal(x, y) for x, y in zip(values(True), values(False), strict=True))
+
+
 def test_scores_over_a_vocabulary_are_never_there_all_at_once():
     model = ab.ParameterCollection()
     W, b, table = model.add_parameters((2000, 8)), model.add_parameters((2000,)), model.add_lookup_parameters((50, 8))

@@ -56,7 +56,7 @@ def at_hand(model):
     return operands
 
 
-LISTS = [*"xy xx yx xyx xyxy xyxyx xxxxxx y xz zx bx xb bb zzz ybybyb".split(), "x" * 17, "xy" * 9]
+LISTS = [*"xy xx yx xyx xyxy xyxyx xxxxxx y xz zx bx xb bb xbx byb xxxb bxyb bbb zzz ybybyb".split(), "x" * 17, "xy" * 9]
 AFFINE = "bWx bWxUy bWxUb xWy bWz bWxUz bWb bWxWxWx".split()
 CALLS = {
     **{f"{name}({list(k)})": (name, list(k)) for name in ("esum", "average", "emax", "logsumexp") for k in LISTS},

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from autobatch import seeds, trainers
+from autobatch import machine, seeds, trainers
 from autobatch.kernels import _vm
 from autobatch.kernels._errors import ArgumentError, ConstructionError, ModelFileError, NumericalError
 from autobatch.kernels.update_adam import update_adam
@@ -465,7 +465,7 @@ def test_an_update_is_two_calls_whatever_the_number_of_parameters(monkeypatch):
         calls.append(words)
         _vm.run(table, words, scratch)
 
-    monkeypatch.setattr(trainers.trainer, "run", counted)
+    monkeypatch.setattr(machine, "run", counted)
     for n in (1, 50):
         model = ParameterCollection()
         for _ in range(n):

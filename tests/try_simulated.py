@@ -45,7 +45,7 @@ def run(op, seed, dtype):
     model, leaves = leaves_of(op, sample, seed, dtype)
     ab.configure(dtype=dtype)
     ab.reset_random_seed(7)
-    g = ab.renew_cg()
+    ab.renew_cg()
     outs, inputs = [], []
     for n in range(NODES):
         args = []
@@ -115,7 +115,10 @@ def main(names):
                                 len(re.findall(r"\.f64\b", m.ptx)) if dtype == "float32" and f.__name__ not in IN_FLOAT64 else 0
                             )
                             if m.local or m.spills or doubles or m.shared > 49152 or m.registers > 128:
-                                worst += f"\n    {f.__name__} {dtype}: {m.registers} registers, local {m.local}, spills {m.spills}, shared {m.shared}, {doubles} f64"
+                                worst += (
+                                    f"\n    {f.__name__} {dtype}: {m.registers} registers, local {m.local}, spills {m.spills}"
+                                )
+                                worst += f", shared {m.shared}, {doubles} f64"
                         except Exception as error:
                             ok = False
                             text = [line for line in str(error).splitlines() if line.strip()]

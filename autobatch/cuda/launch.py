@@ -10,7 +10,8 @@ The KERNEL word holds the address of a *record*, which is one of
                one launch of teams of lanes (`kernels/_lanes.py`); `work` is how many lanes an item keeps busy, or, where
                `word` >= 0, that word of the instruction; `parts`: blocks in z; `free`: z has no
                meaning of its own, so several instructions that may run together become one launch, one for each z (or each
-               `parts` of them, which then stand in the upper half of LENGTH)
+               `parts` of them, which then stand in the upper half of LENGTH). Of stages the upper half says how many of the
+               instructions behind this one are summed up with it: those with ADDING
 
     stages     | STAGES  | count | denses  least  where  copy  add | kind  function  width height  least upto | x | y | z |
                scratch | a | b | c | add | free |  next stage ...  | dense slots: slot size columns written | ...
@@ -50,6 +51,7 @@ from autobatch.cuda.memory import Arena, staging
 from autobatch.kernels._errors import DeviceError, InternalError
 from autobatch.kernels._jit import (
     ACCUMULATE,
+    ADDING,
     ALONE,
     ALONGSIDE,
     FLAGS,
@@ -289,7 +291,7 @@ def _expand(table, words, moves, n_moves, out, card, scratch, itemsize):
 
     Returns words, launches, bytes of scratch, trouble, and where it is.
     """
-    at, w, launches, most = 0, 0, 0, 0
+    at, w, launches, most, head_at = 0, 0, 0, 0, -1
     moves = integers(moves)
     while at < words:
         ins = integers(table + 8 * at)
@@ -352,6 +354,16 @@ def _expand(table, words, moves, n_moves, out, card, scratch, itemsize):
                         to[SIZES] = card + 8 * w + behind
                 if part[FORM] == TEAMS:
                     to[LENGTH] |= part[PARTS] << 32
+                if to[FLAGS] & ADDING:
+                    head = integers(out + 8 * max(head_at, 0))
+                    same = head_at >= 0 and head[KERNEL] == to[KERNEL] and head[ITEMS] == to[ITEMS]
+                    if same and rounds == 1 and not denses:
+                        head[LENGTH] += 1 << 32
+                        launches -= more
+                    else:
+                        to[FLAGS] &= ~ADDING
+                if not to[FLAGS] & ADDING:
+                    head_at = -1 if denses else w
                 if denses:
                     w, more, room = _with_copies(part, out, w, card, scratch, room, itemsize)
                     launches += more
@@ -460,6 +472,9 @@ def _launch(table, words, card, scratch, itemsize, stream, parameters, launcher,
         ins = integers(table + 8 * at)
         record, n = integers(ins[KERNEL]), ins[ITEMS]
         values[0] = card + 8 * at
+        if ins[FLAGS] & ADDING:  # summed up with one before it
+            at += ins[LENGTH] & WORDS
+            continue
         staged = record[FORM] == STAGES
         group = _group(ins, table, at, words)
         for s in range((record[COUNT] if staged else 1) if n > 0 else 0):

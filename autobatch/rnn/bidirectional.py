@@ -6,14 +6,12 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from autobatch.expression import Expression, check_expression, describe, is_list
+from autobatch.expression import Expression, Node, check_expression, describe, is_list
 from autobatch.functions.selection import concatenate
 from autobatch.kernels._errors import ArgumentError, OperandError
 from autobatch.params import ParameterCollection
 from autobatch.rnn.builder import MOST_LAYERS, RNNBuilder, made, whole
 from autobatch.rnn.state import RNNState
-
-_new = object.__new__
 
 
 def _makes_builders(factory: Any) -> bool:
@@ -40,16 +38,21 @@ def _joined(fs: list[Expression], bs: list[Expression]) -> list[Expression]:
         return []
     joined = [concatenate([fs[0], bs[0]])]
     graph, kind, (f, b) = joined[0].graph, joined[0].type, (fs[0].type, bs[0].type)
-    if graph.types is None or any(x.type != f or y.type != b or x.graph is not graph for x, y in zip(fs, bs, strict=True)):
+    types, more = graph.types, len(fs) - 1
+    entries = [0] * (2 * more)
+    try:
+        entries[::2] = [x.index for x in fs[1:] if x.type == f and x.graph is graph]
+        entries[1::2] = [y.index for y in bs[1:] if y.type == b and y.graph is graph]
+        graph.args += entries
+    except (TypeError, ValueError):  # a checkpoint, or not all of them are alike
         return joined + [concatenate([x, y]) for x, y in zip(fs[1:], bs[1:], strict=True)]
-    index = len(graph.types)
-    graph.types += [kind] * (len(fs) - 1)
-    args = graph.args
-    for x, y in zip(fs[1:], bs[1:], strict=True):
-        e = _new(Expression)
-        e.graph, e.index, e.type = graph, index, kind
-        index += 1
-        args += (x.index, y.index)
+    index = len(types)
+    types += [kind] * more
+    for number in range(index, index + more):
+        e = Node()
+        e.graph = graph
+        e.index = number
+        e.type = kind
         joined.append(e)
     return joined
 

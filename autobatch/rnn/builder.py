@@ -11,7 +11,7 @@ from autobatch.cell import cell
 from autobatch.expression import Expression, Node, describe, input_type, is_number
 from autobatch.functions.arithmetic import cmult
 from autobatch.functions.noise import dropout
-from autobatch.graph import TYPES, Graph, current_graph
+from autobatch.graph import _THREAD, TYPES, Graph, current_graph
 from autobatch.inputs import constant, inputVector
 from autobatch.kernels._errors import ArgumentError, OperandError
 from autobatch.kernels._op import Shape
@@ -20,6 +20,7 @@ from autobatch.rnn.state import RNNState, Use, make_state
 
 MOST_LAYERS = 1000  # more are a mistake, which would take long to show
 _LARGEST_HIDDEN = 1 << 20  # a matrix of this size squared is beyond any memory
+_new = object.__new__
 Builder = TypeVar("Builder", bound="RNNBuilder")
 
 
@@ -208,11 +209,15 @@ class RNNBuilder:
         ------
         ArgumentError : another number of expressions.
         """
-        graph = current_graph()
+        graph = _THREAD.graph or current_graph()
         expressions = graph.kept.get(self)
         if expressions is None:
             expressions = graph.kept[self] = [[p.expr(update=update) for p in layer] for layer in self._parameters]
-        start = make_state(self, None, (graph, expressions, self._more(graph, update)), (), ())
+        start = _new(RNNState)  # `make_state` here, without the call
+        start._builder = self
+        start._use = graph, expressions, self._more(graph, update)
+        start._c = start._h = ()
+        start._prev = start._output = None
         return start if vecs is None else start.set_s(vecs)
 
     def initial_state_from_raw_vectors(self, vecs: Sequence[Sequence[float]], update: bool = True) -> RNNState:
@@ -306,7 +311,9 @@ class RNNBuilder:
 def known(graph: Graph, index: int, number: int) -> Expression:
     """Return an expression of a node of a graph that is there already."""
     e = Node()
-    e.graph, e.index, e.type = graph.top, index, number
+    e.graph = graph._top or graph
+    e.index = index
+    e.type = number
     return e
 
 

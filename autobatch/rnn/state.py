@@ -90,9 +90,9 @@ class RNNState:
 
     def transduce(self, xs: Iterable[Expression]) -> list[Expression]:
         """Return the output after each of the inputs."""
-        if xs.__class__ is not list and isinstance(xs, Iterable) and not isinstance(xs, (list, np.ndarray, Expression)):
+        if xs.__class__ is not list and isinstance(xs, Iterable) and not isinstance(xs, (np.ndarray, Expression)):
             xs = list(xs)
-        if isinstance(xs, list) and xs:
+        if xs.__class__ is list and xs:
             if self._use[0] is not _THREAD.graph:
                 self._check()
             outputs = transduce(self, xs)

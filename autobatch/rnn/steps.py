@@ -23,7 +23,7 @@ import numpy as np
 
 from autobatch.expression import Expression, Node
 from autobatch.graph import IMMEDIATES, RECORDED, TYPES, Graph, listed
-from autobatch.kernels._jit import compiled, int32s
+from autobatch.kernels._jit import compiled, int32s, integers
 
 SAME, INPUT, OWN, STATE, IMMEDIATE = range(5)
 LEARNED = 3  # steps that are recorded one by one, to see how the others look
@@ -56,13 +56,23 @@ class Pattern:
     __hash__ = None  # type: ignore[assignment]
 
 
+class Pair:
+    """Patterns of the first step of a sequence and of all others, and the words of both where compiled code finds them."""
+
+    __slots__ = ("_words", "address", "first", "rest")
+
+    def __init__(self, first: Pattern, rest: Pattern) -> None:
+        self.first, self.rest = first, rest
+        self._words = np.array([*first.words, *rest.words], np.int64)
+        self.address = self._words.ctypes.data
+
+
 class Chain:
     """The entries of consecutive steps of one sequence: a piece of a graph's arguments."""
 
-    __slots__ = ("base", "count", "first", "given", "nodes", "rest", "xs")
+    __slots__ = ("base", "count", "given", "nodes", "pair", "xs")
 
-    first: Pattern
-    rest: Pattern
+    pair: Pair
     base: int  # first node
     xs: Sequence[int]  # numbers of the inputs
     given: Sequence[int]  # of the parts of the state before
@@ -75,13 +85,14 @@ class Chain:
         words: list[int] = []
         nodes: list[int] = []
         for node, at, chain in pieces:
-            words += (node, at, chain.base, len(nodes), len(chain.xs), len(chain.given), *chain.first.words, *chain.rest.words)
-            nodes += chain.xs
+            xs = chain.xs
+            words += (node, at, chain.base, len(nodes), len(xs), chain.pair.address)
+            nodes += xs
             nodes += chain.given
         _write(types, args, listed(words, np.int64), listed(nodes, np.int32))
 
 
-_WORDS = 16  # of a chain: places, first node, place of its inputs and how many, parts of its state, both patterns
+_WORDS = 6  # of a chain: places, first node, place of its inputs and how many, address of both patterns
 
 
 @compiled
@@ -89,12 +100,12 @@ def _write(types: Any, out: Any, words: Any, nodes: Any) -> None:
     """Write the types and the entries of all chains."""
     for c in range(0, words.size, _WORDS):
         node, at, base, xs, n = words[c], words[c + 1], words[c + 2], words[c + 3], words[c + 4]
-        given = xs + n
+        given, both = xs + n, integers(words[c + 5])
         before = 0  # first node of the step before
         for k in range(n):
-            pattern = c + 6 if k == 0 else c + 11
-            entries, count = int32s(words[pattern]), words[pattern + 2]
-            states = int32s(words[c + 7 if k == 1 else c + 12])
+            pattern = 0 if k == 0 else 5
+            entries, count = int32s(both[pattern]), both[pattern + 2]
+            states = int32s(both[1 if k == 1 else 6])
             for e in range(count):
                 kind, value = entries[e], entries[count + e]
                 if kind == INPUT:
@@ -106,19 +117,19 @@ def _write(types: Any, out: Any, words: Any, nodes: Any) -> None:
                 else:
                     out[at] = value
                 at += 1
-            own = int32s(words[pattern + 4])
-            for m in range(words[pattern + 3]):
+            own, size = int32s(both[pattern + 4]), both[pattern + 3]
+            for m in range(size):
                 types[node + m] = own[m]
-            node += words[pattern + 3]
+            node += size
             before = base
-            base += words[pattern + 3]
+            base += size
 
 
 class Steps(NamedTuple):
-    """How a builder's steps look in one graph: the first one, where it has no state before it, and all others."""
+    """How a builder's steps look in one graph, of a sequence that begins without a state, and of one that goes on from one."""
 
-    first: Pattern | None
-    rest: Pattern
+    begins: Pair | None
+    goes_on: Pair
 
 
 def learn(graph: Graph, state: Any, xs: Sequence[Expression]) -> tuple[Steps | None, list[Any]]:
@@ -143,7 +154,7 @@ def learn(graph: Graph, state: Any, xs: Sequence[Expression]) -> tuple[Steps | N
     same = third.entries[1][third.entries[0] == SAME]
     if not state._h and (first is None or xs[0].index in same):
         return None, states
-    return Steps(first, third), states
+    return Steps(None if first is None else Pair(first, third), Pair(third, third)), states
 
 
 def _parts(state: Any) -> list[int]:
@@ -240,11 +251,12 @@ def transduce(state: Any, xs: Sequence[Any]) -> list[Expression] | None:
             return outputs + [s._output or s._h[-1] for s in state.add_inputs(xs)]
     if not known:
         return None
-    first, rest = known
+    pair, goes_on = known
     given: list[int] = []
     if state._h:
-        first, given = rest, _parts(state)
-    base = _record(graph, first, rest, indices, given)
+        pair, given = goes_on, _parts(state)
+    first, rest = pair.first, pair.rest
+    base = _record(graph, pair, indices, given)
     types, n, step = rest.types, len(indices) - 1, len(rest.types)
     start, make = base + len(first.types) + rest.output, outputs.append
     e = Node()
@@ -262,12 +274,11 @@ def transduce(state: Any, xs: Sequence[Any]) -> list[Expression] | None:
     return outputs
 
 
-def _record(graph: Graph, first: Pattern, rest: Pattern, xs: Sequence[int], given: Sequence[int]) -> int:
+def _record(graph: Graph, pair: Pair, xs: Sequence[int], given: Sequence[int]) -> int:
     """Record the steps of a sequence; return its first node."""
-    types, more = graph.types, len(xs) - 1
+    types, more, first, rest = graph.types, len(xs) - 1, pair.first, pair.rest
     chain = Chain()
-    chain.first = first
-    chain.rest = rest
+    chain.pair = pair
     chain.base = base = len(types)
     chain.xs = xs
     chain.given = given
@@ -288,14 +299,15 @@ def transduce_many(state: Any, kind: int, xs: list[int], sizes: Sequence[int]) -
     _, known = _known(state, kind)
     if not known or graph.types is None:
         return None
-    first, rest = known
+    pair, goes_on = known
     given: list[int] = []
     if state._h:
-        first, given = rest, _parts(state)
+        pair, given = goes_on, _parts(state)
+    first, rest = pair.first, pair.rest
     numbers = np.empty(len(xs), np.int32)
     start, step = 0, len(rest.types)
     for n in sizes:
-        base = _record(graph, first, rest, xs[start : start + n], given)
+        base = _record(graph, pair, xs[start : start + n], given)
         numbers[start] = base + first.output
         begin = base + len(first.types) + rest.output
         numbers[start + 1 : start + n] = np.arange(begin, begin + (n - 1) * step, step)
