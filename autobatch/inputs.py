@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike
 
 from autobatch import expression as ex
 from autobatch.arguments import _dims, _index, _integer, _new_shape, _numbers, _sequence, _shape
-from autobatch.expression import Expression, append, check_device, check_expression, is_list, is_number, view
 from autobatch.cuda import interop, memory
+from autobatch.expression import Expression, append, check_device, check_expression, is_list, is_number, view
 from autobatch.graph import SETTINGS, TYPES, Graph, current_graph
 from autobatch.kernels._errors import ArgumentError, OperandError, ShapeError
 from autobatch.kernels._op import Shape

@@ -9,9 +9,11 @@ makes new ones, with a deleter and a destructor in C that any thread may call at
 
 Ctypes callbacks in their place would be Python code that runs inside of deallocations, of threads that know nothing of Python.
 
-Streams. Whoever takes numbers through DLPack names his stream, and they are there when it goes on: ours is waited for, unless it
-is the one named. What comes from outside is asked for with our stream; of a CUDA array interface the stream that it names is waited
-for, and where it names none before version 3 (PyTorch), stream 0.
+Streams. Whoever takes numbers through DLPack names his stream, and they are there when it goes on: ours is waited for, unless
+it is the one named. What comes from outside is asked for with our stream; of a CUDA array interface the stream that it names is
+waited for, and where it names none before version 3 (PyTorch), stream 0.
+
+Memory is freed by `cuMemFree`, which waits for all streams: kernels of others that still read it come to their end.
 """
 
 from __future__ import annotations
@@ -150,11 +152,7 @@ class _Capsule:
 
 
 def _through_dlpack(x: Any, number: int) -> np.ndarray:
-    stream = driver.device(number).stream
-    try:
-        made = x.__dlpack__(stream=stream, max_version=(1, 0))
-    except TypeError:  # from before versions
-        made = x.__dlpack__(stream=stream)
+    made = x.__dlpack__(stream=driver.device(number).stream)
     device, _ = _device_of(made)
     before = tuple(device)
     device[:] = CPU, 0
