@@ -122,7 +122,7 @@ def inputTensor(arr: ArrayLike, batched: bool = False, device: str = "", reusabl
     if not isinstance(arr, (np.ndarray, list)):
         cure = "\n  try       scalarInput" if is_number(arr) else ""
         raise OperandError(f"inputTensor: {ex.describe(arr)}\n  expected  an array or a list of numbers{cure}")
-    if isinstance(arr, list) and arr and not isinstance(arr[0], (float, int, list, np.ndarray)):
+    if isinstance(arr, list) and arr and not isinstance(arr[0], (float, int, list, tuple, np.ndarray, np.generic)):
         arr = [interop.to_host("inputTensor", a) for a in arr]
     if isinstance(arr, list) and arr and all(isinstance(a, np.ndarray) for a in arr):
         if any(a.shape != arr[0].shape for a in arr):
