@@ -267,7 +267,7 @@ class Card(Machine):
         sizes = list(record.lowering.sizes)
         marks = dict(record.attributes).get("touched")
         if marks is not None:
-            pid = int(np.flatnonzero(PARAMETERS.touched[: PARAMETERS.count] == marks)[0])
+            pid = next((-p - 1) // 2 for p in record.parameters if p)  # not by the address: a table that is gone had it, too
             sizes = [int(self.touched[pid]) if s == marks else s for s in sizes]
         return sizes
 

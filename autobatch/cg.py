@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from autobatch import graph as graphs
+from autobatch.cuda import memory as on_card
 from autobatch.devices import check_device
 from autobatch.execute import execution_of
 from autobatch.graph import SETTINGS, Checkpoint, Graph, check_dtype, check_policy, current_graph
@@ -169,13 +170,22 @@ def configured() -> dict[str, Any]:
 
 
 def memory() -> dict[str, int]:
-    """Return the bytes that the current graph of this thread uses and holds, by purpose, and what is kept for the next one."""
+    """Return the bytes that the current graph of this thread uses and holds, by purpose, and what is kept for the next one.
+
+    Of a graph on a card these are bytes of the card, but for inputs. `card_pool` is what is kept there.
+    """
     graph = current_graph()
     held = {} if graph.execution is None else graph.execution.memory()
-    return {**held, "inputs_reserved": sum(c.nbytes for c in graph.input_chunks), "pool": pooled()}
+    return {
+        **held,
+        "inputs_reserved": sum(c.nbytes for c in graph.input_chunks),
+        "pool": pooled(),
+        "card_pool": on_card.pooled(),
+    }
 
 
 def free_memory() -> None:
-    """Give the memory kept for the next graph of this thread back to the system."""
+    """Give the memory kept for the next graph of this thread back to the system, and to the card."""
     free_pool()
+    on_card.free_pool()
     forget()

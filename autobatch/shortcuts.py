@@ -167,7 +167,8 @@ def _of_list(op: Op, table: dict[Any, Any]) -> Callable[[Function], Function]:
                     a, b = xs
                     graph = a.graph
                     if b.graph is not graph:
-                        return _mixed(two, xs) or long_way(xs)
+                        mixed = _mixed(two, xs)
+                        return long_way(xs) if mixed is None else mixed
                     types = graph.types
                     number = two[a.type][b.type]
                     index = len(types)
@@ -179,7 +180,8 @@ def _of_list(op: Op, table: dict[Any, Any]) -> Callable[[Function], Function]:
                     a, b, c = xs
                     graph = a.graph
                     if b.graph is not graph or c.graph is not graph:
-                        return _mixed(three, xs) or long_way(xs)
+                        mixed = _mixed(three, xs)
+                        return long_way(xs) if mixed is None else mixed
                     types = graph.types
                     number = three[a.type][b.type][c.type]
                     index = len(types)
@@ -190,7 +192,8 @@ def _of_list(op: Op, table: dict[Any, Any]) -> Callable[[Function], Function]:
                     a, b, c, d = xs
                     graph = a.graph
                     if b.graph is not graph or c.graph is not graph or d.graph is not graph:
-                        return _mixed(four, xs) or long_way(xs)
+                        mixed = _mixed(four, xs)
+                        return long_way(xs) if mixed is None else mixed
                     types = graph.types
                     number = four[a.type][b.type][c.type][d.type]
                     index = len(types)

@@ -26,7 +26,7 @@ import numpy as np
 from autobatch.kernels._device import takes_z
 from autobatch.kernels._errors import DeviceError
 
-_WANTED = 'pip install "autobatch[cuda]"'
+_WANTED = 'pip install "autobatch-numba[cuda]"'
 
 
 @functools.cache

@@ -92,6 +92,24 @@ def test_steady_state():
         ab.configure(device="cpu")
 
 
+def test_memory_of_the_card_is_told_and_given_back():
+    with fake_card(), cublas.use(None):
+        ab.configure(device="cuda")
+        p = model()
+        minibatch(p)
+        held = ab.memory()
+        assert held["values_used"] > 0 and held["card_pool"] == 0
+        ab.renew_cg()
+        kept = ab.memory()["card_pool"]
+        assert kept >= held["values_reserved"] + held["gradients_reserved"]
+        before = driver.device().held()
+        ab.free_memory()
+        assert ab.memory()["card_pool"] == 0
+        freed = sum(before.values()) - sum(driver.device().held().values())
+        assert freed == kept
+        ab.configure(device="cpu")
+
+
 def test_many_backward_passes_of_one_graph_ask_for_no_memory():
     with fake_card() as card, cublas.use(None):
         ab.configure(device="cuda")

@@ -24,6 +24,27 @@ def test_blocks_run_and_print_what_the_guide_says(tmp_path, monkeypatch, capsys,
         assert capsys.readouterr().out == shown, f"block {number}"
 
 
+def test_blocks_of_the_guide_for_cards_run(capsys):
+    """On a driver in Python, whose kernels the simulator runs."""
+    pytest.importorskip("greenlet")
+    from fake_driver import fake_card
+
+    from autobatch.cuda import cublas
+
+    text = (DOCS / "cuda.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```\n", text, re.S)
+    assert len(blocks) == text.count("```python") == 4
+    names = {}
+    with fake_card() as card, cublas.use(None):
+        for number, (code, shown) in enumerate(blocks, 1):
+            exec(compile(code, f"block {number} of the guide", "exec"), names)
+            assert capsys.readouterr().out == shown, f"block {number}"
+        assert card.launches()
+        names.clear()
+        ab.renew_cg()
+        ab.configure(device="cpu")
+
+
 def table(heading):
     """The rows of the tables below a heading, as lists of cells."""
     part = GUIDE.split(f"\n## {heading}\n")[1].split("\n## ")[0]

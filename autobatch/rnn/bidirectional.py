@@ -145,7 +145,7 @@ class BiRNNBuilder:
     def _inputs(self, what: str, es: Any) -> list[Expression]:
         if isinstance(es, Expression) or not is_list(es):
             raise OperandError(f"{what}: {describe(es)}\n  expected  a list of expressions")
-        return [check_expression(what, e, k) for k, e in enumerate(es, 1)]
+        return [e if e.__class__ is Node else check_expression(what, e, k) for k, e in enumerate(es, 1)]
 
     def _below(self, es: list[Expression], layers: Sequence[tuple[RNNBuilder, RNNBuilder]]) -> list[Expression]:
         """Return the outputs of some layers."""

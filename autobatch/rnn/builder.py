@@ -209,7 +209,9 @@ class RNNBuilder:
         ------
         ArgumentError : another number of expressions.
         """
-        graph = _THREAD.graph or current_graph()
+        graph = _THREAD.graph
+        if graph is None:
+            graph = current_graph()
         expressions = graph.kept.get(self)
         if expressions is None:
             expressions = graph.kept[self] = [[p.expr(update=update) for p in layer] for layer in self._parameters]

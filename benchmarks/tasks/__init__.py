@@ -92,6 +92,7 @@ class Hand:
     """A network batched by hand; `th` is PyTorch, a parameter so that this file does not import it."""
 
     rectangles = 8  # of padded sequences, at most; 1 is what is mostly done
+    device = "cpu"
 
     def __init__(self, th, sizes, values):
         self.th, self.sizes, self.values = th, sizes, values
@@ -100,7 +101,7 @@ class Hand:
     def tensor(self, value):
         """A trained tensor with the values of `value`, an array or the name of one."""
         value = self.values[value] if isinstance(value, str) else value
-        self.trained.append(self.th.nn.Parameter(self.th.from_numpy(np.array(value))))
+        self.trained.append(self.th.nn.Parameter(self.th.from_numpy(np.array(value)).to(self.device)))
         return self.trained[-1]
 
     def lstm(self, name):
@@ -114,6 +115,8 @@ class Hand:
         with self.th.no_grad():
             for parameter, value in ((layer.weight_ih_l0, Wx), (layer.weight_hh_l0, Wh), (layer.bias_ih_l0, b)):
                 parameter.copy_(self.th.from_numpy(value[order]))
+            layer.to(self.device)
+            for parameter in (layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0):
                 self.trained.append(parameter)
             layer.bias_hh_l0.zero_()
         layer.bias_hh_l0.requires_grad_(False)  # the second bias of PyTorch would learn twice as fast
@@ -124,7 +127,7 @@ class Hand:
         return self.th.nn.functional.embedding(numbers, table, sparse=True)
 
     def indices(self, array):
-        return self.th.from_numpy(np.ascontiguousarray(array, np.int64))
+        return self.th.from_numpy(np.ascontiguousarray(array, np.int64)).to(self.device)
 
     def mean_loss(self, scores, labels):
         return self.th.nn.functional.cross_entropy(scores, labels)
