@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from autobatch import expression as ex
+from autobatch.cuda.interop import to_host
 from autobatch.expression import Expression, check_expression
 from autobatch.graph import LARGEST, TYPES
 from autobatch.kernels._errors import (
@@ -71,6 +72,7 @@ def _index(op: str, what: str, value: Any, size: int) -> int:
 
 def _numbers(op: str, values: Any) -> np.ndarray:
     """Return float64 numbers; raise for what is none."""
+    values = to_host(op, values)
     try:
         array = np.asarray(values)
         if array.dtype == object or array.dtype.kind in "USVMmc":

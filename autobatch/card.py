@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from autobatch.cuda import cublas, driver, launch, memory
+from autobatch.cuda import cublas, driver, interop, launch, memory
 from autobatch.cuda.records import Part, Record, Rows, StepOf, of_kernel, program, rows_of
 from autobatch.graph import (
     BACKWARD,
@@ -52,15 +52,24 @@ class Twin:
     Attributes
     ----------
     address : of the copy on the card.
+    lent : whether others hold views of that copy, and may change it without a word (`lend`).
     """
 
-    __slots__ = ("_block", "_card_is_old", "_host_is_old", "address", "array")
+    __slots__ = ("__weakref__", "_block", "_card_is_old", "_host_is_old", "address", "array", "lent")
 
     def __init__(self, array: np.ndarray, purpose: str) -> None:
         self.array = array
         self._block = memory.Block(array.nbytes, purpose)
         self.address = self._block.address
         self._card_is_old, self._host_is_old = True, False
+        self.lent = False
+
+    def lend(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Return the outline of a view of the copy on the card (`cuda/interop.py`), for someone who may change it there."""
+        self.send()
+        self.changed()
+        self.lent = True
+        return interop.outline(self.address, shape, self.array.dtype.name, self)
 
     def send(self) -> None:
         """See to it that the card has the newest numbers."""
@@ -70,7 +79,7 @@ class Twin:
 
     def fetch(self) -> None:
         """See to it that the host has the newest numbers."""
-        if self._host_is_old:
+        if self._host_is_old or (self.lent and not self._card_is_old):
             self.array[:] = memory.read(self.address, self.array.size, self.array.dtype.name)
             self._host_is_old = False
 
@@ -118,11 +127,11 @@ class _Place:
             arena.release()
 
     def drop(self, count: int) -> None:
-        """Forget the inputs from this number on; others will have their numbers, and lie elsewhere."""
+        """Forget the inputs from this number on; others take their numbers."""
         self.known = min(self.known, count)
 
-    def forget_inputs(self) -> None:
-        """Send all inputs anew: some changed."""
+    def forget(self) -> None:
+        """Send all inputs anew: some may have changed."""
         self.inputs.cut((0, 0))
         self.known = 0
         self.chunks.clear()
@@ -159,6 +168,10 @@ class Card(Machine):
     def read(self, address: int, count: int, dtype: str) -> np.ndarray:
         """Return a copy of numbers on the card."""
         return memory.read(address, count, dtype)
+
+    def keep(self, address: int, count: int, dtype: str) -> np.ndarray:
+        """Return the outline of a copy, on the card, of numbers there (`cuda/interop.py`)."""
+        return interop.copied(address, (count,), dtype)
 
     def write(self, address: int, values: np.ndarray) -> None:
         """Copy numbers to an address on the card."""
@@ -372,6 +385,9 @@ class Card(Machine):
                 place.chunks[k] = at, used
             here = (new >= start) & (new < start + chunk.nbytes)
             place.addresses[place.known : count][here] = new[here] - start + at
+        if graph.on_card is not None:
+            for number, (address, _) in graph.on_card.inputs.items():
+                place.addresses[number] = address
         place.known = count
         return place.addresses, place
 

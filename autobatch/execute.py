@@ -503,7 +503,7 @@ class Execution:
         for arena in (self.values, self.tables, self.gradients, self.backward_tables):
             arena.cut((0, 0))
         if self.inputs is not None:
-            self.inputs.forget_inputs()
+            self.inputs.forget()
 
     def cut(self, nodes: int, args: int) -> None:
         """Forget all nodes from number `nodes` on (they were recorded above a checkpoint, which evaluated what lies below)."""

@@ -35,7 +35,7 @@ from autobatch.graph import (
 from autobatch.kernels._errors import ArgumentError, DeviceError, OperandError, TraceError
 from autobatch.kernels._op import Op, Shape
 from autobatch.memory import read
-from autobatch.tensor import Tensor
+from autobatch.tensor import CardTensor, Tensor
 
 _new = object.__new__
 _NUMBERS = {"float32": ctypes.c_float, "float64": ctypes.c_double}
@@ -173,8 +173,16 @@ class Expression:
         return self.vec_value(recalculate)
 
     def tensor_value(self, recalculate: bool = False) -> Tensor:
-        """Return the value as a `Tensor`: for NumPy, and for libraries that know DLPack."""
-        return Tensor(self._flat(recalculate), TYPES.records[self.type].shape)
+        """Return the value as a `Tensor`: for NumPy, and for libraries that know DLPack.
+
+        Of a graph on a card the numbers stay there, see `docs/interop.md`.
+        """
+        shape = TYPES.records[self.type].shape
+        graph = self._ready(recalculate)
+        if graph is None or not graph.execution.machine.card:
+            return Tensor(self._flat(), shape)
+        dtype, address = graph.dtype, graph.execution.value_address(self.index)
+        return CardTensor(graph.execution.machine.keep(address, shape.total, dtype), shape)
 
     def forward(self, recalculate: bool = False) -> None:
         """Compute this node and all nodes before it that have no value yet."""

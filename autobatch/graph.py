@@ -422,6 +422,7 @@ class Graph:
         "input_room",
         "kept",
         "numbers",
+        "on_card",
         "parameters",
         "pieces",
         "policy",
@@ -461,6 +462,7 @@ class Graph:
         self.input_chunks: list[np.ndarray] = []
         self.input_chunk: np.ndarray = _EMPTY
         self.input_room = 0
+        self.on_card: OnCard | None = None  # inputs whose numbers came from a card and stayed there
         self.kept: dict[Any, Any] = {}  # of builders: what they made for this graph; never an expression, which holds the graph
         self.steps: dict[Any, dict[int, Any]] = {}  # of builders: how to record a step once more
         self.execution: Any = None
@@ -522,6 +524,9 @@ class Graph:
             self.execution.release()
             self.execution = None
         self.input_chunks, self.input_chunk, self.input_room = [], _EMPTY, 0
+        if self.on_card is not None:
+            self.on_card.arena.release()
+            self.on_card = None
         self.numbers, self.zeros, self.kept, self.steps, self.parameters, self.tables = {}, {}, {}, {}, set(), set()
 
     def undo(self, nodes: int) -> None:
@@ -663,10 +668,31 @@ class Graph:
 
     add_given = add_input  # the same for numbers that differ from call to call; a cell cannot have them inside
 
+    def add_on_card(self, size: int, arena: Any) -> tuple[int, int]:
+        """Make room for an input on the card; return its immediate, and where the bytes of it are to be copied."""
+        if self.on_card is None:
+            self.on_card = OnCard(arena)
+        number, address = len(self.input_addresses), self.on_card.arena.take(size * np.dtype(self.dtype).itemsize)
+        self.on_card.inputs[number] = address, size
+        self.input_addresses.append(0)
+        return number, address
+
+    def bring_home(self, number: int, values: np.ndarray) -> np.ndarray:
+        """Give an input that lay on the card a place on the host, which is this array; return it."""
+        assert self.on_card is not None
+        del self.on_card.inputs[number]
+        self.on_card.homes[number] = values
+        self.input_chunks.append(values)
+        self.input_addresses[number] = values.ctypes.data
+        self._addresses_known = min(self._addresses_known, number)
+        return values
+
     def drop_inputs(self, count: int) -> None:
         """Forget the inputs from this number on."""
         del self.input_addresses[count:]
         self._addresses_known = min(self._addresses_known, count)
+        if self.on_card is not None:
+            self.on_card.inputs = {n: where for n, where in self.on_card.inputs.items() if n < count}
         if self.execution is not None and self.execution.inputs is not None:
             self.execution.inputs.drop(count)
 
@@ -696,6 +722,24 @@ class Graph:
 
 
 _EMPTY = np.empty(0, np.float32)
+
+
+class OnCard:
+    """Inputs that no host has seen.
+
+    Attributes
+    ----------
+    arena : of the card; where they lie.
+    inputs : address and count of numbers, by the number of the input.
+    homes : of those that came to the host, the places where they lie there.
+    """
+
+    __slots__ = ("arena", "homes", "inputs")
+
+    def __init__(self, arena: Any) -> None:
+        self.arena = arena
+        self.inputs: dict[int, tuple[int, int]] = {}
+        self.homes: dict[int, np.ndarray] = {}
 
 
 class Checkpoint:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from autobatch import seeds
+from autobatch.cuda.interop import to_host
 from autobatch.kernels._errors import ArgumentError, ConstructionError, ShapeError, message
 
 
@@ -243,6 +244,7 @@ class RowsInitializer(PyInitializer):
 
 def numbers(what: str, array: ArrayLike) -> NDArray[np.float64]:
     """Return `array` as float64 numbers; what holds no real numbers is a TypeError that names `what`."""
+    array = to_host(what, array)
     try:
         result = np.asarray(array)
     except ValueError as error:  # ragged lists

@@ -10,12 +10,14 @@ from numpy.typing import ArrayLike
 
 from autobatch import expression as ex
 from autobatch.arguments import _dims, _index, _integer, _new_shape, _numbers, _sequence, _shape
+from autobatch.cuda import interop, memory
 from autobatch.expression import Expression, append, check_device, check_expression, is_list, is_number, view
-from autobatch.graph import current_graph
+from autobatch.graph import SETTINGS, TYPES, Graph, current_graph
 from autobatch.kernels._errors import ArgumentError, OperandError, ShapeError
 from autobatch.kernels._op import Shape
 
 _new = object.__new__
+_EMPTY = "an input without numbers\n  expected  at least one number"
 
 
 class InputExpression(Expression):
@@ -23,7 +25,7 @@ class InputExpression(Expression):
 
     __slots__ = ("_place",)
 
-    _place: np.ndarray | None
+    _place: np.ndarray | int | None  # where the numbers lie; the number of the input, if that was on a card
 
     def set(self, values: Any) -> None:
         """Replace the numbers (flat, column-major) and forget all values of the graph.
@@ -36,9 +38,15 @@ class InputExpression(Expression):
         if self._place is None:
             raise ArgumentError("set: this input is fixed\n  try       inputTensor(array, reusable_expr=True)")
         numbers = _numbers("set", [values] if is_number(values) else values).ravel(order="F")
-        if numbers.size != self._place.size:
+        size = TYPES.records[self.type].shape.total
+        if numbers.size != size:
             count = f"{numbers.size} number{'s' if numbers.size != 1 else ''}"
-            raise ArgumentError(f"set: {count}\n  expected  {self._place.size}, as the input has")
+            raise ArgumentError(f"set: {count}\n  expected  {size}, as the input has")
+        if isinstance(self._place, int):
+            homes = graph.on_card.homes  # type: ignore[union-attr]
+            if self._place not in homes:
+                graph.bring_home(self._place, np.empty(size, graph.dtype))
+            self._place = homes[self._place]
         self._place[:] = numbers
         if graph.execution is not None:
             graph.execution.invalidate()
@@ -46,11 +54,40 @@ class InputExpression(Expression):
 
 def _input(values: np.ndarray, shape: Shape, mutable: bool = True) -> InputExpression:
     if values.size == 0:
-        raise ShapeError("an input without numbers\n  expected  at least one number")
+        raise ShapeError(_EMPTY)
     graph = current_graph()
     immediate, place = graph.add_given(values)
     e: InputExpression = append(graph, ex.input_type(shape), (immediate,), InputExpression)
     e._place = place if mutable else None
+    return e
+
+
+def _shape_of(sizes: tuple[int, ...], batched: bool) -> Shape:
+    """Return the shape of an input that is an array of these sizes."""
+    if not sizes:
+        raise OperandError("inputTensor: an array without dims\n  try       scalarInput")
+    *dims, batch = sizes if batched else (*sizes, 1)
+    if 0 in sizes or len(dims) > 7:
+        raise ShapeError(f"inputTensor: shape {sizes}\n  expected  1 to 7 dims, at least one number")
+    return Shape(tuple(dims) or (1,), batch)
+
+
+def _from_card(op: str, outline: np.ndarray, shape: Shape, mutable: bool) -> InputExpression:
+    """Return an input with numbers of another library that lie on the card.
+
+    They are copied there, if the graph runs there and they lie as those of an input do; else they come by the host.
+    """
+    graph = current_graph()
+    if not outline.size:
+        raise ShapeError(_EMPTY)
+    on_card = SETTINGS.device != "cpu" if graph.execution is None else type(graph) is Graph and graph.execution.machine.card
+    if not on_card or graph.check_nan or outline.dtype != graph.dtype or not outline.flags.f_contiguous:
+        return _input(_numbers(op, interop.fetched(outline)).ravel(order="F"), shape, mutable)
+    number, address = graph.add_on_card(shape.total, memory.Arena("inputs"))
+    memory.copy(address, outline.ctypes.data, outline.nbytes)
+    memory.synchronize()  # whoever they belong to may change them now
+    e: InputExpression = append(graph, ex.input_type(shape), (number,), InputExpression)
+    e._place = number if mutable else None
     return e
 
 
@@ -60,7 +97,8 @@ def inputTensor(arr: ArrayLike, batched: bool = False, device: str = "", reusabl
     Parameters
     ----------
     arr : array or nested list of numbers, 1 to 7 dims; a list of arrays of one shape becomes a minibatch of them.
-        Tensors of other libraries are taken through DLPack (PyTorch, JAX), from the memory of the CPU.
+        Tensors of other libraries are taken through DLPack (PyTorch, JAX) or the CUDA array interface, from the memory of
+        the CPU or of a card, see `docs/interop.md`.
     batched : whether the last axis is the minibatch.
     reusable_expr : whether `set` may change the numbers later.
 
@@ -68,8 +106,14 @@ def inputTensor(arr: ArrayLike, batched: bool = False, device: str = "", reusabl
     ------
     OperandError : no array or list of numbers.
     ShapeError, ArgumentError : empty, ragged, or more than 7 dims.
+    DeviceError : numbers on another card than the one in use.
     """
     check_device("inputTensor", device)
+    if isinstance(arr, Expression):
+        raise OperandError(f"inputTensor: {ex.describe(arr)}\n  expected  an array or a list of numbers")
+    outline = interop.outline_of("inputTensor", arr)
+    if outline is not None:
+        return _from_card("inputTensor", outline, _shape_of(outline.shape, batched), bool(reusable_expr))
     if hasattr(arr, "__dlpack__") and not isinstance(arr, np.ndarray):
         try:
             arr = np.from_dlpack(arr)  # type: ignore[arg-type]
@@ -78,26 +122,26 @@ def inputTensor(arr: ArrayLike, batched: bool = False, device: str = "", reusabl
     if not isinstance(arr, (np.ndarray, list)):
         cure = "\n  try       scalarInput" if is_number(arr) else ""
         raise OperandError(f"inputTensor: {ex.describe(arr)}\n  expected  an array or a list of numbers{cure}")
+    if isinstance(arr, list) and arr and not isinstance(arr[0], (float, int, list, tuple, np.ndarray, np.generic)):
+        arr = [interop.to_host("inputTensor", a) for a in arr]
     if isinstance(arr, list) and arr and all(isinstance(a, np.ndarray) for a in arr):
         if any(a.shape != arr[0].shape for a in arr):
             raise ShapeError("inputTensor: the arrays of the list differ in shape")
         arr, batched = np.stack(arr, axis=-1), True
     array = _numbers("inputTensor", arr)
-    if array.ndim == 0:
-        raise OperandError("inputTensor: an array without dims\n  try       scalarInput")
-    *dims, batch = array.shape if batched else (*array.shape, 1)
-    if array.size == 0 or len(dims) > 7:
-        raise ShapeError(f"inputTensor: shape {array.shape}\n  expected  1 to 7 dims, at least one number")
-    return _input(array.ravel(order="F"), Shape(tuple(dims) or (1,), batch), bool(reusable_expr))
+    shape = _shape_of(array.shape, batched)
+    return _input(array.ravel(order="F"), shape, bool(reusable_expr))
 
 
 def inputVector(v: ArrayLike, device: str = "") -> InputExpression:
     """Return an input vector with the numbers of a list or array, (n,)."""
     check_device("inputVector", device)
-    array = _numbers("inputVector", v)
+    outline = interop.outline_of("inputVector", v)
+    array = _numbers("inputVector", v) if outline is None else outline
     if array.ndim != 1:
         raise OperandError(f"inputVector: {ex.describe(v)}\n  expected  a list of numbers\n  try       inputTensor")
-    return _input(array, Shape((array.size,)))
+    shape = Shape((array.size,))
+    return _input(array, shape) if outline is None else _from_card("inputVector", outline, shape, True)
 
 
 def vecInput(dim: int, device: str = "") -> InputExpression:

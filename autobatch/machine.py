@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from autobatch.cuda import memory as card_memory
 from autobatch.graph import PARAMETERS, TYPES, Graph
 from autobatch.kernels._jit import Kernel
 from autobatch.kernels._rows import add_rows, add_to_table, copy_rows, zero_rows
@@ -74,6 +75,9 @@ class Machine:
 
     def inputs(self, graph: Graph, place: Any) -> tuple[np.ndarray, Any]:
         """Return the addresses of all inputs of a graph, and what to hand over as `place` the next time (None at first)."""
+        if graph.on_card is not None:  # recorded while a card was configured
+            for number, (address, count) in list(graph.on_card.inputs.items()):
+                graph.bring_home(number, card_memory.read(address, count, graph.dtype))
         return graph.address_array(), None
 
     def prepare(self, graph: Graph) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autobatch import seeds
+from autobatch.cuda import interop
 from autobatch.graph import LARGEST
 from autobatch.kernels._errors import ArgumentError, OperandError
 from autobatch.kernels._op import Shape
@@ -33,7 +34,11 @@ class Tensor:
         if not isinstance(flat, np.ndarray) or not isinstance(shape, Shape) or flat.size != shape.total:
             raise OperandError("Tensor is never made directly\n  try       tensor_value() of an expression")
         self._shape = shape
-        self._array = flat.reshape((*shape.dims, shape.batch), order="F")
+        self._numbers = flat.reshape((*shape.dims, shape.batch), order="F")
+
+    @property
+    def _array(self) -> NDArray[Any]:
+        return self._numbers
 
     def as_numpy(self) -> NDArray[Any]:
         """Return the numbers as an array of the dims, and the minibatch if there is one, in the dtype of the graph; no copy."""
@@ -98,4 +103,38 @@ class Tensor:
         return self._like(np.moveaxis(places, -1, dim).astype(np.int64))
 
     def __repr__(self) -> str:
-        return f"<Tensor {self._shape} of {self._array.dtype}>"
+        return f"<Tensor {self._shape} of {self._numbers.dtype}>"
+
+
+class CardTensor(Tensor):
+    """The same for a graph on a card: the numbers stay there, and libraries take them without a copy::
+
+        torch.from_dlpack(t)        cupy.asarray(t)
+
+    Whoever asks for an array of NumPy, or for the largest numbers, gets them copied to the host.
+    """
+
+    def as_numpy(self) -> NDArray[Any]:
+        """Return a copy on the host: an array of the dims, and the minibatch if there is one, in the dtype of the graph."""
+        return interop.fetched(self._outline)
+
+    @property
+    def _array(self) -> NDArray[Any]:
+        return interop.fetched(self._numbers)
+
+    @property
+    def _outline(self) -> NDArray[Any]:
+        return self._numbers if self._shape.batch > 1 else self._numbers[..., 0]
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return interop.interface(self._outline)
+
+    def __dlpack__(self, **how: Any) -> Any:
+        return interop.capsule(self._outline, **how)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return interop.place()
+
+    def __repr__(self) -> str:
+        return f"<Tensor {self._shape} of {self._numbers.dtype} on the card>"

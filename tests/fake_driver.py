@@ -73,6 +73,7 @@ class FakeDriver:
         self._handle = 0x1000
         self._entered: set[int] = set()
         self._texts: list[ctypes.c_char_p] = []
+        self.others: list[int] = []  # streams that are not ours, and were waited for
         self.lock = threading.RLock()
         for name, form in driver.FORMS.items():
             setattr(self, name, form(self._checked(name)))
@@ -264,6 +265,9 @@ class FakeDriver:
         _put(out, ctypes.c_void_p, self._new("stream"))
 
     def _cuStreamSynchronize(self, stream: int) -> int:
+        if stream in (1, 2):  # those of libraries that do not make their own
+            self.others.append(stream)
+            return self.lasting
         return self._run() if stream in self.alive["stream"] else 400
 
     def _cuStreamDestroy_v2(self, stream: int) -> None:

@@ -25,6 +25,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from autobatch import files, graph
+from autobatch.cuda import interop
+from autobatch.devices import configured_machine
 from autobatch.expression import Expression, append, describe, is_list, record, set_immediates
 from autobatch.graph import _THREAD
 from autobatch.initializers import number, numbers
@@ -270,6 +272,11 @@ class Parameters(Storage):
     Attributes
     ----------
     values, gradients : (product of dims,), the collection's dtype, column-major: the memory that graphs and trainers work on.
+
+    Notes
+    -----
+    Libraries that know DLPack or the CUDA array interface take the values without a copy, on a card from where they lie there:
+    ``torch.from_dlpack(p)`` is a view, and what is written to it counts, see `docs/interop.md`.
     """
 
     __slots__ = ()
@@ -287,12 +294,36 @@ class Parameters(Storage):
     def _array(self, flat: NDArray[np.floating]) -> NDArray[np.float64]:
         return np.array(flat.reshape(self.dims, order="F"), dtype=np.float64, order="F")
 
+    def _lent(self) -> NDArray[Any] | None:
+        """Return the outline of a view of the values on the card; None where graphs run on the CPU."""
+        machine = configured_machine()
+        if not machine.card:
+            return None
+        outline: NDArray[Any] = machine.twins(self)[0].lend(self.dims)
+        return outline
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        outline = self._lent()
+        if outline is None:
+            raise AttributeError("__cuda_array_interface__: the values are on the host, as device='cpu' is configured")
+        return interop.interface(outline)
+
+    def __dlpack__(self, **how: Any) -> Any:
+        outline = self._lent()
+        if outline is None:
+            return self.values.reshape(self.dims, order="F").__dlpack__(**how)
+        return interop.capsule(outline, **how)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return interop.place() if configured_machine().card else (interop.CPU, 0)
+
     def set_value(self, arr: ArrayLike) -> None:
         """Set all values.
 
         Parameters
         ----------
-        arr : array, or nested list, of the dims.
+        arr : array, or nested list, of the dims; from another library too, on the host or on a card.
 
         Raises
         ------
