@@ -5,6 +5,7 @@ import json
 import pathlib
 import sys
 
+import numpy as np
 import pytest
 
 pytest.importorskip("greenlet")
@@ -106,6 +107,12 @@ def test_errors_of_an_op(name):
         again = bench.evaluated(op, 0, "float32", "cuda" if name == "tanh" else "cpu")
     assert 0 < bench.worst(again[0], values) < 1e-5 and 0 < bench.worst(again[1], gradients) < 1e-4
     assert bench.worst([values[0] + float("nan")], values[:1]) == float("inf")
+
+
+def test_equal_infinities_are_no_error():
+    minus = np.array([-np.inf, 2.0])
+    assert bench.worst([minus], [minus]) == 0 and bench.worst([minus + np.array([0, 1])], [minus]) == 0.5
+    assert bench.worst([-minus], [minus]) == bench.worst([np.zeros(2)], [minus]) == float("inf")
 
 
 def test_errors_of_ops_can_be_told(tmp_path, monkeypatch):
