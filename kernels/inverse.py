@@ -134,7 +134,7 @@ def _matrices_on_card(function):
         threads = 32
         while threads < min(n * n, 512):
             threads *= 2
-        return (Stage(function, (threads, 1), Count(0, 1), z=Count(batch), scratch=Count(0, n * batch)),)
+        return (Stage(function, (threads, 1), Count(0, batch), scratch=Count(0, n * batch)),)
 
     return stages
 
@@ -157,13 +157,13 @@ def inverse_card(ins, T):
     """The same, matrix by matrix."""
     count, sizes = ins[ITEMS], integers(ins[SIZES])
     n, batch = sizes[0], sizes[1]
-    for i in items(count):
+    for m in items(count * batch):
+        i, b = quotient(m, batch), remainder(m, batch)
         y, x = item(ins, 0, i, T), item(ins, 1, i, T)
-        for b in parts(batch):
-            for j in lanes(n * n):
-                y[b * n * n + j] = x[b * n * n + j]
-            meet()
-            _invert_on_card(y, b * n * n, n, T, (i * batch + b) * n)
+        for j in lanes(n * n):
+            y[b * n * n + j] = x[b * n * n + j]
+        meet()
+        _invert_on_card(y, b * n * n, n, T, m * n)
 
 
 inverse.on_card(stages=_matrices_on_card(inverse_card))
@@ -200,37 +200,35 @@ def inverse_product_card(ins, T):
     """dy yᵀ, into the work space."""
     count, sizes = ins[ITEMS], integers(ins[SIZES])
     n, batch = sizes[0], sizes[1]
-    for i in items(count):
+    for m in items(count * batch):
+        i, at = quotient(m, batch), remainder(m, batch) * n * n
         dy, y = item(ins, 1, i, T), item(ins, 2, i, T)
-        for b in parts(batch):
-            at = b * n * n
-            for q in lanes(n * n):
-                j, r, total = quotient(q, n), remainder(q, n), number(0, T)
-                for k in range(n):
-                    total += dy[at + k * n + r] * y[at + k * n + j]
-                T[i * batch * n * n + at + q] = total
+        for q in lanes(n * n):
+            j, r, total = quotient(q, n), remainder(q, n), number(0, T)
+            for k in range(n):
+                total += dy[at + k * n + r] * y[at + k * n + j]
+            T[m * n * n + q] = total
 
 
 def inverse_gradient_card(ins, T):
     """dx = or += -yᵀ times what is in the work space."""
     count, sizes, add = ins[ITEMS], integers(ins[SIZES]), ins[FLAGS] & ACCUMULATE
     n, batch = sizes[0], sizes[1]
-    for i in items(count):
+    for m in items(count * batch):
+        i, at = quotient(m, batch), remainder(m, batch) * n * n
         dx, y = item(ins, 0, i, T), item(ins, 2, i, T)
-        for b in parts(batch):
-            at = b * n * n
-            for q in lanes(n * n):
-                j, c, total = quotient(q, n), remainder(q, n), number(0, T)
-                for r in range(n):
-                    total += y[at + c * n + r] * T[(i * batch + b) * n * n + j * n + r]
-                dx[at + q] = dx[at + q] - total if add else -total
+        for q in lanes(n * n):
+            j, c, total = quotient(q, n), remainder(q, n), number(0, T)
+            for r in range(n):
+                total += y[at + c * n + r] * T[m * n * n + j * n + r]
+            dx[at + q] = dx[at + q] - total if add else -total
 
 
 def _gradient_stages(sizes):
     n, batch = sizes[0], sizes[1]
     room = Count(0, n * n * batch)
     functions = inverse_product_card, inverse_gradient_card
-    return [Stage(f, (256, 1), Count(0, 1), Count(-(-n * n // 256)), Count(batch), room) for f in functions]
+    return [Stage(f, (256, 1), Count(0, batch), Count(-(-n * n // 256)), scratch=room) for f in functions]
 
 
 inverse_gradient.on_card(stages=_gradient_stages)
@@ -255,16 +253,15 @@ def logdet_card(ins, T):
     """The same, matrix by matrix."""
     count, sizes = ins[ITEMS], integers(ins[SIZES])
     n, batch = sizes[0], sizes[1]
-    for i in items(count):
-        y, x = item(ins, 0, i, T), item(ins, 1, i, T)
-        for b in parts(batch):
-            at = batch + b * n * n
-            for j in lanes(n * n):
-                y[at + j] = x[b * n * n + j]
-            meet()
-            sign, total = _invert_on_card(y, at, n, T, (i * batch + b) * n)
-            if leader():
-                y[b] = total if sign > 0 or total == number(-np.inf, total) else number(np.nan, total)
+    for m in items(count * batch):
+        i, b = quotient(m, batch), remainder(m, batch)
+        y, x, at = item(ins, 0, i, T), item(ins, 1, i, T), batch + b * n * n
+        for j in lanes(n * n):
+            y[at + j] = x[b * n * n + j]
+        meet()
+        sign, total = _invert_on_card(y, at, n, T, m * n)
+        if leader():
+            y[b] = total if sign > 0 or total == number(-np.inf, total) else number(np.nan, total)
 
 
 logdet.on_card(stages=_matrices_on_card(logdet_card))

@@ -46,6 +46,8 @@ def functions_of(kernel, dtype, sizes):
     launches += products.stages if products is not None else ()
     for launch in launches:
         if isinstance(launch, Stage):
+            # Blocks in z beyond the first are those of the instruction behind: a stage does not count the parts of items.
+            assert "parts" not in launch.function.__code__.co_names, f"{launch.function.__qualname__}: a stage with parts"
             if launch.dtype in ("", dtype):
                 found[launch.function] = max(found.get(launch.function, 0), launch.threads[0] * launch.threads[1])
         elif isinstance(launch, Kernel):
