@@ -314,6 +314,7 @@ class Card(Machine):
         width = np.dtype(dtype).itemsize
         steps: list[StepOf] = []
         before: Any = None
+        together: list[Any] = []
         for step in programs.programs[kernel.which]:
             largest = max((s.size for s in step.slots), default=1)
             record = self._record(step.kernel, dtype, tuple(step.sizes.tolist()), largest)
@@ -325,7 +326,9 @@ class Card(Machine):
                     kept = constant if constant.dtype == np.int64 else constant.astype(dtype)
                     offset = self._kept((kept.dtype.name, kept.tobytes()), kept)
                 parts.append(Part(s.kind, s.source, offset, s.size * width))
-            flags = step.flags | ALONGSIDE * independent(before, step) | ADDING * sums_up(before, step)
+            alongside = bool(together) and all(independent(earlier, step) for earlier in together)
+            together = [*together, step] if alongside else [step]  # the launch may hold all of these
+            flags = step.flags | ALONGSIDE * alongside | ADDING * sums_up(before, step)
             steps.append(StepOf(record, self.integers(step.sizes), flags, parts, step.mode))
             before = step
         return program(kernel.name, steps)
