@@ -122,10 +122,11 @@ class Timers:
 
     def __init__(self):
         from autobatch import execute
+        from autobatch.machine import Machine
 
         self.seconds = dict.fromkeys(("schedule", "run"), 0.0)
-        for phase, name in (("schedule", "recalled"), ("run", "run")):
-            setattr(execute, name, self.timed(phase, getattr(execute, name)))
+        for phase, owner, name in (("schedule", execute, "recalled"), ("run", Machine, "run")):
+            setattr(owner, name, self.timed(phase, getattr(owner, name)))
 
     def timed(self, name, function):
         def wrapper(*args, **keywords):

@@ -85,7 +85,7 @@ def outcome(plan, dtype, policy="ratio"):
 def test_op(op, dtype):
     """Calls of one type, with arguments of all kinds, shared, repeated, side by side in one vector."""
 
-    @examples(4)
+    @examples(3)
     @given(plans(op, 4))
     def check(plan):
         same(lambda: outcome(plan, dtype), dtype)
@@ -151,7 +151,7 @@ def whole_graph(case, dtype, policy, full=False):
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("full", [False, True])
 def test_graph(policy, full):
-    @examples(8)
+    @examples(2)
     @given(graphs())
     def check(case):
         same(lambda: whole_graph(case, "float64", policy, full))
@@ -160,7 +160,7 @@ def test_graph(policy, full):
 
 
 def test_graph_in_float32():
-    @examples(10)
+    @examples(3)
     @given(graphs())
     def check(case):
         same(lambda: whole_graph(case, "float32", "ratio"), tolerance=FLOAT32_GRAPH)
@@ -173,7 +173,7 @@ def test_graph_in_float32():
 def test_values_asked_for_on_the_way(inference):
     """Several segments, alone or several values at once, in a graph that keeps them or gives them up."""
 
-    @examples(10)
+    @examples(3)
     @given(graphs(), SEEDS)
     def check(case, seed):
         def program():
@@ -198,7 +198,7 @@ def test_values_asked_for_on_the_way(inference):
 def test_backward_again_and_more_nodes():
     """Backward twice, from a smaller loss, and after nodes were added to what was computed."""
 
-    @examples(10)
+    @examples(3)
     @given(graphs(), SEEDS)
     def check(case, seed):
         def program():
@@ -227,7 +227,7 @@ def test_backward_again_and_more_nodes():
 
 
 def test_checkpoints():
-    @examples(10)
+    @examples(3)
     @given(graphs(), SEEDS)
     def check(case, seed):
         def program():
