@@ -1,6 +1,7 @@
 """What all tests share: where compiled kernels are kept, how many examples Hypothesis draws, a clean start for each test."""
 
 import ctypes
+import gc
 import hashlib
 import os
 import pathlib
@@ -28,6 +29,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # Before Numba is imported, which reads it once.
 USER = getattr(os, "getuid", int)()
 os.environ.setdefault("NUMBA_CACHE_DIR", str(pathlib.Path(tempfile.gettempdir(), f"autobatch-{USER}", _digest())))
+
+# Compiling leaves millions of objects behind, and going through all of them takes seconds each time.
+gc.set_threshold(50_000, 20, 100)
 
 # "gate": the same examples in every run. AUTOBATCH_EXAMPLES=20 draws twenty times as many, others each time.
 settings.register_profile("gate", deadline=None, derandomize=True, database=None)

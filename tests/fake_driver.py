@@ -5,6 +5,8 @@
         card.calls                      what was called, in order
         card.fail("cuMemAlloc_v2", 2)   the next call of it returns an error
 
+    with simulated_card():              the same, and programs inside run there
+
     with fake_card(execute=False) as card:      launches are counted only: numbers that kernels would write stay as they are
 
 Work of a stream is done as late as is allowed: when somebody waits for it. So memory of the host that is changed before its
@@ -23,6 +25,7 @@ from typing import Any
 import numpy as np
 from simulator import Simulator
 
+import autobatch as ab
 from autobatch.cuda import cublas, driver
 
 NAMES = {
@@ -404,3 +407,19 @@ def fake_card(**settings: Any) -> Iterator[FakeDriver]:
     fake.check()
     if not fake.lasting:
         assert not any(fake.alive.values()), f"not given back: { {k: len(v) for k, v in fake.alive.items() if v} }"
+
+
+@contextlib.contextmanager
+def simulated_card() -> Iterator[FakeDriver]:
+    """Run the programs inside on a fake card."""
+    with fake_card() as fake:
+        before = ab.configured()["device"]
+        ab.configure(device="cuda")
+        ab.renew_cg()
+        try:
+            yield fake
+        finally:
+            ab.configure(device=before)
+            ab.renew_cg()
+        fake.check()
+        assert fake.launches()

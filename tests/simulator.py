@@ -58,25 +58,29 @@ class _Thread(greenlet):
     handed: Any
     shared_calls: int
     team_epoch: int
+    mark: tuple[Any, ...]
 
 
 class _Block:
     """What the threads of a block share."""
 
-    def __init__(self) -> None:
+    def __init__(self, number: int) -> None:
         self.arrays: list[np.ndarray] = []
         self.epoch = 0
+        self.number = number
 
 
 class Pointer:
     """A typed address; checks each access."""
 
-    __slots__ = ("_base", "_size", "_view", "address", "dtype", "sim")
+    __slots__ = ("_base", "_size", "_view", "_watched", "address", "dtype", "sim")
 
-    def __init__(self, sim: Simulator, address: int, dtype: Any) -> None:
+    def __init__(self, sim: Simulator, address: int, dtype: Any, watched: bool = True) -> None:
+        """A pointer to numbers; tables, which no kernel may write, need not be `watched` for races."""
         self.sim, self.address, self.dtype = sim, int(address), np.dtype(dtype)
         self._view: Any = None
         self._base = self._size = 0
+        self._watched = watched
 
     def _resolve(self) -> None:
         span = self.sim.span(self.address)
@@ -93,51 +97,60 @@ class Pointer:
     def __getitem__(self, j: int) -> Any:
         if self._view is None:
             self._resolve()
-        at = self._base + int(j)
+        j = int(j)
+        at = self._base + j
         if not 0 <= at < self._size:
             raise SimulatorError(f"{self.sim.where()}: reads number {j} behind {self.address:#x}, outside of its memory")
-        self.sim.saw_read(self.address + int(j) * self.dtype.itemsize)
-        value = self._view[at]
-        return value if self.dtype.kind == "f" else int(value)
+        if self._watched:
+            self.sim.saw_read(self.address + j * self.dtype.itemsize)
+        return self._view[at] if self.dtype.kind == "f" else self._view.item(at)
 
     def __setitem__(self, j: int, value: Any) -> None:
         if self._view is None:
             self._resolve()
-        at = self._base + int(j)
+        j = int(j)
+        at = self._base + j
         if not 0 <= at < self._size:
             raise SimulatorError(f"{self.sim.where()}: writes number {j} behind {self.address:#x}, outside of its memory")
-        self.sim.saw_write(self.address + int(j) * self.dtype.itemsize)
+        if not self._watched:
+            raise SimulatorError(f"{self.sim.where()}: writes number {j} behind {self.address:#x}, in a table")
+        self.sim.saw_write(self.address + j * self.dtype.itemsize)
         self._view[at] = value
 
 
 class _Shared:
     """Shared memory of a block."""
 
-    __slots__ = ("array", "base", "sim")
+    __slots__ = ("array", "base", "sim", "size")
 
     def __init__(self, sim: Simulator, array: np.ndarray, base: int) -> None:
-        self.sim, self.array, self.base = sim, array, base
+        self.sim, self.array, self.base, self.size = sim, array, base, array.size
 
     def __getitem__(self, j: int) -> Any:
-        if not 0 <= j < self.array.size:
-            raise SimulatorError(f"{self.sim.where()}: reads number {j} of {self.array.size} shared ones")
-        self.sim.saw_read((self.base, int(j)))
+        if not 0 <= j < self.size:
+            raise SimulatorError(f"{self.sim.where()}: reads number {j} of {self.size} shared ones")
+        self.sim.saw_read(self.base - j)
         return self.array[j]
 
     def __setitem__(self, j: int, value: Any) -> None:
-        if not 0 <= j < self.array.size:
-            raise SimulatorError(f"{self.sim.where()}: writes number {j} of {self.array.size} shared ones")
-        self.sim.saw_write((self.base, int(j)))
+        if not 0 <= j < self.size:
+            raise SimulatorError(f"{self.sim.where()}: writes number {j} of {self.size} shared ones")
+        self.sim.saw_write(self.base - j)
         self.array[j] = value
+
+
+class _Handed(list[Any]):
+    """What the threads of a group handed over, in their order; what they make of it is made once."""
+
+    made: Any = None
 
 
 class Simulator:
     """Memory and threads of a card that is not there."""
 
-    def __init__(self, races: bool = True) -> None:
+    def __init__(self) -> None:
         self._starts: list[int] = []
         self._spans: list[_Span] = []
-        self.races = races
         self.launches = 0
         self.now: Any = None
         self._kernel = ""
@@ -188,36 +201,39 @@ class Simulator:
             return False
         return bool(team != t.team or team_epoch == t.team_epoch)
 
-    def _mark(self) -> tuple[Any, ...]:
-        t = self.now
+    def _renew_mark(self, t: Any) -> None:
+        """Write down between which meetings a thread is: what it uses until the next one is marked so."""
         block = self._blocks[t.block]
-        return t, block, block.epoch, t.team, t.team_epoch
+        t.mark = t, block, block.epoch, t.team, t.team_epoch
 
-    def saw_read(self, at: Any) -> None:
+    def saw_read(self, at: int) -> None:
         """Note that the thread reads."""
-        if not self.races or self.now is None:
+        if self.now is None:
             return
+        mark = self.now.mark
         writer = self._writes.get(at)
-        if writer is not None and self._together(writer):
+        if writer is not None and writer is not mark and self._together(writer):
             raise SimulatorError(
                 f"{self.where()}: reads what thread ({writer[0].x}, {writer[0].y}) of block {writer[0].block} wrote"
             )
-        readers = self._reads.setdefault(at, [])
-        mark = self._mark()
-        if not readers or readers[-1][0] is not mark[0] or readers[-1] != mark:
+        readers = self._reads.get(at)
+        if readers is None:
+            self._reads[at] = [mark]
+        elif readers[-1] is not mark:
             readers.append(mark)
 
-    def saw_write(self, at: Any) -> None:
+    def saw_write(self, at: int) -> None:
         """Note that the thread writes."""
-        if not self.races or self.now is None:
+        if self.now is None:
             return
-        for other in (*([self._writes[at]] if at in self._writes else []), *self._reads.get(at, [])):
-            if self._together(other):
+        mark = self.now.mark
+        writer = self._writes.get(at)
+        for other in (*(() if writer is None else (writer,)), *self._reads.pop(at, ())):
+            if other is not mark and self._together(other):
                 raise SimulatorError(
                     f"{self.where()}: writes what thread ({other[0].x}, {other[0].y}) of block {other[0].block} uses"
                 )
-        self._writes[at] = self._mark()
-        self._reads.pop(at, None)
+        self._writes[at] = mark
 
     # Threads
 
@@ -254,17 +270,17 @@ class Simulator:
         self._blocks.clear()
         self._writes.clear()
         self._reads.clear()
-        length = int(Pointer(self, ins, np.int64)[LENGTH])
+        length = Pointer(self, ins, np.int64, False)[LENGTH]
         further = 0 if takes_z(function) else 8 * (length & 0xFFFFFFFF)
         together_z = max(length >> 32, 1)
         with np.errstate(all="ignore"):
             for z, y, x in np.ndindex(grid[::-1]):
-                arguments = Pointer(self, ins + z // together_z * further, np.int64), Pointer(self, scratch, dtype)
+                arguments = Pointer(self, ins + z // together_z * further, np.int64, False), Pointer(self, scratch, dtype)
                 self._run_block((x, y, z), made, arguments, together)
         self.now = None
 
     def _run_block(self, at: tuple[int, int, int], made: Any, arguments: Any, together: bool) -> None:
-        self._blocks[at] = _Block()
+        self._blocks[at] = _Block(len(self._blocks) + 1)
         threads = []
 
         def run() -> None:
@@ -275,6 +291,7 @@ class Simulator:
             t = _Thread(run)
             t.block, t.x, t.y, t.team = at, x, y, (at, y)
             t.waits, t.handed, t.shared_calls, t.team_epoch = None, None, 0, 0
+            self._renew_mark(t)
             threads.append(t)
         for t in threads:
             self.now = t
@@ -297,10 +314,11 @@ class Simulator:
                 moved = True
                 if group == "block":
                     self._blocks[at].epoch += 1
-                handed = [t.handed for t in members]
+                handed = _Handed(t.handed for t in members)
                 for t in members:
                     t.waits = None
                     t.team_epoch += kind != "exchange"
+                    self._renew_mark(t)
                 for t in members:
                     self.now = t
                     t.switch(handed)
@@ -316,13 +334,13 @@ def _twins(sim: Simulator) -> dict[Any, Any]:
 
     def row(ins: Pointer, k: int, i: int) -> int:
         address, stride = ins[SLOTS + 2 * k], ins[SLOTS + 2 * k + 1]
-        return int(Pointer(sim, address, np.int64)[i]) if stride < 0 else int(address + i * stride)
+        return Pointer(sim, address, np.int64, False)[i] if stride < 0 else int(address + i * stride)
 
     def number(value: Any, like: Any) -> Any:
         return like.dtype.type(value)
 
     def immediate(ins: Pointer, k: int, i: int) -> int:
-        return int(Pointer(sim, ins[SLOTS + 2 * k] + i * ins[SLOTS + 2 * k + 1], np.int64)[0])
+        return Pointer(sim, ins[SLOTS + 2 * k] + i * ins[SLOTS + 2 * k + 1], np.int64, False)[0]
 
     def wait(kind: str, value: Any = None) -> Any:
         t = sim.now
@@ -330,13 +348,16 @@ def _twins(sim: Simulator) -> dict[Any, Any]:
 
     def together(combine: Callable[[Any, Any], Any]) -> Any:
         def combined(x: Any) -> Any:
-            values = list(wait("exchange", x))
+            handed = wait("exchange", x)
             if sim.width == 1:
                 return x
-            while len(values) > 1:
-                half = len(values) // 2
-                values = [combine(values[k], values[k + half]) for k in range(half)]
-            return values[0]
+            if handed.made is None:
+                values = list(handed)
+                while len(values) > 1:
+                    half = len(values) // 2
+                    values = [combine(values[k], values[k + half]) for k in range(half)]
+                handed.made = values[0]
+            return handed.made
 
         return combined
 
@@ -347,10 +368,12 @@ def _twins(sim: Simulator) -> dict[Any, Any]:
         return x if x < z or x != x else z
 
     def before(x: Any) -> Any:
-        total = type(x)(0)
-        for value in list(wait("exchange", x))[: sim.now.x]:
-            total = total + value
-        return total
+        handed = wait("exchange", x)
+        if handed.made is None:
+            handed.made = [type(x)(0)]
+            for value in handed:
+                handed.made.append(handed.made[-1] + value)
+        return handed.made[sim.now.x]
 
     def rank_of(x: Any) -> int:
         bits = 8 * x.dtype.itemsize
@@ -367,7 +390,7 @@ def _twins(sim: Simulator) -> dict[Any, Any]:
             block.arrays.append(np.full(count, np.nan if like.dtype.kind == "f" else -(1 << 30), like.dtype))
         array = block.arrays[t.shared_calls]
         t.shared_calls += 1
-        return _Shared(sim, array, id(array))
+        return _Shared(sim, array, -((block.number << 8 | t.shared_calls) << 24))  # no address, and of no other number
 
     def int32(x: int) -> int:
         if not -(1 << 31) <= x < 1 << 31:
@@ -381,7 +404,7 @@ def _twins(sim: Simulator) -> dict[Any, Any]:
 
     def four(p: Any, j: int) -> Any:
         sixteen(p, j)
-        return tuple(p[j + q] for q in range(4))
+        return p[j], p[j + 1], p[j + 2], p[j + 3]
 
     def put_four(p: Any, j: int, *numbers: Any) -> None:
         sixteen(p, j)
@@ -391,8 +414,8 @@ def _twins(sim: Simulator) -> dict[Any, Any]:
     twins: dict[Any, Any] = {
         "first_item": lambda: sim.now.block[0] * sim.height + sim.now.y,
         "item_step": lambda: sim.grid[0] * sim.height,
-        "first_part": lambda ins: sim.now.block[2] % max(int(ins[LENGTH]) >> 32, 1),
-        "part_step": lambda ins: max(int(ins[LENGTH]) >> 32, 1),
+        "first_part": lambda ins: sim.now.block[2] % max(ins[LENGTH] >> 32, 1),
+        "part_step": lambda ins: max(ins[LENGTH] >> 32, 1),
         "first_lane": lambda: sim.now.block[1] * sim.width + sim.now.x,
         "lane_step": lambda: sim.grid[1] * sim.width,
         np.int32: int32,
@@ -433,8 +456,8 @@ def _twins(sim: Simulator) -> dict[Any, Any]:
         _tiles.block_z: lambda: sim.now.block[2],
         _tiles.blocks_x: lambda: sim.grid[0],
         _tiles.blocks_z: lambda: sim.grid[2],
-        _tiles.summands: lambda ins: 1 + (int(ins[LENGTH]) >> 32),
-        _tiles.further: lambda ins, k: Pointer(sim, ins.address + 8 * (int(ins[LENGTH]) & 0xFFFFFFFF) * k, np.int64),
+        _tiles.summands: lambda ins: 1 + (ins[LENGTH] >> 32),
+        _tiles.further: lambda ins, k: Pointer(sim, ins.address + 8 * (ins[LENGTH] & 0xFFFFFFFF) * k, np.int64, False),
         _tiles.shared: shared,
         _tiles.four: four,
         _tiles.put_four: put_four,

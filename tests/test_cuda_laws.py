@@ -13,7 +13,6 @@ from laws import FLOAT32_GRAPH, Recording, agree, run
 from strategies import SEEDS, examples, graphs, plans
 from test_bulk import LABELS, LENGTHS, WORDS, Model, trees
 from test_examples import attention, dependency_parser, language_model, lstm_acceptor, tagger, tree_lstm
-from test_fused_card import FUNCTIONS, results
 from test_steps import BUILDERS
 from test_trainers import TRAINERS
 
@@ -355,6 +354,48 @@ def test_trees_and_scans(cells, dtype):
     same_bits(program)
 
 
+def gated(x, z):
+    return ab.cmult(ab.tanh(ab.cmult(x, z) + ab.logistic(x)), z)
+
+
+def two_parts_that_overlap(x, z):
+    a, b = ab.pick_range(x, 0, 40), ab.pick_range(x, 20, 60)
+    return ab.cmult(ab.tanh(a + b), ab.logistic(b))
+
+
+def three_parts_that_overlap(x, z):
+    p, q, r = (ab.pick_range(x, k, k + 20) for k in (0, 10, 20))
+    return ab.tanh(ab.cmult(p, q) + ab.exp(r)), ab.cmult(p, r)
+
+
+def parts_of_a_value(x, z):
+    s = ab.tanh(x)
+    a, b = ab.pick_range(s, 0, 40), ab.pick_range(s, 20, 60)
+    return ab.cmult(a, b) + a
+
+
+def single_numbers(x, z):
+    return ab.cmult(x, ab.sum_elems(z)) + ab.cmult(ab.tanh(x), ab.pick(z, 3))
+
+
+FUNCTIONS = [gated, two_parts_that_overlap, three_parts_that_overlap, parts_of_a_value, single_numbers]
+
+
+def results(function, dtype):
+    """Values and gradients of three calls."""
+    ab.configure(dtype=dtype)
+    ab.renew_cg()
+    cell, rng, inputs, outs = ab.cell(function), np.random.default_rng(0), [], []
+    for _ in range(3):
+        x, z = (ab.inputTensor(rng.uniform(-1, 1, 60)) for _ in range(2))
+        out = cell(x, z)
+        inputs += [x, z]
+        outs += list(out) if isinstance(out, tuple) else [out]
+    values = [np.array(o.npvalue()) for o in outs]
+    ab.esum([ab.sum_elems(ab.cmult(o, o)) for o in outs]).backward(full=True)
+    return values + [np.array(e.gradient()) for e in inputs]
+
+
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_cell(function, dtype):
@@ -576,5 +617,7 @@ def test_example_of_a_parser(tmp_path):
     )
 
 
-def test_example_of_an_acceptor():
+def test_example_of_an_acceptor(monkeypatch):
+    monkeypatch.setattr(lstm_acceptor, "SIZE", 6)
+    monkeypatch.setattr(lstm_acceptor, "VOCABULARY", 60)
     same(lambda: [np.array(way["losses"]) for way in lstm_acceptor.train_both_ways(1, 1).values()], tolerance=1e-4)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from simulated import simulated
+from fake_driver import simulated_card
 
 import autobatch as ab
 
@@ -38,7 +38,7 @@ def results(dims, batches, dtype):
 @pytest.mark.parametrize("dims", SHAPES)
 def test_all_ways_to_broadcast(dims, batches, dtype):
     expected = results(dims, batches, dtype)
-    with simulated("cdiv"):
+    with simulated_card():
         got = results(dims, batches, dtype)
     tolerance = 1e-5 if dtype == "float32" else 1e-13
     for a, b in zip(got, expected, strict=True):

@@ -5,9 +5,9 @@ import itertools
 
 import numpy as np
 import pytest
-from simulated import geometry
 from simulator import Simulator
 
+from autobatch.cuda.launch import geometry
 from autobatch.kernels import _cuda, _rows
 from autobatch.kernels._device import works_together
 from autobatch.kernels._jit import ACCUMULATE, Kernel
@@ -29,8 +29,8 @@ def perform(machine, kernel, n, size, flags, slots, memory):
     for array in (ins, sizes, scratch, *memory):
         simulator.add(array.reshape(-1).view(np.uint8))
     if kernel.card.stages is None:
-        grid, threads = geometry(n, kernel.card.work((size,)), works_together(kernel.function), 1)
-        simulator.launch(kernel.function, grid, threads, ins.ctypes.data, dtype, 0)
+        x, y, *threads = geometry(n, kernel.card.work((size,)), works_together(kernel.function))
+        simulator.launch(kernel.function, (x, y, 1), tuple(threads), ins.ctypes.data, dtype, 0)
         return
     for s in kernel.card.stages((size,)):
         if s.runs(n, dtype):
