@@ -40,7 +40,21 @@ import numpy as np
 
 from autobatch.kernels import _jit, _tiles
 from autobatch.kernels._errors import InternalError
-from autobatch.kernels._jit import Count, Dense, Kernel, Matrix, Products, Stage, inline, itemsize, number, pointer, row, slot
+from autobatch.kernels._jit import (
+    Count,
+    Dense,
+    Kernel,
+    Matrix,
+    Products,
+    Stage,
+    function_from_source,
+    inline,
+    itemsize,
+    number,
+    pointer,
+    row,
+    slot,
+)
 from autobatch.kernels._lanes import joined, lanes, leader, quotient
 
 # Vectors --------------------------------------------------------------------------------------------------------------
@@ -259,11 +273,8 @@ class Product:
         """Return the kernel of a key, made of its text once."""
         if key not in self._made:
             name = f"{self.name}_{suffix}"
-            source = text(name)
-            scope: dict[str, Any] = {"__name__": __name__, **_SCOPE, **self.scope}
-            exec(compile(source, __file__, "exec"), scope)
-            scope[name].__source__ = source
-            self._made[key] = scope[name]
+            own = {"__name__": __name__, **_SCOPE, **self.scope}
+            self._made[key] = function_from_source(name, text(name), __file__, own)
         return self._made[key]
 
     def tile(self, tile: Tile, cut: bool = False) -> Callable[..., None]:

@@ -25,6 +25,7 @@ was inlined from another file goes unnoticed; here the stamp covers the helpers 
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 import inspect
@@ -288,10 +289,16 @@ def kernel(
     return Kernel(function, reductions, before)
 
 
+_BEHIND = 1_000_000  # lines: behind the end of any file
+
+
 def function_from_source(name: str, source: str, path: str, scope: dict[str, Any]) -> Any:
     """Make a function `name` from its text; `path` is the file the text belongs to (for cache and traceback)."""
     namespace = {"__name__": __name__, **scope}
-    exec(compile(source, path, "exec"), namespace)
+    # No line of the file is a line of the text. Who looks for its source must find none: since Python 3.12 `inspect` fails
+    # with an error that nobody expects where lines that it is sent to are not the beginning of a block.
+    tree = ast.increment_lineno(ast.parse(source), _BEHIND)
+    exec(compile(tree, path, "exec"), namespace)
     function = namespace[name]
     function.__source__ = source
     return function
