@@ -48,6 +48,12 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.xdist_group(getattr(op, "name", str(op))))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def light():
+    """Let no collection of garbage go through what is there before a module; a process that compiled much has millions."""
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def clean():
     """Begin each test with the same settings, seed and an empty graph, and put back what it configures."""
