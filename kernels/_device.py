@@ -14,6 +14,7 @@ import inspect
 import linecache
 import textwrap
 import types
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -66,7 +67,7 @@ class Target:
         names = _names(function.__code__)
         scope = function.__globals__
         if any(scope.get(name) is getattr(_lanes, name) for name in names & set(_LOOPS)):
-            code = _unrolled(function)
+            code = _UNROLLED.get(function) or _UNROLLED.setdefault(function, _unrolled(function))
             names |= set(COUNTERS)
             scope = {**scope, **{name: self._twins[name] for name in COUNTERS}}
         else:
@@ -164,6 +165,9 @@ def _names(code: types.CodeType) -> set[str]:
 
 
 # Loops ----------------------------------------------------------------------------------------------------------------
+
+
+_UNROLLED: weakref.WeakKeyDictionary[Any, types.CodeType] = weakref.WeakKeyDictionary()  # the same for every target
 
 
 def _unrolled(function: Any) -> types.CodeType:

@@ -212,7 +212,13 @@ class Simulator:
             return
         mark = self.now.mark
         writer = self._writes.get(at)
-        if writer is not None and writer is not mark and self._together(writer):
+        # The first three tell most cases apart without a call: the same thread, another block, before a meeting of this one.
+        if (
+            writer is not None
+            and writer is not mark
+            and (writer[1] is not mark[1] or writer[2] == mark[2])
+            and self._together(writer)
+        ):
             raise SimulatorError(
                 f"{self.where()}: reads what thread ({writer[0].x}, {writer[0].y}) of block {writer[0].block} wrote"
             )
@@ -229,7 +235,7 @@ class Simulator:
         mark = self.now.mark
         writer = self._writes.get(at)
         for other in (*(() if writer is None else (writer,)), *self._reads.pop(at, ())):
-            if other is not mark and self._together(other):
+            if other is not mark and (other[1] is not mark[1] or other[2] == mark[2]) and self._together(other):
                 raise SimulatorError(
                     f"{self.where()}: writes what thread ({other[0].x}, {other[0].y}) of block {other[0].block} uses"
                 )
