@@ -27,7 +27,7 @@ import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-CALLS = 10_000
+CALLS = 8_000
 MEMORY = 6_000_000 << 10  # bytes of address space of the process
 RESIDENT = 2 << 20  # kilobytes of it that are used at most
 
