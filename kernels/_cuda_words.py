@@ -414,42 +414,49 @@ smallest = _together("smallest", _smaller)
 
 @cuda.jit(device=True)
 def thread_x():
-    """See `_tiles.thread_x`, as all of these."""
+    """See `_tiles.thread_x`."""
     return np.int32(cuda.threadIdx.x)
 
 
 @cuda.jit(device=True)
 def thread_y():
+    """See `_tiles.thread_y`."""
     return np.int32(cuda.threadIdx.y)
 
 
 @cuda.jit(device=True)
 def block_x():
+    """See `_tiles.block_x`."""
     return np.int32(cuda.blockIdx.x)
 
 
 @cuda.jit(device=True)
 def block_y():
+    """See `_tiles.block_y`."""
     return np.int32(cuda.blockIdx.y)
 
 
 @cuda.jit(device=True)
 def block_z():
+    """See `_tiles.block_z`."""
     return np.int32(cuda.blockIdx.z)
 
 
 @cuda.jit(device=True)
 def blocks_z():
+    """See `_tiles.blocks_z`."""
     return np.int32(cuda.gridDim.z)
 
 
 @cuda.jit(device=True)
 def blocks_x():
+    """See `_tiles.blocks_x`."""
     return np.int32(cuda.gridDim.x)
 
 
 @cuda.jit(device=True)
 def sync():
+    """See `_tiles.sync`."""
     cuda.syncthreads()
 
 

@@ -55,7 +55,6 @@ def test_programs_agree_under_every_policy(name):
         assert train(task.Program(ab, sizes), values, parts, policy) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.skipif(not hasattr(ab, "cell"), reason="no cells yet")
 def test_cells_agree():
     task = TASKS["tree_lstm"]
     parts, sizes, values = small(task)
