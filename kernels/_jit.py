@@ -295,7 +295,7 @@ _BEHIND = 1_000_000  # lines: behind the end of any file
 def function_from_source(name: str, source: str, path: str, scope: dict[str, Any]) -> Any:
     """Make a function `name` from its text; `path` is the file the text belongs to (for cache and traceback)."""
     namespace = {"__name__": __name__, **scope}
-    # No line of the file is a line of the text. Who looks for its source must find none: since Python 3.12 `inspect` fails
+    # No line of the file is a line of the text. Who looks for its source must find none: since Python 3.13 `inspect` fails
     # with an error that nobody expects where lines that it is sent to are not the beginning of a block.
     tree = ast.increment_lineno(ast.parse(source), _BEHIND)
     exec(compile(tree, path, "exec"), namespace)
