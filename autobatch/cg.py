@@ -14,6 +14,7 @@ from autobatch.kernels._errors import ArgumentError
 from autobatch.memory import free_pool, pooled
 from autobatch.params.storage import changed
 from autobatch.schedule import forget
+from autobatch.threads import set_count
 
 
 def renew_cg(immediate_compute: bool = False, check_validity: bool = False, autobatching: bool | str | None = None) -> Graph:
@@ -114,7 +115,8 @@ def configure(
     dtype : "float32" (the default) or "float64".
     check_nan : whether each forward pass looks for NaN and names the node where the first came up.
     inference : whether new graphs give values up as soon as nothing needs them, see `inference`.
-    threads : of the BLAS; needs threadpoolctl, ``pip install "autobatch-numba[threads]"``.
+    threads : how many run a graph on the processor, and may work on a product of NumPy's and SciPy's in this process. At first
+        as many as there are cores, or as OPENBLAS_NUM_THREADS (or its like of another BLAS) says; at most 16 run a graph.
     device : "cpu" (the default) or "cuda", for graphs that have not been evaluated yet, see `docs/cuda.md`; needs
         ``pip install "autobatch-numba[cuda]"``.
     matmul_precision : of products of float32 on a card: "float32" (the default), or "tf32", which keeps 10 bits of each factor.
@@ -133,7 +135,7 @@ def configure(
     if device is not None:
         device = check_device(device)
     if threads is not None:
-        _set_threads(threads)
+        set_count(threads)
     if device is not None and device != SETTINGS.device:
         SETTINGS.device = device
         changed()  # tables of trainers are those of a device
@@ -147,21 +149,6 @@ def configure(
         SETTINGS.check_nan = bool(check_nan)
     if inference is not None:
         SETTINGS.inference = bool(inference)
-
-
-def _set_threads(threads: int) -> None:
-    if not isinstance(threads, int) or threads < 1:
-        raise ArgumentError(f"threads is {threads!r}\n  expected  a whole number from 1 on")
-    try:
-        from threadpoolctl import threadpool_limits
-    except ImportError:
-        raise ImportError(
-            'setting the number of threads needs threadpoolctl\n  try       pip install "autobatch-numba[threads]"'
-        ) from None
-    from autobatch.kernels._blas import ready
-
-    ready()
-    threadpool_limits(limits=threads, user_api="blas")
 
 
 def configured() -> dict[str, Any]:

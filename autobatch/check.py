@@ -14,8 +14,8 @@ With ``AUTOBATCH_CHECK=1`` in the environment, `execute.py` hands every table to
     after    all memory is compared with the copy.
 
 A table that breaks a promise raises InternalError, which names the op, the batch, the slot and the address, and what was
-expected. Values and gradients are the same bits as without the check. An instruction takes about 0.5 ms. Up to SMALL bytes of
-memory are compared after each of them, and of more only what lies within NEAR bytes of the result.
+expected. Values and gradients are the same bits as without the check on one thread. An instruction takes about 0.5 ms. Up to
+SMALL bytes of memory are compared after each of them, and of more only what lies within NEAR bytes of the result.
 
 Left out: pages that raise a signal where nobody may write. They see no more than overflows of whole blocks.
 
@@ -52,9 +52,10 @@ from autobatch.graph import (
     NodeType,
 )
 from autobatch.kernels._errors import InternalError, NumericalError, message
-from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, KERNEL, LENGTH, SIZES, SLOTS
+from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, KERNEL, LENGTH, SIZES, SLOTS, WORDS
 from autobatch.kernels._op import DENSE, SHARED
 from autobatch.kernels._rows import add_rows, add_to_table, copy_rows, zero_rows
+from autobatch.kernels._threads import LONGEST, MOST_THREADS
 from autobatch.kernels._vm import run
 
 SMALL = 1 << 22
@@ -168,6 +169,11 @@ class _Instruction(NamedTuple):
     @property
     def flags(self) -> int:
         return int(self.words[FLAGS])
+
+    @property
+    def pieces(self) -> int:
+        """Into how many pieces several threads may divide the items."""
+        return int(self.words[LENGTH]) >> 32
 
 
 # What the result finds where it goes: poison only; none; either; or it is poisoned first, work space that is used again.
@@ -310,12 +316,14 @@ class _Checker:
         """Return the instruction at a word, its head checked as far as it can be alone."""
         self.what = self.batch = ""
         self.now = ins = _Instruction(at, self.table[at : min(at + SLOTS, self.words)])
-        length = int(ins.words[LENGTH]) if len(ins.words) == SLOTS else 0
+        length = int(ins.words[LENGTH]) & WORDS if len(ins.words) == SLOTS else 0
         if length < SLOTS or at + length > self.words:
             self.fail(f"the table ends within an instruction, or its length is wrong ({length} words)")
         self.now = ins = _Instruction(at, self.table[at : at + length])
         if not 0 < ins.items <= max(self.n1, 1):
             self.fail("the number of items is wrong", str(ins.items), f"1 to {self.n1}, the nodes of the graph")
+        if ins.pieces and not 1 < ins.pieces <= min(ins.items, MOST_THREADS):
+            self.fail("the number of pieces is wrong", str(ins.pieces), f"0, or from 2 to {min(ins.items, MOST_THREADS)}")
         return ins
 
     def slot(self, k: int) -> tuple[int, int]:
@@ -851,6 +859,9 @@ class _Checker:
 
     def run(self, calls: Sequence[_Call]) -> None:
         """Run checked instructions one by one and look at what they did."""
+        for call in calls:
+            if call.instruction.pieces:
+                self.check_pieces(call)
         if self.backward is None:
             self.poison_values()
         for call in calls:
@@ -907,6 +918,16 @@ class _Checker:
         if changed is not None:
             near = f"{name} is {int(rows.min()):#x} to {int(rows.max()) + size:#x}"
             self.fail("wrote outside of its result", memory.where(changed), near)
+
+    def check_pieces(self, call: _Call) -> None:
+        """Check that the items of an instruction that may be divided among threads go to places of their own."""
+        self.now, self.what, self.batch = call.instruction, call.what, call.batch
+        _, rows, size = call.result
+        places = np.sort(rows[rows != call.unwanted])
+        if call.also or len(self.now.words) > LONGEST:
+            self.fail("the items may be divided, but the kernel does more than fill in items, or has too many slots")
+        for i in np.flatnonzero(np.diff(places) < size)[:1]:
+            self.fail("the items may be divided, but two of them go to one place", self.memory.where(int(places[i + 1])))
 
     # Cells
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from autobatch import plan, plan_card
+from autobatch import plan, plan_card, threads
 from autobatch.devices import configured_machine
 from autobatch.frame import Block, Frame
 from autobatch.graph import DTYPES, IMMEDIATES, STOP, TYPES, VIEW, Graph
@@ -26,6 +26,7 @@ from autobatch.memory import Arena, address_of
 from autobatch.schedule import Schedule, in_pieces, lower_bound, recalled
 
 _CTYPES = {"float32": ctypes.c_float, "float64": ctypes.c_double}
+SCALARS = 64  # bytes of scratch before the place for a batch of gradients: 1 and 0 for BLAS, then zeros
 CHECKED = os.environ.get("AUTOBATCH_CHECK", "0") not in ("", "0")
 
 
@@ -49,6 +50,7 @@ class Segment:
     at: np.ndarray
     table: np.ndarray
     words: int
+    work: int  # of the forward pass, in units of `graph.WORK`
     lists: np.ndarray
     arena: tuple[Any, ...]
     fields: dict[str, int]  # what the passes are told about the segment
@@ -214,22 +216,22 @@ class Execution:
             "gather_at": gather_at,
             "at": at,
         }
-        frame.set(**fields, value_at=value_at, batch_at=batch_at, copies=-1)
-        last, work, stays, copies = None, None, 0, -1
+        frame.set(**fields, value_at=value_at, batch_at=batch_at, copies=-1, piece=threads.PIECE)
+        last, stays, copies = None, 0, -1
         if frugal:
-            work = Block(count + 4 * count + 4 * batches + 8 * batches + 16 * plan.HOLES + 64)
-            keep_at, last_at = work.take(count), work.take(4 * batches)
+            space = Block(count + 4 * count + 4 * batches + 8 * batches + 16 * plan.HOLES + 64)
+            keep_at, last_at = space.take(count), space.take(4 * batches)
             ctypes.memset(keep_at, 0, count)
-            keep, reduced_of = work.view(keep_at, count, np.uint8), reduced.view(dense_at, size, np.int32)
+            keep, reduced_of = space.view(keep_at, count, np.uint8), reduced.view(dense_at, size, np.int32)
             for n in (upto, *others):
                 root = int(self.root[n])
                 if root >= n0 and reduced_of[root - n0] >= 0:
                     keep[reduced_of[root - n0]] = 1
-            frame.set(keep=keep_at, last=last_at, batch_of=work.take(4 * count), released=work.take(8 * batches))
-            frame.set(holes=work.take(16 * plan.HOLES))
+            frame.set(keep=keep_at, last=last_at, batch_of=space.take(4 * count), released=space.take(8 * batches))
+            frame.set(holes=space.take(16 * plan.HOLES))
             stays, copies, total, words, lists_size = plan.frugal_layout(frame)
             frame.set(copies=copies)
-            last = work.view(last_at, batches, np.int32)
+            last = space.view(last_at, batches, np.int32)
         else:
             total, words, lists_size = plan.layout(frame)
         marks = self.values.mark(), self.tables.mark()
@@ -241,7 +243,7 @@ class Execution:
             addresses, self.inputs = self.machine.inputs(graph, self.inputs)
             frame.set(input_addresses=addresses)
         plan.place(frame)
-        words, lists_size = plan.forward_table(frame)
+        words, lists_size, work = plan.forward_table(frame)
         segment = Segment(
             n0=n0,
             n1=n1,
@@ -259,6 +261,7 @@ class Execution:
             at=places.view(at, batches, np.int64),
             table=_integers(table, words),
             words=words,
+            work=work,
             lists=_integers(lists, lists_size),
             arena=marks,
             fields=fields,
@@ -354,8 +357,8 @@ class Execution:
         frame.set(loss=loss, full=full, active=active_at, touched=touched_at, covered=covered_at)
         frame.set(gradient=gradient_at, source=source_at)
         plan.mark(frame)
-        # Memory for all gradients, then for one batch of them before they are added where they belong (behind the scalars 1 and
-        # 0 for BLAS), and a place for what nobody wants.
+        # Memory for all gradients, then for one batch of them before they are added where they belong (behind the scalars
+        # for BLAS), and a place for what nobody wants.
         layouts, end, scratch_size, widest = [], 0, 0, 0
         for s in segments:
             self.machine.compile(s.present.tolist(), self.kind, True)
@@ -368,10 +371,11 @@ class Execution:
             end, scratch, wide, words, lists = plan.gradient_layout(frame)
             scratch_size, widest = max(scratch_size, scratch), max(widest, wide)
             layouts.append((s, fields, work, words, lists))
-        base, scratch = self.gradients.take(end), self.gradients.take(scratch_size + 64)
+        base, scratch = self.gradients.take(end), self.gradients.take(scratch_size + SCALARS)
         sink = self.gradients.take(widest)
-        frame.set(gradient_base=base, scratch=scratch + 64, sink=sink)
+        frame.set(gradient_base=base, scratch=scratch + SCALARS, sink=sink)
         on_card = self._work_on_card(graph, nodes) if self.machine.card else None
+        seen = None if self.machine.card else self._seen(nodes)
         for _, fields, _, _, _ in layouts:
             if len(layouts) > 1:
                 frame.set(**fields)
@@ -408,7 +412,17 @@ class Execution:
         for parameter in graph.parameters:
             if hasattr(parameter, "touched"):  # a table used as a whole
                 parameter.touched[:] = 1
+        del seen
         return result
+
+    def _seen(self, nodes: int) -> Block:
+        """Hand over the work space of the pass for the processor."""
+        owners = nodes + len(self._told[4])
+        work = Block(4 * owners)
+        at = work.take(4 * owners)
+        ctypes.memset(at, 0, 4 * owners)
+        self.frame.set(seen=at, rounds=0)
+        return work
 
     def _work_on_card(self, graph: Graph, nodes: int) -> Block:
         """Hand over the work space of the passes for a card."""
@@ -441,8 +455,8 @@ class Execution:
             number.from_address(place).value = 1.0
         elif place:
             number.from_address(place).value += 1.0
+        ctypes.memset(backward.scratch, 0, SCALARS)
         number.from_address(backward.scratch).value = 1.0
-        number.from_address(backward.scratch + self.itemsize).value = 0.0
 
     def gradient_of(self, graph: Graph, index: int, count: int) -> np.ndarray | None:
         """Return a copy of the gradient of a node as `count` numbers; None if the last backward pass did not know the node.

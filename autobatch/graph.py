@@ -38,7 +38,7 @@ from numba.core.typing import signature
 
 from autobatch.kernels._errors import ArgumentError, InternalError, OperandError, ShapeError, StaleExpressionError, message
 from autobatch.kernels._jit import compiled
-from autobatch.kernels._op import Lowering, Op, Shape
+from autobatch.kernels._op import SHARED, Lowering, Op, Shape
 
 POLICIES = ("none", "depth", "agenda", "ratio")
 
@@ -49,14 +49,17 @@ LARGEST = 2**31 - 1  # numbers of one node: starts of views are 32 bits wide
 
 # Columns of the table of types; addresses of kernels for float32 and float64 stand side by side, 0 until compiled.
 KIND, ARGUMENTS, IMMEDIATES, SIZE, OPERANDS, NUMBERS, TABLE, JOINS = range(8)
-FORWARD, PREPARE, RECORDED, OUTPUTS, BACK, START, TYPE_COLUMNS = 8, 10, 12, 13, 14, 15, 16
+FORWARD, PREPARE, RECORDED, OUTPUTS, BACK, START, WORK, TYPE_COLUMNS = 8, 10, 12, 13, 14, 15, 16, 17
 # RECORDED: arguments that are recorded for each node, the first ones. OUTPUTS: numbers of the value that others read, likewise.
 # BACK: of a part, how many nodes before it the one stands that it is a view of, and START: from which number on. 0: no part.
+# WORK: what an item costs, in units of which a thread does about two a nanosecond: numbers read and written, PER_UNIT products.
 # Columns of the table of operands, one row for each argument of each type.
 READS, WRITES, ELEMENTS, COLUMNS, NEEDS, NEED_COUNT, HAS_GRADIENT, SOURCE, BACKWARD = range(
     9
 )  # SOURCE: the parameter, if not recorded
 OPERAND_COLUMNS = BACKWARD + 2
+
+PER_UNIT = 32
 
 DTYPES = ("float32", "float64")
 
@@ -158,6 +161,7 @@ class NodeTypes:
             return
         row[NUMBERS] = record.sizes.ctypes.data
         row[JOINS] = record.op.joins and record.shape.total == 1
+        row[WORK] = _work(record, lowering)
         self.operands = _room(self.operands, self._operand_count + arguments)
         for k, (operand, shape) in enumerate(zip(lowering.operands, record.shapes, strict=True)):
             needs = tuple(range(arguments)) if operand.needs is None else operand.needs
@@ -191,6 +195,14 @@ class NodeTypes:
                         if operand.backward is not None:
                             self.operands[self.info[t, OPERANDS] + k, BACKWARD + dtype] = operand.backward.address(name)
                 done.add(2 * t + backward)
+
+
+def _work(record: NodeType, lowering: Lowering) -> int:
+    """Return what one item costs: a shared argument is a weight, multiplied with each column of the value."""
+    shared = sum(s.total for o, s in zip(lowering.operands, record.shapes, strict=True) if o.reads == SHARED)
+    own = sum(s.total for o, s in zip(lowering.operands, record.shapes, strict=True) if o.reads != SHARED)
+    columns = record.shape.total // (record.shape.dims[0] if record.shape.dims else 1)
+    return 1 + record.shape.total + own + shared * columns // PER_UNIT
 
 
 def _room(array: np.ndarray, rows: int) -> np.ndarray:

@@ -22,6 +22,7 @@ from autobatch.kernels._jit import Kernel
 from autobatch.kernels._rows import add_rows, add_to_table, copy_rows, zero_rows
 from autobatch.kernels._vm import run
 from autobatch.memory import Arena, address_of, read
+from autobatch.threads import run_table
 
 
 class Home:
@@ -93,7 +94,8 @@ class Machine:
 
     def run(self, job: Job) -> None:
         """Run a table."""
-        run(job.table, job.words, job.scratch)
+        work = job.segment.work if job.backward is None else 2 * job.segment.work
+        run_table(job.table, job.words, job.scratch, job.execution.dtype, work)
 
     def read(self, address: int, count: int, dtype: str) -> np.ndarray:
         """Return a copy of numbers."""

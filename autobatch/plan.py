@@ -63,6 +63,7 @@ from autobatch.graph import (
     TABLE,
     TYPE_COLUMNS,
     VIEW,
+    WORK,
     WRITES,
 )
 from autobatch.kernels._jit import (
@@ -78,11 +79,13 @@ from autobatch.kernels._jit import (
     write_slot,
 )
 from autobatch.kernels._op import DENSE, SHARED
+from autobatch.kernels._threads import LONGEST, MOST_THREADS
 
 ALIGN = 64
 REACH = 1 << 30  # bytes: BLAS takes a distance between columns as an int32 of numbers
 HOLES = 1024  # free pieces between blocks that are remembered
 THIN = 256  # columns: weight gradients formed from thinner runs than this are worth a copy of their operands
+COPIED = 8  # numbers that are copied in a unit
 _ROWS_WORDS = SLOTS + 4 + 1  # a copy of rows: two slots and the literal that SIZES points to
 _ZERO_WORDS = SLOTS + 2 + 1
 _TABLE_WORDS = SLOTS + 8 + 1  # rows added to a table
@@ -329,9 +332,20 @@ def misses(n0, n1, a0, types, args, info, address):
 
 
 @inline
-def _copy(table, w, kernel, items, size, flags, to, to_stride, source, source_stride):
-    """Write an instruction of two slots of rows of `size` numbers; returns where the next one goes."""
-    write_head(table, w, kernel, _ROWS_WORDS, items, address_of(table) + 8 * (w + SLOTS + 4), flags)
+def _divided(words, items, work, piece):
+    """The word LENGTH of an instruction whose items, of `work` units each, may run at the same time; `piece` units a piece."""
+    pieces = min(items * work // piece, items, MOST_THREADS)
+    return words | pieces << 32 if pieces > 1 and words <= LONGEST else words
+
+
+@inline
+def _copy(table, w, kernel, items, size, flags, to, to_stride, source, source_stride, apart, piece):
+    """Write an instruction of two slots of rows of `size` numbers; returns where the next one goes.
+
+    `apart`: whether no two rows go to places that overlap; pieces that may run at the same time are of `piece` units of work.
+    """
+    words = _divided(_ROWS_WORDS, items, apart * (1 + size // COPIED), piece)
+    write_head(table, w, kernel, words, items, address_of(table) + 8 * (w + SLOTS + 4), flags)
     write_slot(table, w + SLOTS, to, to_stride)
     write_slot(table, w + SLOTS + 2, source, source_stride)
     table[w + SLOTS + 4] = size
@@ -376,12 +390,14 @@ def place(n0, n1, n_batches, types, args, positions, info, nodes, order, batch_t
 @over_frame
 def forward_table(n_batches, args, positions, info, operands, nodes, order, type_start, present, batch_type, batch_begin,
                   batch_end, batch_at, gather_first, gather_at, copies, value_base, itemsize, dtype, parameter_values, address,
-                  copy_rows, table, lists, at):  # fmt: skip
-    """Write the table of a segment; at[b] is where the instruction of batch b begins. Returns words of table and of lists.
+                  copy_rows, card, piece, table, lists, at):  # fmt: skip
+    """Write the table of a segment; at[b] is where the instruction of batch b begins.
+
+    Returns words of table and of lists, and how much work the batches are.
 
     `copies` is the offset of the place for copies that all batches share, -1 if each type has blocks of its own.
     """
-    w, r = 0, 0
+    w, r, work = 0, 0, 0
     for b in range(n_batches):
         l, lo, hi = batch_type[b], batch_begin[b], batch_end[b]
         t, n = present[l] * TYPE_COLUMNS, hi - lo
@@ -424,7 +440,9 @@ def forward_table(n_batches, args, positions, info, operands, nodes, order, type
                 else:
                     to = shared
                     shared += _aligned(n * item)
-                w = _copy(table, w, copy_rows, n, operands[o + ELEMENTS], 0, to, item, table[where], table[where + 1])
+                w = _copy(
+                    table, w, copy_rows, n, operands[o + ELEMENTS], 0, to, item, table[where], table[where + 1], not card, piece
+                )
                 write_slot(table, where, to, item)
         for k in range(immediates):
             where = slots + 2 * (1 + arguments + k)
@@ -435,10 +453,12 @@ def forward_table(n_batches, args, positions, info, operands, nodes, order, type
         if main != w:
             for j in range(SLOTS, words):
                 table[w + j] = table[main + j]
-        write_head(table, w, info[t + FORWARD + dtype], words, n, info[t + NUMBERS], 0)
+        work += n * info[t + WORK]
+        length = words if card else _divided(words, n, info[t + WORK], piece)
+        write_head(table, w, info[t + FORWARD + dtype], length, n, info[t + NUMBERS], 0)
         at[b] = w
         w += words
-    return w, r
+    return w, r, work
 
 
 # Backward -------------------------------------------------------------------------------------------------------------
@@ -640,18 +660,19 @@ def _zero(table, w, kernel, address, size):
 def backward_table(n_batches, types, args, positions, info, operands, needs, nodes, order, type_start, present, batch_type,
                    batch_begin, batch_end, at, forward, active, block_at, gradient_base, gradient, source, touched, covered,
                    itemsize, dtype, parameter_gradients, scratch, sink, zero_rows, add_rows, card, add_groups, add_overlapping,
-                   loss, rounds, seen, group, table, lists):  # fmt: skip
+                   loss, rounds, seen, group, piece, table, lists):  # fmt: skip
     """Write the backward table of one segment, but for shared parameters and rows.
 
     Returns words of the table and of the lists, and `rounds`, a count of instructions that goes on in the next segment.
 
     `forward` is the segment's forward table, `at` where its batches begin. `touched[n]` tells whether the gradient in the
-    slot of n was written to: 0, not at all; 1, all of it; 3, the numbers from covered[2n] to covered[2n + 1] - 1.
+    slot of n was written to: 0, not at all; 1, all of it; 3, the numbers from covered[2n] to covered[2n + 1] - 1. `seen` (one a
+    node up to the loss, and one a parameter) is work space, all 0 at first: it tells whether two items write to one node.
 
     On a card the items of a batch run at the same time. Gradients of which two might meet in one place are formed in the
     scratch and added in groups, one after the other in each; those that nobody wants go to places of their own; and all
-    gradients are 0 at first, which takes one launch where zeroing here and there takes many. `seen` and `group` (one a node
-    up to the loss, and one a parameter) are work space, `seen` all 0 at first.
+    gradients are 0 at first, which takes one launch where zeroing here and there takes many. `group`, as long as `seen`, is
+    work space too.
     """
     w, r = 0, 0
     for b in range(n_batches - 1, -1, -1):
@@ -682,7 +703,8 @@ def backward_table(n_batches, types, args, positions, info, operands, needs, nod
                     touched[root] = 1
             if info[t + PREPARE + dtype]:
                 words = SLOTS + 2 * (3 + arguments + immediates)
-                write_head(table, w, info[t + PREPARE + dtype], words, n, info[t + NUMBERS], 0)
+                length = words if card else _divided(words, n, info[t + WORK], piece)
+                write_head(table, w, info[t + PREPARE + dtype], length, n, info[t + NUMBERS], 0)
                 s = w + SLOTS
                 write_slot(table, s, 0, 0)
                 write_slot(table, s + 2, dy, size)
@@ -748,6 +770,9 @@ def backward_table(n_batches, types, args, positions, info, operands, needs, nod
                                 seen[owner], group[owner] = rounds, groups
                             lists[r + 2 * n + q] = groups
                             groups += 1
+                    elif owner >= 0:
+                        meet += seen[owner] == rounds
+                        seen[owner] = rounds
                     if q == 1:
                         stride = place_ - to
                     elif q == 0:
@@ -784,7 +809,9 @@ def backward_table(n_batches, types, args, positions, info, operands, needs, nod
                 if alone and together:
                     flags |= ALONGSIDE
                 together = alone
-                write_head(table, w, operands[o + BACKWARD + dtype], words, n, info[t + NUMBERS], flags)
+                apart = not card and (meet == 0 or (even and stride >= item))
+                length = _divided(words, n, info[t + WORK], piece) if apart or not (card or direct) else words
+                write_head(table, w, operands[o + BACKWARD + dtype], length, n, info[t + NUMBERS], flags)
                 if not direct:
                     table[w + FLAGS] = k << 8
                     write_slot(table, s, scratch, item)
@@ -806,10 +833,36 @@ def backward_table(n_batches, types, args, positions, info, operands, needs, nod
                     r += 4 * n + 1
                 elif not direct:
                     if even:
-                        w = _copy(table, w, add_rows, n, operands[o + ELEMENTS], flags & ACCUMULATE, to, stride, scratch, item)
+                        w = _copy(
+                            table,
+                            w,
+                            add_rows,
+                            n,
+                            operands[o + ELEMENTS],
+                            flags & ACCUMULATE,
+                            to,
+                            stride,
+                            scratch,
+                            item,
+                            apart,
+                            piece,
+                        )
                     else:
                         places = address_of(lists) + 8 * r
-                        w = _copy(table, w, add_rows, n, operands[o + ELEMENTS], flags & ACCUMULATE, places, -1, scratch, item)
+                        w = _copy(
+                            table,
+                            w,
+                            add_rows,
+                            n,
+                            operands[o + ELEMENTS],
+                            flags & ACCUMULATE,
+                            places,
+                            -1,
+                            scratch,
+                            item,
+                            apart,
+                            piece,
+                        )
                 r += 2 * n
             i = j
     return w, r, rounds
@@ -871,7 +924,7 @@ def _runs(l, k, t, o, batches, ends, batch_begin, batch_end, type_start, nodes, 
 @over_frame
 def weight_table(n_types, n_batches, args, positions, info, operands, needs, nodes, order, type_start, present, batch_type,
                  batch_begin, batch_end, gather_first, gather_at, value_base, at, forward, active, block_at, gradient_base,
-                 itemsize, dtype, parameter_gradients, copy_rows, batches, ends, table, w):  # fmt: skip
+                 itemsize, dtype, parameter_gradients, copy_rows, piece, batches, ends, table, w):  # fmt: skip
     """Write, from word w on, the gradients of parameters that all items of a type share: once for each type, from its blocks.
 
     Where the operands lie in many short runs they are copied together first, and the slots of the forward table changed to the
@@ -919,7 +972,20 @@ def weight_table(n_types, n_batches, args, positions, info, operands, needs, nod
                         copy = value_base + gather_at[gather_first[l] + q] + (batch_begin[b] - type_start[l]) * item
                         if forward[s] != copy or forward[s + 1] != item:
                             n = batch_end[b] - batch_begin[b]
-                            w = _copy(table, w, copy_rows, n, operands[p + ELEMENTS], 0, copy, item, forward[s], forward[s + 1])
+                            w = _copy(
+                                table,
+                                w,
+                                copy_rows,
+                                n,
+                                operands[p + ELEMENTS],
+                                0,
+                                copy,
+                                item,
+                                forward[s],
+                                forward[s + 1],
+                                True,
+                                piece,
+                            )
                             write_slot(forward, s, copy, item)
             products += runs
     return w, products

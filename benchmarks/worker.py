@@ -3,7 +3,6 @@
 python -m benchmarks.worker     # reads a job, then one JSON line for each thing to do; answers each with a JSON line
 """
 
-import contextlib
 import gc
 import importlib.metadata
 import json
@@ -61,8 +60,7 @@ class Dynamic:
 
             if kind in POLICIES:
                 dy.configure(policy=kind)
-            with contextlib.suppress(ImportError):  # without threadpoolctl, the environment says it
-                dy.configure(threads=job["threads"])
+            dy.configure(threads=job["threads"])
             self.name, self.timers = f"autobatch {dy.__version__}", Timers()
         self.dy = dy
         if kind == "cell":

@@ -19,7 +19,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from autobatch.kernels._jit import as_int64
+from autobatch.kernels._jit import FLAGS, as_int64
 
 
 @functools.cache
@@ -35,6 +35,12 @@ _CUT = all(binding.get_host_cpu_features().get(f) for f in ("avx512f", "avx512vl
 SMALL, SMALL_TURNED = 1_000_000, 1_200  # multiplications, and results of Aᵀ B, up to which OpenBLAS does not copy
 THIN, DEEP = 64, 32  # columns up to which a product is cut, and depth from which on
 BLOCK, BLOCK_TURNED = 64, 16  # rows of the smallest block that is worth a call
+
+# Large products are divided among threads where the scratch has the address of a board (`_threads.py`) behind the scalars.
+BOARD = 16  # bytes from the beginning of the scratch
+LARGE, PUT_UP, PRODUCT = 62, 63, 64  # words of the board: multiplications of a product that is worth it, the function that puts
+# one up, and where it finds it
+TURNED_A, TURNED_B, ADDED = 1, 2, 4  # flags of it
 
 
 def _true(builder, context, flag, kind):
@@ -107,14 +113,43 @@ def _gemm(context, builder, signature, args):
 
         _call(builder, "numba_xxgemm", v["scratch"], v["c"], size["accumulate"], arguments)
 
-    nothing = ir.Constant(_INT, 0)
-    if not _CUT:
-        emit(nothing, size["m"])
-        return context.get_dummy_value()
-    block = _block(builder, *turned, size["m"], size["n"], size["k"])
-    with cgutils.for_range_slice(builder, nothing, size["m"], block, _INT) as (row, _):
-        left = builder.sub(size["m"], row)
-        emit(row, builder.select(builder.icmp_signed("<", left, block), left, block))
+    def alone():
+        nothing = ir.Constant(_INT, 0)
+        if not _CUT:
+            emit(nothing, size["m"])
+            return
+        block = _block(builder, *turned, size["m"], size["n"], size["k"])
+        with cgutils.for_range_slice(builder, nothing, size["m"], block, _INT) as (row, _):
+            left = builder.sub(size["m"], row)
+            emit(row, builder.select(builder.icmp_signed("<", left, block), left, block))
+
+    words = builder.bitcast(v["scratch"], _INT.as_pointer())
+    board = builder.load(builder.gep(words, [ir.Constant(_INT, BOARD // 8)]))
+    before, there = builder.block, builder.icmp_signed("!=", board, ir.Constant(_INT, 0))
+    board = builder.inttoptr(board, _INT.as_pointer())
+    with builder.if_then(there, likely=False):
+        work = builder.mul(builder.mul(size["m"], size["n"]), size["k"])
+        large = builder.icmp_signed(">=", work, builder.load(builder.gep(board, [ir.Constant(_INT, LARGE)])))
+        looked = builder.block
+    shared = builder.phi(ir.IntType(1))
+    shared.add_incoming(ir.Constant(ir.IntType(1), 0), before)
+    shared.add_incoming(large, looked)
+    with builder.if_else(shared, likely=False) as (then, otherwise):
+        with then:
+            flags = ir.Constant(_INT, 0)
+            added = builder.icmp_signed("!=", size["accumulate"], ir.Constant(_INT, 0))
+            for flag, bit in zip((*turned, added), (TURNED_A, TURNED_B, ADDED), strict=True):
+                flags = builder.or_(flags, builder.select(flag, ir.Constant(_INT, bit), ir.Constant(_INT, 0)))
+            numbers = [flags]
+            for x in "abc":
+                numbers += [builder.ptrtoint(start[x], _INT), size[f"ld{x}"]]
+            for k, value in enumerate([*numbers, size["m"], size["n"], size["k"]]):
+                builder.store(value, builder.gep(board, [ir.Constant(_INT, PRODUCT + FLAGS + k)]))
+            function = ir.FunctionType(ir.VoidType(), [board.type, v["scratch"].type]).as_pointer()
+            address = builder.load(builder.gep(board, [ir.Constant(_INT, PUT_UP)]))
+            builder.call(builder.inttoptr(address, function), [board, v["scratch"]])
+        with otherwise:
+            alone()
     return context.get_dummy_value()
 
 
@@ -123,7 +158,8 @@ def gemm_at(typingctx, ta, tb, m, n, k, a, at_a, lda, b, at_b, ldb, accumulate, 
     """C (m,n) = op(A) (m,k) op(B) (k,n), or += with `accumulate`; column-major.
 
     a, b, c are pointers of one dtype, the matrices begin `at_...` numbers behind them, `ld...` are leading dimensions in
-    numbers; op transposes where `ta`, `tb` say so. scratch[0] and scratch[1] hold 1 and 0, the scalars BLAS wants to read.
+    numbers; op transposes where `ta`, `tb` say so. scratch[0] and scratch[1] hold 1 and 0, the scalars BLAS wants to read, and
+    the word BOARD bytes from its beginning the address of a board, or 0.
     """
     return types.void(ta, tb, m, n, k, a, at_a, lda, b, at_b, ldb, accumulate, c, at_c, ldc, scratch), _gemm
 

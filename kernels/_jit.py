@@ -16,6 +16,8 @@ called by address, ``void (const int64 *ins, T *scratch)``:
 A slot says where the n items of one operand lie. With stride >= 0, item i begins at ``address + i * stride`` bytes (0: all
 items are one and the same). With stride -1, ``address`` is that of a list of n int64 addresses. ``row`` reads both.
 ``sizes`` points to int64 numbers that all nodes of a type share (shapes, strides); what they mean is the op's own affair.
+The upper half of ``length`` says into how many pieces the items may be divided among threads (`_threads.py`); kernels never
+see it.
 
 Nothing is compiled at import: a kernel is compiled, or fetched from the disk, when its address is first asked for.
 
@@ -43,6 +45,7 @@ from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
 KERNEL, LENGTH, ITEMS, SIZES, FLAGS, SLOTS = range(6)
+WORDS = (1 << 32) - 1  # the lower half of LENGTH; the upper one is the number of pieces
 ACCUMULATE = 1  # flag of a backward instruction: add to what the slot holds; without it, overwrite
 ALONGSIDE = 2  # flag for a card: may run at the same time as the instruction before it
 ADDING = 4  # flag for a card: adds to the same place as the instruction before it, and may be summed up with it

@@ -3,10 +3,10 @@
     table  | kernel length ... | kernel length ... | ...      layout of one instruction: `_jit.py`
            0                   length              words
 
-Nothing is checked here; whoever builds a table answers for every address in it.
+Nothing is checked here; whoever builds a table answers for every address in it. `_threads.py` has the same for several threads.
 """
 
-from autobatch.kernels._jit import KERNEL, LENGTH, call, compiled, integers
+from autobatch.kernels._jit import KERNEL, LENGTH, WORDS, call, compiled, integers
 
 
 @compiled
@@ -28,4 +28,4 @@ def run(table, words, scratch):
     while at < words:
         ins = integers(start + 8 * at)
         call(ins[KERNEL], ins, scratch)
-        at += ins[LENGTH]
+        at += ins[LENGTH] & WORDS

@@ -1,0 +1,175 @@
+"""Threads that help to run tables on the processor, and how many there are.
+
+As many threads take part as the BLAS may use, which is what `configure(threads=...)`, threadpoolctl, and OPENBLAS_NUM_THREADS
+and its like say; by default one a core. While they do, the BLAS itself uses one thread for each of them: large products are
+divided on the same board as everything else (`kernels/_threads.py`), and no two kinds of threads wait for each other's cores.
+
+Helpers are made when the first table runs that is worth it, sleep between tables, and never hold the GIL.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+import threading
+from typing import Any
+
+import numpy as np
+
+from autobatch.kernels import _blas, _threads
+from autobatch.kernels._errors import ArgumentError
+from autobatch.kernels._jit import DTYPES, KERNEL, LENGTH, SLOTS
+from autobatch.kernels._vm import run
+from autobatch.memory import address_of
+
+PIECE = 3_000  # units of work (`graph.WORK`) of the smallest piece of an instruction: about 2 µs
+WORTH = 150_000  # units of a table from which on helpers are woken: about 0.1 ms
+LARGE = 400_000  # multiplications of a product that is divided by itself
+
+
+@functools.cache
+def _libraries() -> list[Any]:
+    """Return the BLAS libraries that products go to, as threadpoolctl knows them."""
+    from threadpoolctl import ThreadpoolController
+
+    _blas.ready()
+    found = [c for c in ThreadpoolController().lib_controllers if c.user_api == "blas"]
+    return [c for c in found if "scipy.libs" in c.filepath or os.sep + "scipy" + os.sep in c.filepath] or found
+
+
+def cores() -> int:
+    """Return how many cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def count() -> int:
+    """Return how many threads take part in running a table."""
+    allowed = [library.get_num_threads() or 1 for library in _libraries()] or [cores()]
+    return min(*allowed, _threads.MOST_THREADS)
+
+
+def set_count(threads: int) -> None:
+    """Let as many threads take part, and every BLAS of the process use as many. Raises ArgumentError."""
+    from threadpoolctl import threadpool_limits
+
+    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
+        raise ArgumentError(f"threads is {threads!r}\n  expected  a whole number from 1 on")
+
+    _blas.ready()
+    threadpool_limits(limits=threads, user_api="blas")
+
+
+class _Board:
+    """The board of the process, its helpers, and the scratch that tells kernels where the board is."""
+
+    def __init__(self) -> None:
+        self.busy = threading.Lock()  # by the thread whose table runs
+        self.helpers = 0
+        self._memory = np.zeros(_threads.BOARD_WORDS + 8, np.int64)
+        start = -(address_of(self._memory) // 8) % 8  # a cache line has eight words
+        self.words = self._memory[start : start + _threads.BOARD_WORDS]
+        self.words[_threads.JOB] = _threads.CLOSED
+        self.words[_threads.LOCKS :] = 0
+        python = ctypes.pythonapi
+        self.words[_threads.ACQUIRE] = _address(python.PyThread_acquire_lock)
+        self.words[_threads.RELEASE] = _address(python.PyThread_release_lock)
+        self.words[_threads.YIELD] = _address(_yield())
+        self.words[_blas.PUT_UP] = _threads.product_together.address("float32")
+        self.words[_blas.PRODUCT + LENGTH] = SLOTS + 9
+        self.words[_blas.LARGE] = LARGE
+        self.pieces, self.leader = {}, {}
+        self._products: dict[str, int] = {}
+        for dtype in DTYPES:
+            self.pieces[dtype], self.leader[dtype] = np.zeros(8, dtype), np.zeros(8, dtype)
+            self.pieces[dtype][0] = self.leader[dtype][0] = 1
+            self.leader[dtype].view(np.int64)[_blas.BOARD // 8] = address_of(self.words)
+
+    def hire(self, helpers: int) -> None:
+        """See to it that there are so many helpers."""
+        python = ctypes.pythonapi
+        python.PyThread_allocate_lock.restype = ctypes.c_void_p
+        python.PyThread_acquire_lock.argtypes = [ctypes.c_void_p, ctypes.c_int]
+        while self.helpers < helpers:
+            h = self.helpers + 1
+            lock = python.PyThread_allocate_lock()
+            python.PyThread_acquire_lock(lock, 1)
+            self.words[_threads.LOCKS + h] = lock
+            threading.Thread(target=_threads.help_out, args=(self.words, h), name=f"autobatch-{h}", daemon=True).start()
+            self.helpers = h
+
+    def run(self, table: np.ndarray, words: int, dtype: str, threads: int) -> None:
+        """Run a table with helpers."""
+        if self.helpers < threads - 1:
+            self.hire(threads - 1)
+        if dtype not in self._products:
+            self._products[dtype] = _threads.product_piece.address(dtype)
+        board = self.words
+        board[_threads.THREADS] = threads
+        board[_threads.LEAF] = address_of(self.pieces[dtype])
+        board[_blas.PRODUCT + KERNEL] = self._products[dtype]
+        before = [(library, library.get_num_threads()) for library in _libraries()]
+        for library, _ in before:
+            library.set_num_threads(1)
+        try:
+            _threads.run_together(table, words, address_of(self.leader[dtype]), board)
+        finally:
+            for library, number in before:
+                library.set_num_threads(number)
+
+
+def _address(function: Any) -> int:
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+def _yield() -> Any:
+    if sys.platform == "win32":
+        return ctypes.WinDLL("kernel32").SwitchToThread
+    return ctypes.CDLL(None).sched_yield
+
+
+class _Process:
+    """What there is once in a process; a child of a fork has no helpers and makes its own."""
+
+    board: _Board | None = None
+    making = threading.Lock()
+
+
+def _forget() -> None:
+    _Process.board, _Process.making = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def _board() -> _Board:
+    with _Process.making:
+        if _Process.board is None:
+            _Process.board = _Board()
+    return _Process.board
+
+
+def run_table(table: np.ndarray, words: int, scratch: int, dtype: str, work: int) -> None:
+    """Run a table, with helpers if it is worth it and they are free.
+
+    Parameters
+    ----------
+    table, words, scratch : as of `kernels._vm.run`.
+    dtype : of the run.
+    work : how much the table does, in units of `graph.WORK`.
+    """
+    if work >= WORTH:
+        threads = count()
+        if threads > 1:
+            board = _Process.board or _board()
+            if board.busy.acquire(blocking=False):
+                try:
+                    board.run(table, words, dtype, threads)
+                finally:
+                    board.busy.release()
+                return
+    run(table, words, scratch)
