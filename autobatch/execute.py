@@ -19,7 +19,7 @@ import numpy as np
 from autobatch import plan, plan_card, threads
 from autobatch.devices import configured_machine
 from autobatch.frame import Block, Frame
-from autobatch.graph import DTYPES, IMMEDIATES, STOP, TYPES, VIEW, Graph
+from autobatch.graph import DTYPES, IMMEDIATES, PER_UNIT, STOP, TYPES, VIEW, Graph
 from autobatch.kernels._errors import DeviceMemoryError
 from autobatch.machine import PROCESSOR, Job, Machine
 from autobatch.memory import Arena, address_of
@@ -50,7 +50,7 @@ class Segment:
     at: np.ndarray
     table: np.ndarray
     words: int
-    work: int  # of the forward pass, in units of `graph.WORK`
+    work: tuple[int, int]  # of the forward pass, in units of `graph.WORK`: all of it, and what several threads divide
     lists: np.ndarray
     arena: tuple[Any, ...]
     fields: dict[str, int]  # what the passes are told about the segment
@@ -216,7 +216,8 @@ class Execution:
             "gather_at": gather_at,
             "at": at,
         }
-        frame.set(**fields, value_at=value_at, batch_at=batch_at, copies=-1, piece=threads.PIECE)
+        frame.set(**fields, value_at=value_at, batch_at=batch_at, copies=-1)
+        frame.set(piece=threads.PIECE, product=threads.LARGE // PER_UNIT)
         last, stays, copies = None, 0, -1
         if frugal:
             space = Block(count + 4 * count + 4 * batches + 8 * batches + 16 * plan.HOLES + 64)
@@ -243,7 +244,7 @@ class Execution:
             addresses, self.inputs = self.machine.inputs(graph, self.inputs)
             frame.set(input_addresses=addresses)
         plan.place(frame)
-        words, lists_size, work = plan.forward_table(frame)
+        words, lists_size, *work = plan.forward_table(frame)
         segment = Segment(
             n0=n0,
             n1=n1,
@@ -261,7 +262,7 @@ class Execution:
             at=places.view(at, batches, np.int64),
             table=_integers(table, words),
             words=words,
-            work=work,
+            work=(work[0], work[1]),
             lists=_integers(lists, lists_size),
             arena=marks,
             fields=fields,

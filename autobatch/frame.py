@@ -32,7 +32,7 @@ from autobatch.memory import address_of
 
 NUMBERS = """
 n0 n1 a0 n_types n_batches itemsize dtype value_base gradient_base start scratch sink loss full w r
-copy_rows zero_rows add_rows add_to_table copies card rounds add_groups add_overlapping piece
+copy_rows zero_rows add_rows add_to_table copies card rounds add_groups add_overlapping piece product
 """.split()
 INT32 = """
 types args root local nodes kinds first edges present dense order type_start batch_type batch_begin batch_end source

@@ -94,7 +94,8 @@ class Machine:
 
     def run(self, job: Job) -> None:
         """Run a table."""
-        work = job.segment.work if job.backward is None else 2 * job.segment.work
+        whole, divided = job.segment.work
+        work = divided if job.backward is None else 2 * whole  # gradients of weights are large products in any case
         run_table(job.table, job.words, job.scratch, job.execution.dtype, work)
 
     def read(self, address: int, count: int, dtype: str) -> np.ndarray:

@@ -390,14 +390,15 @@ def place(n0, n1, n_batches, types, args, positions, info, nodes, order, batch_t
 @over_frame
 def forward_table(n_batches, args, positions, info, operands, nodes, order, type_start, present, batch_type, batch_begin,
                   batch_end, batch_at, gather_first, gather_at, copies, value_base, itemsize, dtype, parameter_values, address,
-                  copy_rows, card, piece, table, lists, at):  # fmt: skip
+                  copy_rows, card, piece, product, table, lists, at):  # fmt: skip
     """Write the table of a segment; at[b] is where the instruction of batch b begins.
 
-    Returns words of table and of lists, and how much work the batches are.
+    Returns words of table and of lists, and how much work the batches are: all of them; those that several threads divide,
+    because they may run in pieces or because a single item of `product` units or more has a large product in it.
 
     `copies` is the offset of the place for copies that all batches share, -1 if each type has blocks of its own.
     """
-    w, r, work = 0, 0, 0
+    w, r, work, divided = 0, 0, 0, 0
     for b in range(n_batches):
         l, lo, hi = batch_type[b], batch_begin[b], batch_end[b]
         t, n = present[l] * TYPE_COLUMNS, hi - lo
@@ -453,12 +454,14 @@ def forward_table(n_batches, args, positions, info, operands, nodes, order, type
         if main != w:
             for j in range(SLOTS, words):
                 table[w + j] = table[main + j]
-        work += n * info[t + WORK]
         length = words if card else _divided(words, n, info[t + WORK], piece)
+        work += n * info[t + WORK]
+        if length != words or n * info[t + WORK] >= product:
+            divided += n * info[t + WORK]
         write_head(table, w, info[t + FORWARD + dtype], length, n, info[t + NUMBERS], 0)
         at[b] = w
         w += words
-    return w, r, work
+    return w, r, work, divided
 
 
 # Backward -------------------------------------------------------------------------------------------------------------

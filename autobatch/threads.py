@@ -81,11 +81,11 @@ class _Board:
         self.words[_blas.PUT_UP] = _threads.product_together.address("float32")
         self.words[_blas.PRODUCT + LENGTH] = SLOTS + 9
         self.words[_blas.LARGE] = LARGE
-        self.pieces, self.leader = {}, {}
+        self.leaf, self.leader = {}, {}
         self._products: dict[str, int] = {}
         for dtype in DTYPES:
-            self.pieces[dtype], self.leader[dtype] = np.zeros(8, dtype), np.zeros(8, dtype)
-            self.pieces[dtype][0] = self.leader[dtype][0] = 1
+            self.leaf[dtype], self.leader[dtype] = np.zeros(8, dtype), np.zeros(8, dtype)
+            self.leaf[dtype][0] = self.leader[dtype][0] = 1
             self.leader[dtype].view(np.int64)[_blas.BOARD // 8] = address_of(self.words)
 
     def hire(self, helpers: int) -> None:
@@ -109,7 +109,7 @@ class _Board:
             self._products[dtype] = _threads.product_piece.address(dtype)
         board = self.words
         board[_threads.THREADS] = threads
-        board[_threads.LEAF] = address_of(self.pieces[dtype])
+        board[_threads.LEAF] = address_of(self.leaf[dtype])
         board[_blas.PRODUCT + KERNEL] = self._products[dtype]
         before = [(library, library.get_num_threads()) for library in _libraries()]
         for library, _ in before:
@@ -160,7 +160,7 @@ def run_table(table: np.ndarray, words: int, scratch: int, dtype: str, work: int
     ----------
     table, words, scratch : as of `kernels._vm.run`.
     dtype : of the run.
-    work : how much the table does, in units of `graph.WORK`.
+    work : how much of the table can be divided, in units of `graph.WORK`.
     """
     if work >= WORTH:
         threads = count()
