@@ -16,9 +16,8 @@ process; an op remembers the type for each combination of types of arguments, so
 look-up is the check of shapes: only a new combination runs the op's shape rule.
 
 Lists, because `list.append` is three times as fast as `array.append`; they become arrays when the graph is run. What is
-recorded in bulk (all steps of a sequence) puts its types into the list and its arguments into a `Piece` between the entries:
-
-    args list   | 0 ... 11 |  12 ... 19 | ...          piece (12, p): its entries come before entry 12 of the list
+recorded in bulk (all steps of a sequence) puts its types into the list and its arguments into a piece between the entries, see
+`pieces.py`.
 """
 
 from __future__ import annotations
@@ -30,15 +29,13 @@ import os
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from numba import types as numba_types
-from numba.core.typing import signature
 
 from autobatch.kernels._errors import ArgumentError, InternalError, OperandError, ShapeError, StaleExpressionError, message
-from autobatch.kernels._jit import compiled
 from autobatch.kernels._op import SHARED, Lowering, Op, Shape
+from autobatch.pieces import FEW, Entries, Place, write
 
 POLICIES = ("none", "depth", "agenda", "ratio")
 
@@ -62,8 +59,6 @@ OPERAND_COLUMNS = BACKWARD + 2
 PER_UNIT = 32
 
 DTYPES = ("float32", "float64")
-
-FEW = 128  # entries that NumPy takes over from a list before a compiled function begins
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -315,83 +310,6 @@ def _patient() -> _Patience:
     return shared
 
 
-# Arguments in bulk -----------------------------------------------------------------------------------------------------
-
-
-class Piece(Protocol):
-    """Nodes that were recorded in bulk: their types, which stand in the list as well, and their arguments."""
-
-    @property
-    def nodes(self) -> int:
-        """How many nodes there are."""
-
-    @property
-    def count(self) -> int:
-        """How many entries they have."""
-
-    @staticmethod
-    def write_all(types: np.ndarray, args: np.ndarray, pieces: list[tuple[int, int, Any]]) -> None:
-        """Write all pieces of this kind into two int32 arrays; each comes with the places where it begins in them."""
-
-
-class Entries:
-    """A piece of which every so many nodes are alike: their types, and an array of all entries."""
-
-    __slots__ = ("array", "count", "nodes", "types")
-
-    def __init__(self, types: list[int], repeats: int, array: np.ndarray) -> None:
-        self.types, self.array = types, array
-        self.nodes, self.count = len(types) * repeats, array.size
-
-    @staticmethod
-    def write_all(types: np.ndarray, args: np.ndarray, pieces: list[tuple[int, int, Any]]) -> None:
-        """Write all pieces, see `Piece`."""
-        for first, at, piece in pieces:
-            args[at : at + piece.count] = piece.array.ravel()
-            types[first : first + piece.nodes].reshape(-1, len(piece.types))[:] = piece.types
-
-
-# Functions of Python, which compiled code calls by name as Numba does itself.
-_function: Any = numba_types.ExternalFunction
-_item = _function("PyList_GetItem", signature(numba_types.intp, numba_types.intp, numba_types.intp))
-_integer = _function("PyLong_AsLongLong", signature(numba_types.int64, numba_types.intp))
-_failed = _function("PyErr_Occurred", signature(numba_types.intp))
-_clear = _function("PyErr_Clear", signature(numba_types.void))
-
-
-@compiled(gil=True)
-def _read(source: Any, out: Any, segments: Any) -> bool:
-    """Copy segments of a list, given by its id: for each (place in the list, place in `out`, length).
-
-    False if an entry is none that NumPy would take. 5 ns an entry; NumPy looks at each twice, and takes 16 to 20.
-    """
-    for k in range(0, segments.size, 3):
-        start, at = segments[k], segments[k + 1]
-        for i in range(segments[k + 2]):
-            value = _integer(_item(source, start + i))
-            if value == -1 and _failed() != 0:
-                _clear()
-                return False
-            out[at + i] = value
-            if out[at + i] != value:
-                return False
-    return True
-
-
-def copy_list(source: list[int], out: np.ndarray, segments: list[int]) -> None:
-    """Copy segments of a list of integers into an array, see `_read`."""
-    if not _read(id(source), out, np.array(segments, np.int64)):
-        for start, at, length in zip(segments[::3], segments[1::3], segments[2::3], strict=True):
-            out[at : at + length] = source[start : start + length]  # which says what is wrong
-
-
-def listed(numbers: list[int], dtype: Any) -> np.ndarray:
-    """Return an array of a list of integers."""
-    out = np.empty(len(numbers), dtype)
-    copy_list(numbers, out, [0, 0, len(numbers)])
-    return out
-
-
 # The graph ------------------------------------------------------------------------------------------------------------
 
 
@@ -464,7 +382,7 @@ class Graph:
         self.args: Any = []
         self.recorded_types: list[int] = self.types
         self.recorded_args: list[int] = self.args
-        self.pieces: list[tuple[int, int, Piece]] = []  # recorded in bulk: before which entry of the list, first node, what
+        self.pieces: list[Place] = []  # recorded in bulk
         self.numbers: dict[Any, int] = {}  # inputs that hold one number
         self.zeros: dict[Any, int] = {}
         self.parameters: set[Any] = set()  # used as arguments
@@ -562,44 +480,20 @@ class Graph:
         """Record nodes in bulk, `repeats` times these types; return the number of the first one."""
         index = len(self.recorded_types)
         self.recorded_types += types * repeats
-        self.pieces.append((len(self.recorded_args), index, Entries(types, repeats, args)))
+        self.pieces.append((len(self.recorded_args), index, args.size, len(types) * repeats, Entries(types, repeats, args)))
         return index
 
     def count_args(self) -> int:
         """Return how many entries all nodes have: arguments and immediates."""
-        return len(self.recorded_args) + sum(piece.count for _, _, piece in self.pieces)
+        return len(self.recorded_args) + sum([piece[2] for piece in self.pieces])
 
     def write(self, types: np.ndarray, args: np.ndarray, nodes: int = 0, entries: int = 0, pieces: int = 0) -> None:
         """Write what was recorded behind the first nodes, entries of the list and pieces into two int32 arrays."""
         if pieces == len(self.pieces) and len(args) < FEW:
             types[:] = self.recorded_types[nodes:]
             args[:] = self.recorded_args[entries:]
-            return
-        at, source, node = 0, entries, nodes
-        segments: list[int] = []
-        of_types: list[int] = []  # of nodes in no piece
-        jobs: dict[Any, list[tuple[int, int, Any]]] = {}
-        last: Any = None
-        add: Any = None
-        for before, first, piece in self.pieces[pieces:]:
-            if before > source:
-                segments += (source, at, before - source)
-                at += before - source
-                source = before
-            if first > node:
-                of_types += (node, node - nodes, first - node)
-            node = first + piece.nodes
-            if piece.__class__ is not last:
-                last = piece.__class__
-                add = jobs.setdefault(last, []).append
-            add((first - nodes, at, piece))
-            at += piece.count
-        of_types += (node, node - nodes, len(self.recorded_types) - node)
-        segments += (source, at, len(self.recorded_args) - source)
-        copy_list(self.recorded_types, types, of_types)
-        copy_list(self.recorded_args, args, segments)
-        for kind, of_kind in jobs.items():
-            kind.write_all(types, args, of_kind)
+        else:
+            write(self.recorded_types, self.recorded_args, self.pieces[pieces:], nodes, entries, types, args)
 
     def all_args(self) -> list[int]:
         """Return the entries of all nodes."""
@@ -611,31 +505,31 @@ class Graph:
 
     def set_args(self, at: int, entries: Sequence[int]) -> None:
         """Replace entries of one node, from a position among all entries on."""
-        for before, _, piece in self.pieces:
+        for before, _, count, _, _ in self.pieces:
             if at < before:
                 break
-            if at < before + piece.count:
+            if at < before + count:
                 raise InternalError("entries recorded in bulk are not replaced")
-            at -= piece.count
+            at -= count
         self.recorded_args[at : at + len(entries)] = entries
 
     def cut_args(self, count: int) -> None:
         """Keep the first `count` entries."""
         excess = self.count_args() - count
         while self.pieces:
-            before, _, piece = self.pieces[-1]
+            before, _, inside, nodes, piece = self.pieces[-1]
             tail = len(self.recorded_args) - before
             if excess <= tail:
                 break
             del self.recorded_args[before:]
             self.pieces.pop()
             excess -= tail
-            if excess < piece.count:
-                rest = np.empty(piece.count, np.int32)
-                piece.write_all(np.empty(piece.nodes, np.int32), rest, [(0, 0, piece)])
-                self.recorded_args += rest[: piece.count - excess].tolist()
+            if excess < inside:
+                rest = np.empty(inside, np.int32)
+                piece.write_all(np.empty(nodes, np.int32), rest, np.zeros((1, 2), np.int64), [piece])
+                self.recorded_args += rest[: inside - excess].tolist()
                 return
-            excess -= piece.count
+            excess -= inside
         if excess:
             del self.recorded_args[-excess:]
 

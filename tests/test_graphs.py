@@ -35,9 +35,10 @@ from strategies import SEEDS, examples, graphs
 
 import autobatch as ab
 from autobatch import execute
-from autobatch.graph import FEW, OP, TYPES
+from autobatch.graph import OP, TYPES
 from autobatch.kernels._jit import ITEMS, KERNEL, LENGTH
 from autobatch.kernels._rows import zero_rows
+from autobatch.pieces import FEW
 from autobatch.schedule import POLICIES
 
 policies = pytest.mark.parametrize("policy", POLICIES)

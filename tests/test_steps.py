@@ -97,7 +97,7 @@ def test_most_steps_are_pieces(name):
         builder.initial_state().transduce([ab.inputVector([1.0, 2.0, 3.0]) for _ in range(6)])
     graph = ab.current_graph()
     assert len(graph.pieces) == 3
-    in_bulk = sum(piece.nodes for _, _, piece in graph.pieces)
+    in_bulk = sum(nodes for _, _, _, nodes, _ in graph.pieces)
     assert in_bulk >= 3 * (len(graph) - 18 - in_bulk)  # 15 of 18 steps; the rest are three steps, and what all share
 
 

@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from autobatch.expression import Expression, Node
-from autobatch.graph import IMMEDIATES, RECORDED, TYPES, Graph, listed
+from autobatch.graph import IMMEDIATES, RECORDED, TYPES, Graph
 from autobatch.kernels._jit import compiled, int32s, integers
+from autobatch.pieces import listed
 
 SAME, INPUT, OWN, STATE, IMMEDIATE = range(5)
 LEARNED = 3  # steps that are recorded one by one, to see how the others look
@@ -70,37 +71,36 @@ class Pair:
 class Chain:
     """The entries of consecutive steps of one sequence: a piece of a graph's arguments."""
 
-    __slots__ = ("base", "count", "given", "nodes", "pair", "xs")
+    __slots__ = ("base", "given", "pair", "xs")
 
     pair: Pair
     base: int  # first node
     xs: Sequence[int]  # numbers of the inputs
     given: Sequence[int]  # of the parts of the state before
-    count: int
-    nodes: int
 
     @staticmethod
-    def write_all(types: np.ndarray, args: np.ndarray, pieces: list[tuple[int, int, Chain]]) -> None:
-        """Write all chains into two int32 arrays; each comes with the places where it begins."""
+    def write_all(types: np.ndarray, args: np.ndarray, places: np.ndarray, pieces: list[Chain]) -> None:
+        """Write all chains into two int32 arrays; `places` tells where each begins in them."""
         words: list[int] = []
         nodes: list[int] = []
-        for node, at, chain in pieces:
+        for chain in pieces:
             xs = chain.xs
-            words += (node, at, chain.base, len(nodes), len(xs), chain.pair.address)
+            words += (chain.base, len(nodes), len(xs), chain.pair.address)
             nodes += xs
             nodes += chain.given
-        _write(types, args, listed(words, np.int64), listed(nodes, np.int32))
+        _write(types, args, places, listed(words, np.int64), listed(nodes, np.int32))
 
 
-_WORDS = 6  # of a chain: places, first node, place of its inputs and how many, address of both patterns
+_WORDS = 4  # of a chain: first node, place of its inputs and how many, address of both patterns
 
 
 @compiled
-def _write(types: Any, out: Any, words: Any, nodes: Any) -> None:
+def _write(types: Any, out: Any, places: Any, words: Any, nodes: Any) -> None:
     """Write the types and the entries of all chains."""
-    for c in range(0, words.size, _WORDS):
-        node, at, base, xs, n = words[c], words[c + 1], words[c + 2], words[c + 3], words[c + 4]
-        given, both = xs + n, integers(words[c + 5])
+    for c in range(len(places)):
+        node, at = places[c, 0], places[c, 1]
+        base, xs, n = words[_WORDS * c], words[_WORDS * c + 1], words[_WORDS * c + 2]
+        given, both = xs + n, integers(words[_WORDS * c + 3])
         before = 0  # first node of the step before
         for k in range(n):
             pattern = 0 if k == 0 else 5
@@ -282,11 +282,9 @@ def _record(graph: Graph, pair: Pair, xs: Sequence[int], given: Sequence[int]) -
     chain.base = base = len(types)
     chain.xs = xs
     chain.given = given
-    chain.count = first.count + more * rest.count
     types += first.types
     types += rest.types * more
-    chain.nodes = len(types) - base
-    graph.pieces.append((len(graph.args), base, chain))
+    graph.pieces.append((len(graph.args), base, first.count + more * rest.count, len(types) - base, chain))
     return base
 
 
