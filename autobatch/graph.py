@@ -196,7 +196,7 @@ def _work(record: NodeType, lowering: Lowering) -> int:
     """Return what one item costs: a shared argument is a weight, multiplied with each column of the value."""
     shared = sum(s.total for o, s in zip(lowering.operands, record.shapes, strict=True) if o.reads == SHARED)
     own = sum(s.total for o, s in zip(lowering.operands, record.shapes, strict=True) if o.reads != SHARED)
-    columns = record.shape.total // (record.shape.dims[0] if record.shape.dims else 1)
+    columns = record.shape.total // max(record.shape.dims[0], 1) if record.shape.dims else 1
     return 1 + record.shape.total + own + shared * columns // PER_UNIT
 
 

@@ -4,7 +4,8 @@ As many threads take part as the BLAS may use, which is what `configure(threads=
 and its like say; by default one a core. While they do, the BLAS itself uses one thread for each of them: large products are
 divided on the same board as everything else (`kernels/_threads.py`), and no two kinds of threads wait for each other's cores.
 
-Helpers are made when the first table runs that is worth it, sleep between tables, and never hold the GIL.
+Helpers are made when the first table runs that is worth it, sleep between tables, and know nothing of Python. To wake one takes
+the thread that does it 70 µs, so small tables run without.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from autobatch.kernels._jit import DTYPES, KERNEL, LENGTH, SLOTS
 from autobatch.kernels._vm import run
 from autobatch.memory import address_of
 
-PIECE = 3_000  # units of work (`graph.WORK`) of the smallest piece of an instruction: about 2 µs
-WORTH = 150_000  # units of a table from which on helpers are woken: about 0.1 ms
+PIECE = 2_000  # units of work (`graph.WORK`) of the smallest piece of an instruction: about 1.5 µs
+WORTH = 600_000  # units of a table from which on helpers are woken: about 0.4 ms
 LARGE = 400_000  # multiplications of a product that is divided by itself
 
 
@@ -73,10 +74,8 @@ class _Board:
         start = -(address_of(self._memory) // 8) % 8  # a cache line has eight words
         self.words = self._memory[start : start + _threads.BOARD_WORDS]
         self.words[_threads.JOB] = _threads.CLOSED
-        self.words[_threads.LOCKS :] = 0
-        python = ctypes.pythonapi
-        self.words[_threads.ACQUIRE] = _address(python.PyThread_acquire_lock)
-        self.words[_threads.RELEASE] = _address(python.PyThread_release_lock)
+        self.words[_threads.ACQUIRE] = _address(ctypes.pythonapi.PyThread_acquire_lock)
+        self.words[_threads.RELEASE] = _address(ctypes.pythonapi.PyThread_release_lock)
         self.words[_threads.YIELD] = _address(_yield())
         self.words[_blas.PUT_UP] = _threads.product_together.address("float32")
         self.words[_blas.PRODUCT + LENGTH] = SLOTS + 9
@@ -89,22 +88,26 @@ class _Board:
             self.leader[dtype].view(np.int64)[_blas.BOARD // 8] = address_of(self.words)
 
     def hire(self, helpers: int) -> None:
-        """See to it that there are so many helpers."""
-        python = ctypes.pythonapi
-        python.PyThread_allocate_lock.restype = ctypes.c_void_p
-        python.PyThread_acquire_lock.argtypes = [ctypes.c_void_p, ctypes.c_int]
+        """See to it that there are so many helpers, or as many as the system has threads for."""
+        allocate = _of_python("PyThread_allocate_lock", ctypes.c_void_p)
+        acquire = _of_python("PyThread_acquire_lock", ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
+        start = _of_python("PyThread_start_new_thread", ctypes.c_ulong, ctypes.c_void_p, ctypes.c_void_p)
         while self.helpers < helpers:
-            h = self.helpers + 1
-            lock = python.PyThread_allocate_lock()
-            python.PyThread_acquire_lock(lock, 1)
-            self.words[_threads.LOCKS + h] = lock
-            threading.Thread(target=_threads.help_out, args=(self.words, h), name=f"autobatch-{h}", daemon=True).start()
+            h, lock = self.helpers + 1, allocate()
+            if not lock:
+                return
+            acquire(lock, 1)
+            own = self.words[_threads.HELPERS + 8 * h :]
+            own[[_threads.LOCK, _threads.BOARD_AT, _threads.NUMBER]] = lock, address_of(self.words), h
+            if start(_threads.help_out.address, address_of(own)) == _NO_THREAD:
+                return
             self.helpers = h
 
     def run(self, table: np.ndarray, words: int, dtype: str, threads: int) -> None:
         """Run a table with helpers."""
         if self.helpers < threads - 1:
             self.hire(threads - 1)
+            threads = min(threads, self.helpers + 1)
         if dtype not in self._products:
             self._products[dtype] = _threads.product_piece.address(dtype)
         board = self.words
@@ -119,6 +122,14 @@ class _Board:
         finally:
             for library, number in before:
                 library.set_num_threads(number)
+
+
+_NO_THREAD = ctypes.c_ulong(-1).value
+
+
+def _of_python(name: str, result: Any, *arguments: Any) -> Any:
+    """Return a function of Python's C API; a new object each time, so nobody else sees what it is told about its types."""
+    return ctypes.PYFUNCTYPE(result, *arguments)((name, ctypes.pythonapi))
 
 
 def _address(function: Any) -> int:

@@ -292,6 +292,23 @@ def kernel(
     return Kernel(function, reductions, before)
 
 
+class Native:
+    """A function over one pointer to int64 numbers, to be called by its address, from a thread that knows nothing of Python."""
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self.function, self.__doc__ = function, function.__doc__
+
+    @functools.cached_property
+    def address(self) -> int:
+        """Address of the machine code, compiled now."""
+        signature = types.void(types.CPointer(types.int64))
+        entry: Any = CFunc(self.function, (signature.args, signature.return_type), {}, dict(_OPTIONS))
+        entry._cache = _Cache(self.function)
+        entry.compile()
+        self._entry = entry  # which keeps the machine code
+        return int(entry.address)
+
+
 _BEHIND = 1_000_000  # lines: behind the end of any file
 
 

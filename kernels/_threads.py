@@ -5,11 +5,11 @@ that look at the board as long as a table runs, and the leader itself take piece
 leader goes on. A large product inside an instruction that is not divided (the gradient of a weight sums over all items; one
 item may be a whole minibatch) is put on the board by `gemm_at` itself.
 
-    word  0            8      16               24               64                    384       512
-          +------------+------+----------------+----------------+---------------------+---------+----------
-    board | generation,| done | instruction,   | what a process | a product, written  | lock of | is helper
-          | bits taken |      | pieces         | decides once   | like an instruction | helper h| h asleep?
-          +------------+------+----------------+----------------+---------------------+---------+----------
+    word  0            8      16               24               64                    128 ...
+          +------------+------+----------------+----------------+---------------------+------------------
+    board | generation,| done | instruction,   | what a process | a product, written  | of each helper:
+          | bits taken |      | pieces         | decides once   | like an instruction | asleep? its lock
+          +------------+------+----------------+----------------+---------------------+------------------
 
 A piece is taken by setting its bit in word 0, in one step that fails if another job has been put up in between: so nobody takes
 a piece of a job that is over, and what the job consists of holds still as long as a bit is free. The leader waits for nobody
@@ -17,7 +17,9 @@ but who took a piece, so a helper that the system keeps from running costs nothi
 
 Where pieces begin depends on how many there are, not on who takes them or when: numbers are the same bits in each run.
 
-Helpers sleep between tables, on locks of Python's (`PyThread_acquire_lock`), which need no Python around them.
+Helpers are threads of the system that know nothing of Python and never hold the GIL. Between tables they sleep, on locks that
+Python has for every system (`PyThread_acquire_lock`), but stay awake for 0.4 ms in case that another table follows, as backward
+does forward.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from autobatch.kernels._jit import (
     SIZES,
     SLOTS,
     WORDS,
+    Native,
     address_of,
     call,
     compiled,
@@ -51,15 +54,17 @@ from autobatch.kernels._jit import (
 
 JOB, DONE, DIVIDED, PIECES, MODE = 0, 8, 16, 17, 18
 THREADS, LEAF, YIELD, ACQUIRE, RELEASE = range(24, 29)
-LOCKS, ASLEEP = 384, 512  # of helper h: LOCKS + h, ASLEEP + 8 h
+HELPERS = 128  # the words of helper h begin at HELPERS + 8 h
+ASLEEP, LOCK, BOARD_AT, NUMBER = range(4)  # of a helper: whether it sleeps, on what, where the board is, and h
 MOST_THREADS = 16
-BOARD_WORDS = ASLEEP + 8 * MOST_THREADS
+BOARD_WORDS = HELPERS + 8 * MOST_THREADS
 LONGEST = 256  # words of an instruction that is divided
 FULL = (1 << 32) - 1  # all bits
 GENERATIONS = (1 << 30) - 1  # what a generation is counted up to
 ITEMWISE, PRODUCTWISE = 0, 1
 CLOSED = -1
-_PATIENCE = 2_000  # looks at the board before another thread is let run
+_PATIENCE = 2_000  # looks at the board, of 25 ns each, before another thread is let run
+_LINGER = 16_000  # looks without a table before a helper goes to sleep: to wake one takes the leader 70 µs
 
 _INT = ir.IntType(64)
 _X86, _ARM = ("llvm.x86.sse2.pause", ()), ("llvm.aarch64.hint", (1,))  # of which 1 is "yield"
@@ -278,8 +283,9 @@ def run_together(table, words, scratch, board):
     threads = board[THREADS]
     _store(board, JOB, (board[JOB + 1] << 32) | FULL)
     for h in range(1, threads):
-        if _exchange(board, ASLEEP + 8 * h, 0):
-            _call_lock(board[RELEASE], board[LOCKS + h], 0)
+        own = integers(address_of(board) + 8 * (HELPERS + 8 * h))
+        if _exchange(own, ASLEEP, 0):
+            _call_lock(board[RELEASE], own[LOCK], 0)
     start, at = table.ctypes.data, 0
     while at < words:
         ins = integers(start + 8 * at)
@@ -294,20 +300,16 @@ def run_together(table, words, scratch, board):
     _store(board, JOB, CLOSED)
 
 
-@compiled
-def help_out(board, h):
-    """Be helper h of a board: sleep until a table runs, then take pieces until it is closed, for ever."""
-    board, space = integers(board.ctypes.data), _space(0)
+@Native
+def help_out(own):
+    """Be a helper, whose words begin at `own`, for ever: take pieces while a table runs, sleep when none has for a while."""
+    board, h, space = integers(own[BOARD_AT]), own[NUMBER], _space(0)
     while True:
-        _store(board, ASLEEP + 8 * h, 1)
-        if _load(board, JOB) == CLOSED or not _exchange(board, ASLEEP + 8 * h, 0):
-            _call_lock(board[ACQUIRE], board[LOCKS + h], 1)
-        looks = 0
-        while True:
+        looks, idle = 0, 0
+        while idle < _LINGER:
             job = _load(board, JOB)
-            if job == CLOSED:
-                break
-            if job & FULL != FULL:
+            idle = idle + 1 if job == CLOSED else 0
+            if job != CLOSED and job & FULL != FULL:
                 p = _take(board, job, h)
                 if p >= 0:
                     _piece(board, p, space)
@@ -319,3 +321,6 @@ def help_out(board, h):
             if looks == _PATIENCE:
                 _call_yield(board[YIELD])
                 looks = 0
+        _store(own, ASLEEP, 1)
+        if _load(board, JOB) == CLOSED or not _exchange(own, ASLEEP, 0):
+            _call_lock(board[ACQUIRE], own[LOCK], 1)

@@ -272,6 +272,22 @@ print(os.waitpid(child, 0)[1], total() == before)
     assert in_a_process(PROGRAM + text) == "0 True\n"
 
 
+def test_without_helpers_if_the_system_has_no_thread(divided, monkeypatch):
+    """A process that may not have more threads computes all the same."""
+    expected, _ = Tagger("float64").gradients("float64")
+    board, of_python = threads._Board(), threads._of_python
+
+    def without(name, *kinds):
+        return (lambda *a: threads._NO_THREAD) if name == "PyThread_start_new_thread" else of_python(name, *kinds)
+
+    monkeypatch.setattr(threads._Process, "board", board)
+    monkeypatch.setattr(threads, "_of_python", without)
+    found, _ = Tagger("float64").gradients("float64")
+    assert board.helpers == 0
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
 def test_threads_are_those_of_the_blas():
     """As many as the BLAS may use; and the BLAS is given back as it was."""
     text = """
