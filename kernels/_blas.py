@@ -19,7 +19,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from autobatch.kernels._jit import FLAGS, as_int64
+from autobatch.kernels._jit import FLAGS, SLOTS, address_of, as_int64, call, inline, integers
 
 
 @functools.cache
@@ -40,7 +40,8 @@ BLOCK, BLOCK_TURNED = 64, 16  # rows of the smallest block that is worth a call
 BOARD = 16  # bytes from the beginning of the scratch
 LARGE, PUT_UP, PRODUCT = 62, 63, 64  # words of the board: multiplications of a product that is worth it, the function that puts
 # one up, and where it finds it
-TURNED_A, TURNED_B, ADDED = 1, 2, 4  # flags of it
+TURNED_A, TURNED_B, ADDED, SUMMED = 1, 2, 4, 8  # flags of it; SUMMED: no product, `sum_columns`
+SUM = 32  # multiplications that cost what an addition of `sum_columns` does
 
 
 def _true(builder, context, flag, kind):
@@ -193,3 +194,31 @@ def gemv(typingctx, ta, m, n, a, lda, x, accumulate, y, scratch):
         return context.get_dummy_value()
 
     return types.void(ta, m, n, a, lda, x, accumulate, y, scratch), codegen
+
+
+@inline(always=True)
+def sum_columns(c, a, lda, m, n):
+    """c (m,) += the columns of A (m,n); four at a time, as c is read and written for each."""
+    j = 0
+    while j + 3 < n:
+        first, second, third, fourth = j * lda, (j + 1) * lda, (j + 2) * lda, (j + 3) * lda
+        for i in range(m):
+            c[i] += (a[first + i] + a[second + i]) + (a[third + i] + a[fourth + i])
+        j += 4
+    while j < n:
+        for i in range(m):
+            c[i] += a[j * lda + i]
+        j += 1
+
+
+@inline
+def add_columns(c, a, lda, m, n, T):
+    """`sum_columns` by all threads, if there are many. T: the scratch of the kernel."""
+    board = integers(integers(address_of(T))[BOARD // 8])
+    if address_of(board) != 0 and m * n * SUM >= board[LARGE]:
+        board[PRODUCT + FLAGS] = SUMMED
+        board[PRODUCT + SLOTS], board[PRODUCT + SLOTS + 1], board[PRODUCT + SLOTS + 4] = address_of(a), lda, address_of(c)
+        board[PRODUCT + SLOTS + 6], board[PRODUCT + SLOTS + 7] = m, n
+        call(board[PUT_UP], board, T)
+    else:
+        sum_columns(c, a, lda, m, n)

@@ -32,7 +32,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from autobatch.kernels import _blas
-from autobatch.kernels._blas import ADDED, PRODUCT, TURNED_A, TURNED_B, gemm_at
+from autobatch.kernels._blas import ADDED, PRODUCT, SUMMED, TURNED_A, TURNED_B, gemm_at, sum_columns
 from autobatch.kernels._jit import (
     FLAGS,
     ITEMS,
@@ -47,6 +47,7 @@ from autobatch.kernels._jit import (
     compiled,
     inline,
     integers,
+    itemsize,
     kernel,
     move_slot,
     pointer,
@@ -253,12 +254,16 @@ def product_together(ins, T):
 
 @kernel(before=_blas.ready)
 def product_piece(ins, T):
-    """Rows, or columns, of a product: piece ITEMS of as many as SIZES says."""
+    """Rows, or columns, of a product, or rows of a sum of columns: piece ITEMS of as many as SIZES says."""
     p, pieces, flags = ins[ITEMS], ins[SIZES], ins[FLAGS]
     a, lda, b, ldb, c, ldc = ins[SLOTS], ins[SLOTS + 1], ins[SLOTS + 2], ins[SLOTS + 3], ins[SLOTS + 4], ins[SLOTS + 5]
     m, n, k = ins[SLOTS + 6], ins[SLOTS + 7], ins[SLOTS + 8]
     ta, tb, add = flags & TURNED_A, flags & TURNED_B, flags & ADDED
-    if m >= n:
+    if flags & SUMMED:
+        first, end = _edge(m, p, pieces), _edge(m, p + 1, pieces)
+        at = first * itemsize(T)
+        sum_columns(pointer(c + at, T), pointer(a + at, T), lda, end - first, n)
+    elif m >= n:
         first, end = _edge(m, p, pieces), _edge(m, p + 1, pieces)
         at_a = first * lda if ta else first
         gemm_at(ta, tb, end - first, n, k, pointer(a, T), at_a, lda, pointer(b, T), 0, ldb, add, pointer(c, T), first, ldc, T)

@@ -8,7 +8,7 @@ A bias (r,) is repeated over the columns. On a card all pairs are one launch, wh
 import numpy as np
 
 from autobatch.kernels import _blas
-from autobatch.kernels._blas import gemm, gemm_at, gemv
+from autobatch.kernels._blas import add_columns, gemm, gemm_at, gemv
 from autobatch.kernels._gemm import (
     Product,
     Vectors,
@@ -42,6 +42,7 @@ from autobatch.kernels._jit import (
     pointer,
     row,
     slot,
+    whole,
 )
 from autobatch.kernels._lanes import items, lanes, meet, quotient
 from autobatch.kernels._op import (
@@ -156,7 +157,13 @@ def affine_gradient_b(ins, T):
 @kernel
 def affine_parameter_gradient_b(ins, T):
     """The same for a parameter b, over all items of the type at once."""
-    _gradient_b(ins, T)
+    sizes = integers(ins[SIZES])
+    r, each = sizes[0], sizes[1] * sizes[2]
+    side_by_side = each == 1 or whole(ins, 1, r * each, T)
+    if side_by_side and sizes[3] == 1 and sizes[4] == 1 and ins[FLAGS] & ACCUMULATE and ins[slot(1) + 1] >= 0:
+        add_columns(item(ins, 0, 0, T), item(ins, 1, 0, T), _distance(ins, 1, r, T), r, ins[ITEMS] * each, T)
+    else:
+        _gradient_b(ins, T)
 
 
 @kernel(before=_blas.ready)

@@ -17,7 +17,7 @@ al. 2000.
 import numpy as np
 
 from autobatch.kernels import _blas, _math
-from autobatch.kernels._blas import gemm_at
+from autobatch.kernels._blas import add_columns, gemm_at
 from autobatch.kernels._gemm import Product, columns, growing, library, matrix, numbers, summed, totals
 from autobatch.kernels._jit import (
     ACCUMULATE,
@@ -32,6 +32,8 @@ from autobatch.kernels._jit import (
     itemsize,
     kernel,
     number,
+    pointer,
+    row,
     slot,
 )
 from autobatch.kernels._jit import Product as LibraryProduct
@@ -292,12 +294,12 @@ def lstm_step_gradient_b(ins, T):
     n, sizes = ins[ITEMS], integers(ins[SIZES])
     H, B = sizes[0], sizes[2]
     db = item(ins, 0, 0, T)
-    for i in range(n):
-        dy = item(ins, 1, i, T)
-        for b in range(B):
-            at = 2 * H * B + 4 * H * b
-            for j in range(4 * H):
-                db[j] += dy[at + j]
+    if B == 1:
+        da = pointer(row(ins, 1, 0) + 2 * H * itemsize(T), T)
+        add_columns(db, da, ins[slot(1) + 1] // itemsize(T), 4 * H, n, T)
+    else:
+        for i in range(n):
+            add_columns(db, pointer(row(ins, 1, i) + 2 * H * B * itemsize(T), T), 4 * H, 4 * H, B, T)
 
 
 _GRADIENT_W = Product(
