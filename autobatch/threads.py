@@ -21,7 +21,7 @@ import numpy as np
 
 from autobatch.kernels import _blas, _threads
 from autobatch.kernels._errors import ArgumentError
-from autobatch.kernels._jit import DTYPES, KERNEL, LENGTH, SLOTS
+from autobatch.kernels._jit import DTYPES, KERNEL, LENGTH, SIZES, SLOTS
 from autobatch.kernels._vm import run
 from autobatch.memory import address_of
 
@@ -92,6 +92,10 @@ class _Board:
         allocate = _of_python("PyThread_allocate_lock", ctypes.c_void_p)
         acquire = _of_python("PyThread_acquire_lock", ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
         start = _of_python("PyThread_start_new_thread", ctypes.c_ulong, ctypes.c_void_p, ctypes.c_void_p)
+        code = _threads.help_out.address
+        if not self.helpers:  # helpers outlive Python: what they run and look at is never given back
+            for kept in (self._memory, _threads.help_out.entry):
+                _of_python("Py_IncRef", None, ctypes.py_object)(kept)
         while self.helpers < helpers:
             h, lock = self.helpers + 1, allocate()
             if not lock:
@@ -99,9 +103,18 @@ class _Board:
             acquire(lock, 1)
             own = self.words[_threads.HELPERS + 8 * h :]
             own[[_threads.LOCK, _threads.BOARD_AT, _threads.NUMBER]] = lock, address_of(self.words), h
-            if start(_threads.help_out.address, address_of(own)) == _NO_THREAD:
+            if start(code, address_of(own)) == _NO_THREAD:
                 return
             self.helpers = h
+
+    def _learn(self, dtype: str) -> None:
+        """Compile what products need, and form one: Numba looks for a function of the BLAS, in Python, when it is first called."""
+        product, one, result = np.zeros(SLOTS + 9, np.int64), address_of(self.leaf[dtype]), np.zeros(1, dtype)
+        product[SIZES] = 1
+        product[SLOTS:] = one, 1, one, 1, address_of(result), 1, 1, 1, 1
+        address = _threads.product_piece.address(dtype)
+        ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)(address)(address_of(product), one)
+        self._products[dtype] = address
 
     def run(self, table: np.ndarray, words: int, dtype: str, threads: int) -> None:
         """Run a table with helpers."""
@@ -109,7 +122,7 @@ class _Board:
             self.hire(threads - 1)
             threads = min(threads, self.helpers + 1)
         if dtype not in self._products:
-            self._products[dtype] = _threads.product_piece.address(dtype)
+            self._learn(dtype)
         board = self.words
         board[_threads.THREADS] = threads
         board[_threads.LEAF] = address_of(self.leaf[dtype])

@@ -299,14 +299,18 @@ class Native:
         self.function, self.__doc__ = function, function.__doc__
 
     @functools.cached_property
-    def address(self) -> int:
-        """Address of the machine code, compiled now."""
+    def entry(self) -> Any:
+        """What keeps the machine code, compiled now."""
         signature = types.void(types.CPointer(types.int64))
         entry: Any = CFunc(self.function, (signature.args, signature.return_type), {}, dict(_OPTIONS))
         entry._cache = _Cache(self.function)
         entry.compile()
-        self._entry = entry  # which keeps the machine code
-        return int(entry.address)
+        return entry
+
+    @property
+    def address(self) -> int:
+        """Address of the machine code."""
+        return int(self.entry.address)
 
 
 _BEHIND = 1_000_000  # lines: behind the end of any file
