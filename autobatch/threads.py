@@ -108,7 +108,7 @@ class _Board:
             self.helpers = h
 
     def _learn(self, dtype: str) -> None:
-        """Compile what products need, and form one: Numba looks for a function of the BLAS, in Python, when it is first called."""
+        """Compile what products need, and form one: Numba asks Python for a function of the BLAS when it is first called."""
         product, one, result = np.zeros(SLOTS + 9, np.int64), address_of(self.leaf[dtype]), np.zeros(1, dtype)
         product[SIZES] = 1
         product[SLOTS:] = one, 1, one, 1, address_of(result), 1, 1, 1, 1
