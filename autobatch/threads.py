@@ -1,8 +1,9 @@
 """Threads that help to run tables on the processor, and how many there are.
 
 As many threads take part as the BLAS may use, which is what `configure(threads=...)`, threadpoolctl, and OPENBLAS_NUM_THREADS
-and its like say; by default one a core. While they do, the BLAS itself uses one thread for each of them: large products are
-divided on the same board as everything else (`kernels/_threads.py`), and no two kinds of threads wait for each other's cores.
+and its like say; by default one a core, or as many as a container's share of time is worth. While they do, the BLAS itself uses
+one thread for each of them: large products are divided on the same board as everything else (`kernels/_threads.py`), and no two
+kinds of threads wait for each other's cores.
 
 Helpers are made when the first table runs that is worth it, sleep between tables, and know nothing of Python. To wake one takes
 the thread that does it 70 µs, so small tables run without.
@@ -10,9 +11,12 @@ the thread that does it 70 µs, so small tables run without.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+import math
 import os
+import pathlib
 import sys
 import threading
 from typing import Any
@@ -40,17 +44,30 @@ def _libraries() -> list[Any]:
     return [c for c in found if "scipy.libs" in c.filepath or os.sep + "scipy" + os.sep in c.filepath] or found
 
 
+@functools.cache
 def cores() -> int:
-    """Return how many cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return how many cores this process may use: those it may run on, or what its container's time is worth, if less."""
+    able = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([able, *_quota(pathlib.Path("/sys/fs/cgroup"))]))
+
+
+def _quota(folder: pathlib.Path) -> list[int]:
+    """Return how many cores the time is worth that Linux gives to the processes of a control group; nothing without a limit."""
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        with contextlib.suppress(OSError, ValueError, IndexError, ZeroDivisionError):
+            quota, period = " ".join((folder / name).read_text() for name in names).split()[:2]
+            return [math.ceil(int(quota) / int(period))] if quota not in ("max", "-1") else []
+    return []
 
 
 def count() -> int:
     """Return how many threads take part in running a table."""
-    allowed = [library.get_num_threads() or 1 for library in _libraries()] or [cores()]
-    return min(*allowed, _threads.MOST_THREADS)
+    allowed = [library.get_num_threads() or 1 for library in _libraries()]
+    if not _Process.asked:
+        allowed.append(cores())
+    elif not allowed:  # a BLAS that threadpoolctl does not know
+        allowed.append(_Process.asked)
+    return min([*allowed, _threads.MOST_THREADS])
 
 
 def set_count(threads: int) -> None:
@@ -62,6 +79,7 @@ def set_count(threads: int) -> None:
 
     _blas.ready()
     threadpool_limits(limits=threads, user_api="blas")
+    _Process.asked = threads
 
 
 class _Board:
@@ -159,6 +177,7 @@ class _Process:
     """What there is once in a process; a child of a fork has no helpers and makes its own."""
 
     board: _Board | None = None
+    asked = 0  # how many threads the program said there are to be
     making = threading.Lock()
 
 

@@ -308,6 +308,36 @@ print(threads.count(), used())
     assert in_a_process(PROGRAM.replace("ab.configure", "#") + "print(threads.count())", OPENBLAS_NUM_THREADS="1") == "1\n"
 
 
+def test_threads_beside_a_blas_that_nobody_knows(monkeypatch):
+    """Nothing is known of its threads: as many of ours as the program says, or as there are cores."""
+    monkeypatch.setattr(threads, "_libraries", list)
+    monkeypatch.setattr(threads._Process, "asked", 0)
+    assert threads.count() == min(threads.cores(), _threads.MOST_THREADS)
+    monkeypatch.setattr(threads._Process, "asked", 3)
+    assert threads.count() == 3
+
+
+@pytest.mark.parametrize(
+    "files, expected",
+    [
+        ({"cpu.max": "150000 100000\n"}, [2]),
+        ({"cpu.max": "max 100000\n"}, []),
+        ({"cpu.max": "0 0\n"}, []),
+        ({"cpu.max": "what\n"}, []),
+        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, [4]),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, []),
+        ({}, []),
+    ],
+)
+def test_a_container_has_its_share_of_time(tmp_path, files, expected):
+    """A container on a large machine may run on all cores, but not all the time: as many threads would stop each other."""
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert threads._quota(tmp_path) == expected
+    assert 1 <= threads.cores() <= os.cpu_count()
+
+
 def test_more_threads_than_there_may_be():
     text = "ab.configure(threads=40)\nprint(total() == total(), threads.count(), threads._board().helpers)"
     assert in_a_process(PROGRAM + text) == f"True {_threads.MOST_THREADS} {_threads.MOST_THREADS - 1}\n"
