@@ -15,7 +15,7 @@ from autobatch import operators as _operators  # noqa: F401  gives expressions t
 from autobatch.boxes import FloatValue, FloatVectorValue, UnsignedValue, UnsignedVectorValue
 from autobatch.bulk import Expressions, each, rows, scan, tree
 from autobatch.cell import cell
-from autobatch.cg import cg, cg_checkpoint, cg_revert, cg_version, configure, configured, free_memory, memory, renew_cg
+from autobatch.cg import cg, cg_checkpoint, cg_revert, cg_version, configure, configured, free_memory, memory, renew_cg, wait
 from autobatch.drawing import dump_cg, print_graphviz, print_text_graphviz
 from autobatch.dynet_config import (
     HAVE_CUDA,
@@ -485,6 +485,7 @@ __all__ = [
     "vanilla_lstm_gates_dropout_concat",
     "vanilla_lstm_h",
     "vecInput",
+    "wait",
     "weight_norm",
     "zeroes",
     "zeros",

@@ -431,7 +431,10 @@ class Card(Machine):
         with self._lock:
             return self._record(kernel, dtype, sizes, largest).address
 
-    def run_fixed(self, table: Twin, words: int, dtype: str) -> None:
+    def settle(self) -> None:
+        """Return when tables of trainers may be written to: now, the card has copies."""
+
+    def run_fixed(self, table: Twin, words: int, dtype: str, using: Any) -> None:
         """Launch the first words of a table that lies on the card."""
         table.send()
         at, itemsize = address_of(table.array), np.dtype(dtype).itemsize

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from autobatch import graph as graphs
+from autobatch.background import wait as wait_for_background
 from autobatch.cuda import memory as on_card
 from autobatch.devices import check_device
 from autobatch.execute import execution_of
@@ -103,6 +104,7 @@ def configure(
     dtype: str | None = None,
     check_nan: bool | None = None,
     inference: bool | None = None,
+    background: bool | None = None,
     threads: int | None = None,
     device: str | None = None,
     matmul_precision: str | None = None,
@@ -115,6 +117,8 @@ def configure(
     dtype : "float32" (the default) or "float64".
     check_nan : whether each forward pass looks for NaN and names the node where the first came up.
     inference : whether new graphs give values up as soon as nothing needs them, see `inference`.
+    background : whether `backward`, and an update without clipping behind it, return before they are done (the default) and run
+        while the program records on; whoever asks for what they change waits. See `docs/background.md`.
     threads : how many run a graph on the processor, and may work on a product of NumPy's and SciPy's in this process. At first
         as many as there are cores, or as OPENBLAS_NUM_THREADS (or its like of another BLAS) says; at most 16 run a graph.
     device : "cpu" (the default) or "cuda", for graphs that have not been evaluated yet, see `docs/cuda.md`; needs
@@ -134,6 +138,8 @@ def configure(
         dtype = check_dtype(dtype)
     if device is not None:
         device = check_device(device)
+    if threads is not None or device is not None or background is not None:
+        wait_for_background()
     if threads is not None:
         set_count(threads)
     if device is not None and device != SETTINGS.device:
@@ -147,6 +153,8 @@ def configure(
         SETTINGS.dtype = dtype
     if check_nan is not None:
         SETTINGS.check_nan = bool(check_nan)
+    if background is not None:
+        SETTINGS.background = bool(background)
     if inference is not None:
         SETTINGS.inference = bool(inference)
 
@@ -156,11 +164,22 @@ def configured() -> dict[str, Any]:
     return dataclasses.asdict(SETTINGS)
 
 
+def wait() -> None:
+    """Return when all that was begun is done: backward and updates in the background, and on a card if graphs run there.
+
+    Nothing needs this but a clock: whoever asks for numbers waits for them.
+    """
+    wait_for_background()
+    if SETTINGS.device == "cuda":
+        on_card.synchronize()
+
+
 def memory() -> dict[str, int]:
     """Return the bytes that the current graph of this thread uses and holds, by purpose, and what is kept for the next one.
 
     Of a graph on a card these are bytes of the card, but for inputs. `card_pool` is what is kept there.
     """
+    wait_for_background()  # until then memory of dropped graphs is not in the pool
     graph = current_graph()
     held = {} if graph.execution is None else graph.execution.memory()
     return {
@@ -173,6 +192,7 @@ def memory() -> dict[str, int]:
 
 def free_memory() -> None:
     """Give the memory kept for the next graph of this thread back to the system, and to the card."""
+    wait_for_background()
     free_pool()
     on_card.free_pool()
     forget()

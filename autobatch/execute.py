@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from autobatch import plan, plan_card, threads
+from autobatch import background, plan, plan_card, threads
 from autobatch.devices import configured_machine
 from autobatch.frame import Block, Frame
-from autobatch.graph import DTYPES, IMMEDIATES, PER_UNIT, STOP, TYPES, VIEW, Graph
+from autobatch.graph import DTYPES, IMMEDIATES, PER_UNIT, ROW, STOP, TYPES, VIEW, Graph
 from autobatch.kernels._errors import DeviceMemoryError
 from autobatch.machine import PROCESSOR, Job, Machine
 from autobatch.memory import Arena, address_of
@@ -235,6 +235,7 @@ class Execution:
             last = space.view(last_at, batches, np.int32)
         else:
             total, words, lists_size = plan.layout(frame)
+        background.wait()
         marks = self.values.mark(), self.tables.mark()
         base, table, lists = self.values.take(total), self.tables.take(8 * words), self.tables.take(8 * lists_size)
         self.peak = max(self.peak, self.values.used)
@@ -322,8 +323,15 @@ class Execution:
             self.machine.run(Job(self, graph, table, words, lists, scratch, segment, backward))
 
     def value_address(self, index: int) -> int:
-        """Address of the value of a node, or of a parameter (a negative index)."""
+        """Address of the value of a node, or of a parameter (a negative index), whose numbers are about to be read."""
+        if background.running() and (index < 0 or self._shows_a_parameter(index)):
+            background.wait()
         return int(self.address[index] if index >= 0 else self._told[3][(-index - 1) >> 1])
+
+    def _shows_a_parameter(self, index: int) -> bool:
+        """Whether a node has no memory of its own, but is a parameter, a row of a table, or part of either."""
+        owner = int(self.root[index])
+        return owner < 0 or TYPES.records[self.types[owner]].kind == ROW
 
     def value_of(self, index: int, count: int) -> np.ndarray:
         """Return a copy of the value of a node, or of a parameter, of `count` numbers."""
@@ -333,6 +341,7 @@ class Execution:
 
     def run_backward(self, graph: Graph, loss: int, full: bool) -> None:
         """Compute the gradients of node `loss` and add those of the parameters to the parameters."""
+        background.wait()
         self.backward = None
         self.gradients.cut((0, 0))
         self.backward_tables.cut((0, 0))
@@ -392,6 +401,8 @@ class Execution:
             self._seed(result)
         elif self.machine.card:
             self.machine.zero(base, end)
+        if not self.machine.card:
+            _touch_all(graph)
         for s, fields, _, words, lists in reversed(layouts):
             table, lists_at = self.backward_tables.take(8 * words), self.backward_tables.take(8 * lists)
             if len(layouts) > 1:
@@ -410,9 +421,8 @@ class Execution:
             result.products += products
             result.tables.append((_integers(table, w), w, _integers(lists_at, r), s))
             self._run(graph, result.tables[-1][0], w, result.tables[-1][2], scratch, s, result)
-        for parameter in graph.parameters:
-            if hasattr(parameter, "touched"):  # a table used as a whole
-                parameter.touched[:] = 1
+        if self.machine.card:
+            _touch_all(graph)
         del seen
         return result
 
@@ -465,6 +475,7 @@ class Execution:
         The gradient of a view lies in that of its argument, where all that is made of the argument adds up. So for a view the
         pass is run again, with the view as a node that has a gradient of its own and passes none on.
         """
+        background.wait()
         b = self.backward
         if b is None or index > b.loss:
             return None
@@ -478,7 +489,9 @@ class Execution:
         attributes = dict(record.attributes)
         self.types[index] = TYPES.intern(STOP, None, record.shapes, (), attributes, shape=record.shape, immediates=immediates)
         try:
-            return self.machine.read(int(self._pass(graph, b.loss, b.full).gradient[index]), count, self.dtype)
+            address = int(self._pass(graph, b.loss, b.full).gradient[index])
+            background.wait()
+            return self.machine.read(address, count, self.dtype)
         finally:
             self.types[index] = number
             self.gradients.cut(mark)
@@ -491,6 +504,7 @@ class Execution:
         The parameter's own array holds the sum over all passes since the last update, so the pass is run again, on zeros, and
         the sums are put back.
         """
+        background.wait()
         b = self.backward
         if b is None:
             return None
@@ -503,6 +517,7 @@ class Execution:
         self._seed(b)
         for table, words, lists, segment in b.tables:
             self._run(graph, table, words, lists, b.scratch, segment, b)
+        background.wait()
         flat = self.machine.read(int(self._told[4][pid]), count, self.dtype)
         _put_back(saved)
         return flat
@@ -511,6 +526,7 @@ class Execution:
 
     def invalidate(self) -> None:
         """Forget all values; they are computed again when asked for."""
+        background.wait()
         self.done = self.flushed = self.flushed_args = self.freed = 0
         self.flushed_entries = 0, 0
         self.segments.clear()
@@ -522,6 +538,7 @@ class Execution:
 
     def cut(self, nodes: int, args: int) -> None:
         """Forget all nodes from number `nodes` on (they were recorded above a checkpoint, which evaluated what lies below)."""
+        background.wait()
         while self.segments and self.segments[-1].n0 >= nodes:
             segment = self.segments.pop()
             self.values.cut(segment.arena[0])
@@ -544,6 +561,8 @@ class Execution:
 
     def release(self) -> None:
         """Give all memory back to the pool, and this execution to the next graph of the thread."""
+        if background.postponed(self.release):
+            return
         self.segments.clear()
         self.backward = None
         self.done = self.flushed = self.flushed_args = self.freed = self.peak = 0
@@ -577,6 +596,13 @@ def _gradients(graph: Graph) -> list[tuple[Any, np.ndarray, np.ndarray | None]]:
     """Return copies of the gradients of all parameters of a graph, and of the marks of touched rows."""
     parameters = [p for p in graph.parameters | graph.tables if hasattr(p, "gradients")]
     return [(p, p.gradients.copy(), p.touched.copy() if hasattr(p, "touched") else None) for p in parameters]
+
+
+def _touch_all(graph: Graph) -> None:
+    """Mark all rows of tables that a graph uses as a whole."""
+    for parameter in graph.parameters:
+        if hasattr(parameter, "touched"):
+            parameter.touched[:] = 1
 
 
 def _put_back(saved: list[tuple[Any, np.ndarray, np.ndarray | None]]) -> None:

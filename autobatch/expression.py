@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from autobatch import background
 from autobatch import graph as graphs
 from autobatch.execute import execution_of
 from autobatch.graph import (
@@ -120,6 +121,7 @@ class Expression:
         count = TYPES.records[self.type].shape.total
         if graph is None:
             pid = (-self.index - 1) >> 1
+            background.wait()
             if pid in PARAMETERS.mirrors:
                 PARAMETERS.mirrors[pid].values.fetch()
             return read(int(PARAMETERS.values[pid]), count, PARAMETERS.dtypes[pid])

@@ -710,6 +710,7 @@ class Settings:
     dtype: str = "float32"
     check_nan: bool = False
     inference: bool = False
+    background: bool = True
     device: str = os.environ.get("AUTOBATCH_DEVICE", "").lower() or "cpu"
     matmul_precision: str = "float32"
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from autobatch import background
 from autobatch import expression as ex
 from autobatch.arguments import _dims, _index, _integer, _new_shape, _numbers, _sequence, _shape
 from autobatch.cuda import interop, memory
@@ -47,6 +48,7 @@ class InputExpression(Expression):
             if self._place not in homes:
                 graph.bring_home(self._place, np.empty(size, graph.dtype))
             self._place = homes[self._place]
+        background.wait()
         self._place[:] = numbers
         if graph.execution is not None:
             graph.execution.invalidate()

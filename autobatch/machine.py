@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from autobatch import background
 from autobatch.cuda import memory as card_memory
 from autobatch.graph import PARAMETERS, TYPES, Graph
 from autobatch.kernels._jit import Kernel
@@ -41,9 +42,11 @@ class Home:
 
     def fetch(self) -> None:
         """See to it that the array has the newest numbers."""
+        background.wait()
 
     def take_home(self) -> None:
         """Fetch, for someone who may change the array."""
+        background.wait()
 
     def changed(self) -> None:
         """Note that the machine changes the numbers."""
@@ -96,6 +99,11 @@ class Machine:
         """Run a table."""
         whole, divided = job.segment.work
         work = divided if job.backward is None else 2 * whole  # gradients of weights are large products in any case
+        if job.backward is not None:
+            using = job, job.graph.input_chunks, job.graph.parameters, job.graph.tables
+            if background.start(job.table, job.words, job.execution.dtype, work, using):
+                return
+        background.wait()
         run_table(job.table, job.words, job.scratch, job.execution.dtype, work)
 
     def read(self, address: int, count: int, dtype: str) -> np.ndarray:
@@ -129,9 +137,14 @@ class Machine:
         """Return what stands in the KERNEL word of an instruction with these sizes."""
         return kernel.address(dtype)
 
-    def run_fixed(self, table: Any, words: int, dtype: str) -> None:
-        """Run the first words of a table, given as twin."""
-        run(table.array, words, 0)
+    def run_fixed(self, table: Any, words: int, dtype: str, using: Any) -> None:
+        """Run the first words of a table, given as twin; `using`: whatever holds the memory that it works on."""
+        if not background.follow(table.array, words, dtype, using):
+            run(table.array, words, 0)
+
+    def settle(self) -> None:
+        """Return when tables of trainers may be written to."""
+        background.wait_for_updates()
 
 
 class Job:

@@ -7,6 +7,8 @@ kinds of threads wait for each other's cores.
 
 Helpers are made when the first table runs that is worth it, sleep between tables, and know nothing of Python. To wake one takes
 the thread that does it 70 µs, so small tables run without.
+
+`run_table` runs a table now. What a program need not wait for goes into the queue of the board, see `background.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import numpy as np
 
 from autobatch.kernels import _blas, _threads
 from autobatch.kernels._errors import ArgumentError
-from autobatch.kernels._jit import DTYPES, KERNEL, LENGTH, SIZES, SLOTS
+from autobatch.kernels._jit import DTYPES, LENGTH, SIZES, SLOTS
 from autobatch.kernels._vm import run
 from autobatch.memory import address_of
 
@@ -95,6 +97,7 @@ class _Board:
         self.words[_threads.ACQUIRE] = _address(ctypes.pythonapi.PyThread_acquire_lock)
         self.words[_threads.RELEASE] = _address(ctypes.pythonapi.PyThread_release_lock)
         self.words[_threads.YIELD] = _address(_yield())
+        self.words[[_threads.SET_BLAS, _threads.GET_BLAS]] = _setter_and_getter()
         self.words[_blas.PUT_UP] = _threads.product_together.address("float32")
         self.words[_blas.PRODUCT + LENGTH] = SLOTS + 9
         self.words[_blas.LARGE] = LARGE
@@ -134,25 +137,70 @@ class _Board:
         ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)(address)(address_of(product), one)
         self._products[dtype] = address
 
-    def run(self, table: np.ndarray, words: int, dtype: str, threads: int) -> None:
-        """Run a table with helpers."""
+    def write(self, at: int, table: np.ndarray, words: int, dtype: str, threads: int, blas: int) -> None:
+        """Write what there is to know of a table to run into the words from `at` on; see to it that there are helpers."""
         if self.helpers < threads - 1:
             self.hire(threads - 1)
-            threads = min(threads, self.helpers + 1)
         if dtype not in self._products:
             self._learn(dtype)
-        board = self.words
-        board[_threads.THREADS] = threads
-        board[_threads.LEAF] = address_of(self.leaf[dtype])
-        board[_blas.PRODUCT + KERNEL] = self._products[dtype]
+        # in the order of the names in `_threads.py`
+        self.words[at : at + 7] = (
+            *(address_of(table), words, address_of(self.leader[dtype]), min(threads, self.helpers + 1)),
+            *(address_of(self.leaf[dtype]), self._products[dtype], blas),
+        )
+
+    def run(self, table: np.ndarray, words: int, dtype: str, threads: int) -> None:
+        """Run a table with helpers."""
+        self.write(_threads.NOW, table, words, dtype, threads, of_blas())
+        if self.words[_threads.SET_BLAS]:
+            _threads.run_together(self.words)
+            return
         before = [(library, library.get_num_threads()) for library in _libraries()]
         for library, _ in before:
             library.set_num_threads(1)
         try:
-            _threads.run_together(table, words, address_of(self.leader[dtype]), board)
+            _threads.run_together(self.words)
         finally:
             for library, number in before:
                 library.set_num_threads(number)
+
+    def put_in_queue(self, table: np.ndarray, words: int, dtype: str, threads: int, blas: int) -> None:
+        """Have a table run by helpers, behind those that are in the queue already, while the caller goes on."""
+        _threads.wait_for_queue(self.words, _threads.ROOM - 1)
+        at = _threads.ORDERS + 8 * (int(self.words[_threads.QUEUED]) % _threads.ROOM)
+        self.write(at, table, words, dtype, threads, blas)
+        _threads.put_in_queue(self.words)
+
+    def finished(self) -> bool:
+        """Whether the queue is empty."""
+        return bool(self.words[_threads.FINISHED] == self.words[_threads.QUEUED])
+
+    def finish(self) -> None:
+        """Run what is left in the queue, together with the helpers."""
+        _threads.wait_for_queue(self.words, 0)
+
+
+def of_blas() -> int:
+    """Return how many threads the BLAS may use now; 1 if nobody knows."""
+    return max([library.get_num_threads() or 1 for library in _libraries()], default=1)
+
+
+def _setter_and_getter() -> tuple[int, int]:
+    """Return the addresses of functions that set and tell how many threads the BLAS uses; zeros if there are none to call."""
+    libraries = _libraries()
+    if len(libraries) == 1 and getattr(libraries[0], "threading_layer", "") in ("pthreads", "disabled"):
+        for prefix in ("scipy_", ""):
+            for suffix in ("", "64_", "_64"):
+                names = [f"{prefix}openblas_{what}_num_threads{suffix}" for what in ("set", "get")]
+                with contextlib.suppress(AttributeError):
+                    setter, getter = (_address(getattr(libraries[0].dynlib, name)) for name in names)
+                    return setter, getter
+    return 0, 0
+
+
+def can_be_told(board: _Board) -> bool:
+    """Whether threads that know nothing of Python can tell the BLAS how many threads to use, or there is nothing to tell it."""
+    return bool(board.words[_threads.SET_BLAS]) or not _libraries()
 
 
 _NO_THREAD = ctypes.c_ulong(-1).value
@@ -189,7 +237,10 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
 
-def _board() -> _Board:
+def board() -> _Board:
+    """Return the board, made now if there is none."""
+    if _Process.board is not None:
+        return _Process.board
     with _Process.making:
         if _Process.board is None:
             _Process.board = _Board()
@@ -208,11 +259,11 @@ def run_table(table: np.ndarray, words: int, scratch: int, dtype: str, work: int
     if work >= WORTH:
         threads = count()
         if threads > 1:
-            board = _Process.board or _board()
-            if board.busy.acquire(blocking=False):
+            everyone = board()
+            if everyone.busy.acquire(blocking=False):
                 try:
-                    board.run(table, words, dtype, threads)
+                    everyone.run(table, words, dtype, threads)
                 finally:
-                    board.busy.release()
+                    everyone.busy.release()
                 return
     run(table, words, scratch)

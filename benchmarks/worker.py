@@ -95,12 +95,23 @@ class Dynamic:
             clock.lap("update")
         return value
 
+    def settle(self, clock):
+        """See to it that nothing runs in the background, so that all of a round is timed."""
+        if self.timers is not None:
+            self.dy.wait()
+            self.timers()
+            clock.lap("backward")
+
     @staticmethod
     def split(phase, inner):
-        """What of a pass of autobatch was scheduling and what running; the rest is planning."""
+        """What of a pass of autobatch was scheduling and what running; the rest is planning.
+
+        Waiting for what was in the background is time of the last backward pass.
+        """
         if not inner.get("run"):
             return (phase,)
-        return "plan", ("schedule", inner["schedule"]), (phase, inner["run"])
+        waited = ("backward", inner["wait"])
+        return "plan", ("schedule", inner["schedule"]), (phase, inner["run"]), waited
 
     def nodes(self):
         """Nodes recorded for the last minibatch; 0 where nothing tells."""
@@ -119,11 +130,11 @@ class Timers:
     """Seconds that autobatch spends in the scheduler and in the interpreter, taken from outside: nothing is slower without."""
 
     def __init__(self):
-        from autobatch import execute
+        from autobatch import background, execute
         from autobatch.machine import Machine
 
-        self.seconds = dict.fromkeys(("schedule", "run"), 0.0)
-        for phase, owner, name in (("schedule", execute, "recalled"), ("run", Machine, "run")):
+        self.seconds = dict.fromkeys(("schedule", "run", "wait"), 0.0)
+        for phase, owner, name in (("schedule", execute, "recalled"), ("run", Machine, "run"), ("wait", background, "wait")):
             setattr(owner, name, self.timed(phase, getattr(owner, name)))
 
     def timed(self, name, function):
@@ -178,6 +189,9 @@ class ByHand:
                 clock.lap("update")
         return value
 
+    def settle(self, clock):
+        pass
+
     def nodes(self):
         return 0
 
@@ -228,6 +242,9 @@ class Products:
         clock.last = time.perf_counter()
         return None
 
+    def settle(self, clock):
+        pass
+
     def nodes(self):
         return 0
 
@@ -269,6 +286,7 @@ def run_round(runner, parts):
         clock.last = time.perf_counter()
         losses.append(runner.step(part, clock))
         nodes += runner.nodes()
+    runner.settle(clock)
     return {"seconds": clock.seconds, "losses": losses, "nodes": nodes}
 
 

@@ -53,8 +53,11 @@ from autobatch.kernels._jit import (
     pointer,
 )
 
-JOB, DONE, DIVIDED, PIECES, MODE = 0, 8, 16, 17, 18
-THREADS, LEAF, YIELD, ACQUIRE, RELEASE = range(24, 29)
+JOB, QUEUED, FINISHED, LEADING, DONE, DIVIDED, PIECES, MODE = 0, 2, 3, 4, 8, 16, 17, 18
+THREADS, LEAF, YIELD, ACQUIRE, RELEASE, SET_BLAS, GET_BLAS = range(24, 31)
+NOW, ORDERS = 80, 88  # what there is to know of the table that the caller leads, and of table t of the queue: + 8 (t mod ROOM)
+ROOM = 4  # for tables in the queue
+TABLE, END, SCRATCH, BY, LEAF_OF, PRODUCT_OF, BLAS = range(7)
 HELPERS = 128  # the words of helper h begin at HELPERS + 8 h
 ASLEEP, LOCK, BOARD_AT, NUMBER = range(4)  # of a helper: whether it sleeps, on what, where the board is, and h
 MOST_THREADS = 16
@@ -152,6 +155,30 @@ def _call_yield(typingctx, address):
         return context.get_dummy_value()
 
     return types.void(types.int64), codegen
+
+
+@intrinsic
+def _call_set(typingctx, address, number):
+    """_call_set(address, number): tell a BLAS how many threads to use."""
+
+    def codegen(context, builder, signature, args):
+        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(32)])
+        number = builder.trunc(args[1], ir.IntType(32))
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), [number])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def _call_get(typingctx, address):
+    """_call_get(address): ask a BLAS how many threads it uses."""
+
+    def codegen(context, builder, signature, args):
+        kind = ir.FunctionType(ir.IntType(32), [])
+        return builder.sext(builder.call(builder.inttoptr(args[0], kind.as_pointer()), []), _INT)
+
+    return types.int64(types.int64), codegen
 
 
 @intrinsic
@@ -273,25 +300,19 @@ def product_piece(ins, T):
         gemm_at(ta, tb, m, end - first, k, pointer(a, T), 0, lda, pointer(b, T), at_b, ldb, add, pointer(c, T), at_c, ldc, T)
 
 
-@compiled
-def run_together(table, words, scratch, board):
-    """Run the instructions in the first `words` words of `table` as `_vm.run` does, with helpers.
-
-    Parameters
-    ----------
-    table, words : as of `_vm.run`.
-    scratch : address of the scalars 1 and 0 and the address of the board behind them (`_blas.BOARD`).
-    board : int64 array of BOARD_WORDS, of one leader at a time. Its words LEAF (scratch for pieces, without a board) and YIELD
-        (function), those of locks, and THREADS are set.
-    """
-    board, space = integers(board.ctypes.data), _space(0)
-    threads = board[THREADS]
+@inline
+def _lead(board, order, space):
+    """Walk a table as its leader; `order` are the words about it. The BLAS uses one thread meanwhile."""
+    start, words, scratch, threads = order[TABLE], order[END], order[SCRATCH], order[BY]
+    board[THREADS], board[LEAF], board[PRODUCT + KERNEL] = threads, order[LEAF_OF], order[PRODUCT_OF]
+    if board[SET_BLAS] != 0:
+        _call_set(board[SET_BLAS], 1)
     _store(board, JOB, (board[JOB + 1] << 32) | FULL)
     for h in range(1, threads):
         own = integers(address_of(board) + 8 * (HELPERS + 8 * h))
         if _exchange(own, ASLEEP, 0):
             _call_lock(board[RELEASE], own[LOCK], 0)
-    start, at = table.ctypes.data, 0
+    at = 0
     while at < words:
         ins = integers(start + 8 * at)
         length, pieces = ins[LENGTH] & WORDS, min(ins[LENGTH] >> 32, threads)
@@ -303,6 +324,76 @@ def run_together(table, words, scratch, board):
         at += length
     board[JOB + 1] = _load(board, JOB) >> 32
     _store(board, JOB, CLOSED)
+    if board[SET_BLAS] != 0 and _call_get(board[GET_BLAS]) == 1:  # else the program has set it meanwhile
+        _call_set(board[SET_BLAS], order[BLAS])
+
+
+@inline
+def _help(board, preferred, space):
+    """Do a piece of the job on the board, if there is one; whether there was a table to help with."""
+    job = _load(board, JOB)
+    if job != CLOSED and job & FULL != FULL:
+        p = _take(board, job, preferred)
+        if p >= 0:
+            _piece(board, p, space)
+            _add(board, DONE, 1)
+        return 2
+    return int(job != CLOSED)
+
+
+@inline
+def _run_queue(board, space):
+    """Run the tables in the queue as their leader, unless somebody does."""
+    if _load(board, FINISHED) == _load(board, QUEUED) or not _replace(board, LEADING, 0, 1):
+        return
+    done = _load(board, FINISHED)
+    while done != _load(board, QUEUED):
+        _lead(board, integers(address_of(board) + 8 * (ORDERS + 8 * (done % ROOM))), space)
+        done += 1
+        _store(board, FINISHED, done)
+    _store(board, LEADING, 0)
+
+
+@compiled
+def run_together(board):
+    """Run the table that the words NOW describe as `_vm.run` does, with helpers.
+
+    Parameters
+    ----------
+    board : int64 array of BOARD_WORDS, of one leader at a time, whose queue is empty. The words from YIELD to GET_BLAS
+        (functions), those of locks, and those from NOW on are set: the table, its words, scratch (the scalars 1 and 0 and,
+        behind them, the address of the board, `_blas.BOARD`), how many threads; scratch without a board and `product_piece`
+        for pieces; how many threads the BLAS may use afterwards.
+    """
+    board = integers(board.ctypes.data)
+    _lead(board, integers(address_of(board) + 8 * NOW), _space(0))
+
+
+@compiled
+def put_in_queue(board):
+    """Let helpers see the table whose words were written behind those that are in the queue, and wake one of them."""
+    board = integers(board.ctypes.data)
+    _store(board, QUEUED, _load(board, QUEUED) + 1)
+    own = integers(address_of(board) + 8 * (HELPERS + 8))
+    if _exchange(own, ASLEEP, 0):
+        _call_lock(board[RELEASE], own[LOCK], 0)
+
+
+@compiled
+def wait_for_queue(board, most):
+    """Take part in what is in the queue until at most so many tables are left."""
+    board, space = integers(board.ctypes.data), _space(0)
+    looks = 0
+    while _load(board, QUEUED) - _load(board, FINISHED) > most:
+        _run_queue(board, space)
+        if _help(board, 0, space) == 2:
+            looks = 0
+            continue
+        _pause()
+        looks += 1
+        if looks == _PATIENCE:
+            _call_yield(board[YIELD])
+            looks = 0
 
 
 @Native
@@ -312,13 +403,10 @@ def help_out(own):
     while True:
         looks, idle = 0, 0
         while idle < _LINGER:
-            job = _load(board, JOB)
-            idle = idle + 1 if job == CLOSED else 0
-            if job != CLOSED and job & FULL != FULL:
-                p = _take(board, job, h)
-                if p >= 0:
-                    _piece(board, p, space)
-                    _add(board, DONE, 1)
+            _run_queue(board, space)
+            found = _help(board, h, space)
+            idle = 0 if found else idle + 1
+            if found == 2:
                 looks = 0
                 continue
             _pause()
@@ -327,5 +415,6 @@ def help_out(own):
                 _call_yield(board[YIELD])
                 looks = 0
         _store(own, ASLEEP, 1)
-        if _load(board, JOB) == CLOSED or not _exchange(own, ASLEEP, 0):
+        waiting = _load(board, JOB) == CLOSED and _load(board, QUEUED) == _load(board, FINISHED)
+        if waiting or not _exchange(own, ASLEEP, 0):
             _call_lock(board[ACQUIRE], own[LOCK], 1)

@@ -28,7 +28,7 @@ def divided(monkeypatch):
     monkeypatch.setattr(threads, "PIECE", 1)
     monkeypatch.setattr(threads, "WORTH", 0)
     monkeypatch.setattr(threads, "count", lambda: 3)
-    board = threads._board().words
+    board = threads.board().words
     large = int(board[_blas.LARGE])
     board[_blas.LARGE] = 1
     yield
@@ -184,13 +184,13 @@ def test_many_runs_one_after_the_other(divided):
         if k % 500 == 0:
             expected = sum(np.tanh(W.as_array() @ np.full(6, k + j)) for j in range(3))
             np.testing.assert_allclose(total, expected, rtol=1e-5, atol=1e-6)
-    board = threads._board().words
+    board = threads.board().words
     assert board[_threads.JOB] == _threads.CLOSED
 
 
 def test_generations_go_round(divided):
     """The number of a job begins anew before it runs into the sign."""
-    board = threads._board().words
+    board = threads.board().words
     board[_threads.JOB + 1] = _threads.GENERATIONS - 2
     tagger = Tagger("float32")
     first, _ = tagger.gradients("float32")
@@ -254,7 +254,7 @@ ab.configure(threads=2)
 
 
 def test_a_process_ends_while_helpers_sleep():
-    assert in_a_process(PROGRAM + "print(total() == total(), threads._board().helpers)") == "True 1\n"
+    assert in_a_process(PROGRAM + "print(total() == total(), threads.board().helpers)") == "True 1\n"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
@@ -266,7 +266,7 @@ warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 and later war
 before = total()
 child = os.fork()
 if child == 0:
-    os._exit(0 if total() == before and threads._board().helpers == 1 else 1)
+    os._exit(0 if total() == before and threads.board().helpers == 1 else 1)
 print(os.waitpid(child, 0)[1], total() == before)
 """
     assert in_a_process(PROGRAM + text) == "0 True\n"
@@ -339,5 +339,5 @@ def test_a_container_has_its_share_of_time(tmp_path, files, expected):
 
 
 def test_more_threads_than_there_may_be():
-    text = "ab.configure(threads=40)\nprint(total() == total(), threads.count(), threads._board().helpers)"
+    text = "ab.configure(threads=40)\nprint(total() == total(), threads.count(), threads.board().helpers)"
     assert in_a_process(PROGRAM + text) == f"True {_threads.MOST_THREADS} {_threads.MOST_THREADS - 1}\n"

@@ -252,7 +252,7 @@ class ParameterCollection:
 
     def parameter_count(self) -> int:
         """Return how many numbers all parameters and tables have together."""
-        return sum(p.values.size for p in self._everything())
+        return sum(math.prod(p.dims) for p in self._everything())
 
     def name(self) -> str:
         """Return the full name: "/" for an outermost collection, else for example "/encoder/"."""

@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from autobatch import files, graph
+from autobatch import background, files, graph
 from autobatch.cuda import interop
 from autobatch.devices import configured_machine
 from autobatch.expression import Expression, append, describe, is_list, record, set_immediates
@@ -87,8 +87,9 @@ class Storage(Expression):
         self.index = graph.parameter_index(self.pid, True)
         self.type = graph.parameter_type(self.pid, dims, True)
 
-    # The arrays. If the parameter is on a card too, that one has the newer numbers at most times: whoever asks for an array
-    # gets it fetched first, and as it may be written to, it counts as the newer one from then on. `_seen` is for reading only.
+    # The arrays. Backward or an update may be at work on them in the background. And if the parameter is on a card too, that
+    # one has the newer numbers at most times: whoever asks for an array gets it fetched first, and as it may be written to, it
+    # counts as the newer one from then on. `_seen` is for reading only.
 
     @property
     def values(self) -> NDArray[np.floating]:
@@ -96,12 +97,11 @@ class Storage(Expression):
         mirror = graph.PARAMETERS.mirrors.get(self.pid)
         if mirror is not None:
             mirror.values.take_home()
-        return self._values
+        return background.lend(self._values)
 
     @values.setter
     def values(self, array: NDArray[np.floating]) -> None:
-        if array is not self._values:  # it is, after `p.values *= 2`
-            self.values[:] = array
+        self.values[:] = array
 
     @property
     def gradients(self) -> NDArray[np.floating]:
@@ -109,23 +109,24 @@ class Storage(Expression):
         mirror = graph.PARAMETERS.mirrors.get(self.pid)
         if mirror is not None:
             mirror.gradients.take_home()
-        return self._gradients
+        return background.lend(self._gradients)
 
     @gradients.setter
     def gradients(self, array: NDArray[np.floating]) -> None:
-        if array is not self._gradients:  # it is, after `p.gradients *= 2`
-            self.gradients[:] = array
+        self.gradients[:] = array
 
     def _seen(self, name: str) -> NDArray[Any]:
         """Return "values", "gradients" or "touched" to be read."""
         mirror = graph.PARAMETERS.mirrors.get(self.pid)
         if mirror is not None:
             getattr(mirror, name).fetch()
+        background.wait()
         array: NDArray[Any] = getattr(self, f"_{name}")
         return array
 
     def arrays(self) -> tuple[NDArray[np.floating], NDArray[np.floating], NDArray[np.uint8] | None]:
-        """Return values, gradients and (of a table) marks of touched rows as they lie in memory, new or not."""
+        """Return values, gradients and (of a table) marks of touched rows as they lie on the host, new or not."""
+        background.wait()
         return self._values, self._gradients, self._touched
 
     def expr(self, update: bool = True) -> Expression:
@@ -432,7 +433,7 @@ class LookupParameters(Storage):
         if mirror is not None:
             mirror.touched.take_home()
         assert self._touched is not None
-        return self._touched
+        return background.lend(self._touched)
 
     def shape(self) -> tuple[int, ...]:
         """Return (V, dims of a row ...)."""

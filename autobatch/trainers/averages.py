@@ -79,6 +79,7 @@ class MovingAverage:
             self._own.append(average)
             self._twins += [average, values]
         self._table.close()
+        self._table.using = self._twins, self._numbers
 
     def bring_home(self) -> None:
         """See to it that the averages on the host are the newest; they may be changed there."""

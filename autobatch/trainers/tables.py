@@ -27,6 +27,7 @@ class Table:
         self.array: NDArray[np.int64] = np.zeros(0, np.int64)
         self._sizes: list[tuple[int, int]] = []  # SIZES word, where its sizes begin
         self._twin: Any = None
+        self.using: Any = None  # what holds the memory that it works on
 
     def add(
         self, kernel: Kernel, items: int, sizes: Sequence[int], slots: Sequence[tuple[int, int]], flags: int = 0
@@ -59,7 +60,7 @@ class Table:
 
     def run(self, words: int) -> None:
         """Run the first words."""
-        self.machine.run_fixed(self._twin, words, self.dtype)
+        self.machine.run_fixed(self._twin, words, self.dtype, self.using)
 
 
 class Numbers:

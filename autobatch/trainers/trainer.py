@@ -151,6 +151,7 @@ class Trainer:
 
     def _begin(self) -> None:
         """See to it that all arrays are where the update is made, and note that it changes them."""
+        self._machine.settle()
         self._steps.send()
         for twin in self._twins:
             twin.send()
@@ -234,6 +235,8 @@ class Trainer:
 
         survey.close()
         steps.close()
+        lists = [r.lists for r in rows.values()]
+        survey.using = steps.using = twins, moments, lists, numbers, norm_twin, survey.array, steps.array
         for r in rows.values():
             r.close()
         self._survey, self._steps, self._searched, self._stepped = survey, steps, searched, stepped
