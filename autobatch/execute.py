@@ -504,7 +504,6 @@ class Execution:
         The parameter's own array holds the sum over all passes since the last update, so the pass is run again, on zeros, and
         the sums are put back.
         """
-        background.wait()
         b = self.backward
         if b is None:
             return None
@@ -526,7 +525,6 @@ class Execution:
 
     def invalidate(self) -> None:
         """Forget all values; they are computed again when asked for."""
-        background.wait()
         self.done = self.flushed = self.flushed_args = self.freed = 0
         self.flushed_entries = 0, 0
         self.segments.clear()
@@ -538,7 +536,6 @@ class Execution:
 
     def cut(self, nodes: int, args: int) -> None:
         """Forget all nodes from number `nodes` on (they were recorded above a checkpoint, which evaluated what lies below)."""
-        background.wait()
         while self.segments and self.segments[-1].n0 >= nodes:
             segment = self.segments.pop()
             self.values.cut(segment.arena[0])

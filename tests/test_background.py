@@ -83,7 +83,10 @@ class Net:
         outputs = self.lstm.initial_state().transduce([self.first, *(self.table[w] for w in words[1:])])
         self.states = outputs
         weights = ab.transpose(self.whole)
+        self.part = self.states[0][1:4]
         scores = [self.W * h + self.b + weights * self.x for h in outputs]
+        self.other = ab.sum_elems(self.part)
+        scores[0] += self.other
         several = ab.sum_batches(ab.sum_elems(ab.square(ab.lookup_batch(self.table, [1, 1, 2]))))
         return several + ab.esum([ab.pickneglogsoftmax(s, w % 4) for s, w in zip(scores, words, strict=True)])
 
@@ -271,7 +274,9 @@ ACCESSES = {
     "tensor of a parameter": _reads(lambda n: n.W.tensor_value().as_numpy()),
     "dlpack": _reads(lambda n: np.from_dlpack(n.W).copy()),
     "gradients of nodes": _reads(lambda n: n.states[0].gradient(), lambda n: n.x.gradient(), lambda n: n.W.gradient()),
-    "gradient of a view": _reads(lambda n: n.first.gradient()),
+    "gradient of a row": _reads(lambda n: n.first.gradient()),
+    "gradient of a view": _reads(lambda n: n.part.gradient()),
+    "gradient of a parameter": _reads(lambda n: n.b.gradient()),
     "a new graph": lambda net, folder: [net.loss([4, 5]).value()],
     "computed again": _reads(lambda n: n.losses.value(recalculate=True)),
     "drawn": _drawn,
@@ -279,6 +284,7 @@ ACCESSES = {
     "set a row": _set_row,
     "go on in the same graph": _go_on,
     "checkpoints": _revert,
+    "backward of another loss": _does(lambda n: n.other.backward()),
     "backward twice": _does(lambda n: n.losses.backward()),
     "save": _save,
     "save a table": _save_one,
@@ -313,7 +319,7 @@ ACCESSES = {
 @pytest.mark.parametrize("access", ACCESSES)
 def test_every_access_waits(late, tmp_path, access, updated):
     def job():
-        net = Net(average=True)
+        net = Net(average=access in ("averages", "swapped"))
         net.step()
         loss = net.losses = net.step([2, 7, 2], updated)
         assert running() == ab.configured()["background"]
@@ -376,6 +382,50 @@ def test_more_tables_than_there_is_room_for(late):
         ab.sum_elems(state.output()).backward()
         net.trainer.update()
         return net.numbers()
+
+    same_bits(*both_ways(job))
+
+
+def test_a_small_table_behind_a_large_one(late, monkeypatch):
+    """What is not worth the background waits for what is in it."""
+
+    def job():
+        net = Net()
+        ab.renew_cg()
+        h = net.lstm.initial_state().add_input(net.table[1]).output()
+        h.value()
+        loss = ab.sum_elems(ab.square(net.W * h))
+        loss.backward()
+        assert not running()
+        return net.numbers()
+
+    start, calls = background.start, []
+
+    def only_first(*arguments):
+        calls.append(len(calls) % 2 == 0 and start(*arguments))
+        return calls[-1]
+
+    monkeypatch.setattr(background, "start", only_first)
+    same_bits(*both_ways(job))
+    assert calls == [False, False, True, False]
+
+
+def test_memory_of_a_dropped_graph_stays(late):
+    """Also where a graph had to ask for memory several times, which it gives up for one piece of all that size."""
+
+    def job():
+        ab.free_memory()
+        W = ab.ParameterCollection().add_parameters((1000, 1000), init=0.01)
+        ab.renew_cg()
+        h = ab.inputTensor(np.linspace(-1, 1, 64_000).reshape(1000, 64), batched=True)
+        for _ in range(6):
+            h = ab.tanh(W * h)
+            h.npvalue()
+        ab.sum_batches(ab.sum_elems(h)).backward()
+        del h
+        ab.renew_cg()
+        others = [np.full(50_000 * k, np.nan) for k in range(1, 40)]
+        return [W.grad_as_array(), len(others)]
 
     same_bits(*both_ways(job))
 
