@@ -97,7 +97,7 @@ class Dynamic:
 
     def settle(self, clock):
         """See to it that nothing runs in the background, so that all of a round is timed."""
-        if self.timers is not None:
+        if self.timers is not None and not self.infer:
             self.dy.wait()
             self.timers()
             clock.lap("backward")
