@@ -134,7 +134,7 @@ class Timers:
         from autobatch.machine import Machine
 
         self.seconds = dict.fromkeys(("schedule", "run", "wait"), 0.0)
-        for phase, owner, name in (("schedule", execute, "recalled"), ("run", Machine, "run"), ("wait", background, "wait")):
+        for phase, owner, name in (("schedule", execute, "recalled"), ("run", Machine, "run"), ("wait", background, "_wait")):
             setattr(owner, name, self.timed(phase, getattr(owner, name)))
 
     def timed(self, name, function):
