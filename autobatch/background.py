@@ -47,13 +47,13 @@ class _State:
     threads = blas = 0  # of a table; of the BLAS when it is done
     using: list[Any]  # all that the tables use
     afterwards: list[Callable[[], None]]
-    lent: list[np.ndarray]  # memory of arrays that the program was given
+    lent: dict[int, np.ndarray]  # by id: memory of arrays that the program was given
     thread = 0  # that ran the last table
     others = 0  # tables that are to come before it counts as the only one
     ended = False
 
 
-_State.using, _State.afterwards, _State.lent = [], [], []
+_State.using, _State.afterwards, _State.lent = [], [], {}
 
 
 def start(table: np.ndarray, words: int, dtype: str, work: int, using: Any) -> bool:
@@ -66,7 +66,7 @@ def start(table: np.ndarray, words: int, dtype: str, work: int, using: Any) -> b
     work : how much of it can be divided, in units of `graph.WORK`.
     using : what has to stay as long as it runs, beside the table.
     """
-    if work < threads.WORTH or not SETTINGS.background or PARAMETERS.mirrors or not _only_thread():
+    if work < threads.WORTH or not SETTINGS.background or PARAMETERS.mirrors or _State.others:
         return False
     with _State.lock:
         if not _State.running:
@@ -148,8 +148,7 @@ def lend(array: np.ndarray) -> np.ndarray:
     """
     wait()
     memory: Any = array.base
-    if all(memory is not one for one in _State.lent):
-        _State.lent.append(memory)
+    _State.lent[id(memory)] = memory
     return array[:]
 
 
@@ -158,11 +157,11 @@ def _references(memory: np.ndarray) -> int:
 
 
 def _least() -> int:
-    """Return how many references there are to memory that is in the list, with one array of it."""
+    """Return how many references there are to memory that is in a dict, with one array of it."""
     memory = np.zeros(8, np.uint8)
-    array, held = memory[1:].view(np.int8), [memory]
+    array, held = memory[1:].view(np.int8), {0: memory}
     del memory
-    (count,) = [_references(one) for one in held]
+    (count,) = [_references(one) for _, one in held.items()]
     del array
     return count
 
@@ -173,19 +172,18 @@ _LEAST = _least()
 def _lent() -> bool:
     """Whether the program holds arrays of parameters."""
     if _State.lent:
-        _State.lent = [one for one in _State.lent if _references(one) > _LEAST]
+        _State.lent = {key: one for key, one in _State.lent.items() if _references(one) > _LEAST}
     return bool(_State.lent)
 
 
-def _only_thread() -> bool:
-    """Whether this thread of Python has been the only one to run graphs for a while: else each waits for the others."""
+def note_thread() -> None:
+    """Take note of which thread of Python is about to run a table. Where several do, each would wait for the others."""
     thread = threading.get_ident()
     if thread != _State.thread:
         _State.others = _ALONE if _State.thread else 0
         _State.thread = thread
     elif _State.others:
         _State.others -= 1
-    return not _State.others
 
 
 # Ends -----------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -396,8 +396,8 @@ class Card(Machine):
 
     # Runs -------------------------------------------------------------------------------------------------------------
 
-    def run(self, job: Job) -> None:
-        """Send a table to the card and launch it."""
+    def run(self, job: Job, meanwhile: Callable[[], None] | None = None) -> None:
+        """Send a table to the card and launch it. Nobody waits here, so `meanwhile` is not called."""
         execution, segment = job.execution, job.segment
         place = execution.inputs = execution.inputs or _Place()
         forward = job.backward is None

@@ -6,12 +6,14 @@ node's value, and one `Segment` for each forward pass that had something new to 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
+import functools
 import operator
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,6 +78,22 @@ class Backward:
     products: int = 0
 
 
+@dataclasses.dataclass(slots=True)
+class Draft:
+    """A backward pass that is being planned.
+
+    Attributes
+    ----------
+    backward : what it will be.
+    tables : of each segment: what the passes are told about it, where its table lies, and where its lists do; the last first.
+    blocks : memory that the frame points to.
+    """
+
+    backward: Backward
+    tables: list[tuple[Segment, dict[str, int], int, int]]
+    blocks: tuple[Any, ...]
+
+
 class Execution:
     """The values of a graph, as far as they were computed."""
 
@@ -102,6 +120,8 @@ class Execution:
         self.backward_tables = Arena("backward tables")
         self.inputs: Any = None  # what the machine knows of them
         self.backward: Backward | None = None
+        self.ahead: Draft | None = None  # of a backward pass that nobody has asked for yet
+        self.trains = False  # whether backward of the node last computed was what came next
         self.frame = Frame()
         self._told: tuple[np.ndarray, ...] = ()
         self.frame.set(itemsize=self.itemsize, dtype=self.kind, card=int(machine.card), **machine.kernels(dtype))
@@ -169,6 +189,7 @@ class Execution:
             return
         if n0 >= n1:
             return
+        self.ahead = None
         if n1 > self.flushed:
             self._flush(graph)
         self.machine.prepare(graph)
@@ -271,14 +292,20 @@ class Execution:
             last=last,
             copies=copies,
         )
+        self.segments.append(segment)
+        plan_backward = None
+        if self.trains and self.backward is None and not frugal and TYPES.info[self.types[upto], plan.SIZE] == 1:
+            plan_backward = functools.partial(self._look_ahead, graph, upto)
         try:
             self.machine.begin(graph, False)
-            self._run(graph, segment.table, words, segment.lists, _scratch(self.dtype), segment, None)
+            self._run(graph, segment.table, words, segment.lists, _scratch(self.dtype), segment, None, plan_backward)
             if graph.check_nan:
                 from autobatch.check import find_nan
 
                 find_nan(self, graph, segment)
         except BaseException:
+            self.ahead = None
+            self.segments.pop()
             self.values.cut(marks[0])
             self.tables.cut(marks[1])
             raise
@@ -289,7 +316,6 @@ class Execution:
             segment.table = segment.lists = _NOTHING
             segment.fields, segment.blocks = {}, (reduced, places)
             segment.last = None
-        self.segments.append(segment)
         self.done = n1
 
     def restore(self, graph: Graph, upto: int) -> None:
@@ -314,13 +340,14 @@ class Execution:
         scratch: int,
         segment: Segment,
         backward: Backward | None,
+        meanwhile: Callable[[], None] | None = None,
     ) -> None:
         if CHECKED and not self.machine.card:
             from autobatch.check import run_checked
 
             run_checked(self, graph, table, words, scratch, segment, backward)
         else:
-            self.machine.run(Job(self, graph, table, words, lists, scratch, segment, backward))
+            self.machine.run(Job(self, graph, table, words, lists, scratch, segment, backward), meanwhile)
 
     def value_address(self, index: int) -> int:
         """Address of the value of a node, or of a parameter (a negative index), whose numbers are about to be read."""
@@ -342,18 +369,50 @@ class Execution:
     def run_backward(self, graph: Graph, loss: int, full: bool) -> None:
         """Compute the gradients of node `loss` and add those of the parameters to the parameters."""
         background.wait()
-        self.backward = None
-        self.gradients.cut((0, 0))
-        self.backward_tables.cut((0, 0))
+        draft, self.ahead, self.backward = self.ahead, None, None
+        self.trains = loss == self.done - 1
         try:
             self.machine.begin(graph, True)
-            self.backward = self._pass(graph, loss, full)
+            if draft is None or full or draft.backward.loss != loss:
+                self.gradients.cut((0, 0))
+                self.backward_tables.cut((0, 0))
+                planned = self._plan(graph, loss, full)
+            else:
+                planned = draft.backward
+                self._plan_parameters(draft, *draft.tables[0])
+            self._run_planned(graph, planned)
+            self.backward = planned
         except DeviceMemoryError:
             self._give_up(graph)
             raise
 
-    def _pass(self, graph: Graph, loss: int, full: bool) -> Backward:
-        """Plan and run the backward tables of all segments that the loss may depend on, the last one first."""
+    def _look_ahead(self, graph: Graph, loss: int) -> None:
+        """Plan backward of a node that is still being computed, as it was the last time that somebody computed one.
+
+        Not the gradients of parameters: what they need of the values is copied together where that pays, and forward tables,
+        one of which is running, have the copies in place of the values from then on.
+        """
+        if len(self.segments) > 1:
+            return
+        self.gradients.cut((0, 0))
+        self.backward_tables.cut((0, 0))
+        with contextlib.suppress(MemoryError):  # which is for backward to say
+            draft = self._draft(graph, loss, False)
+            self._plan_nodes(draft, *draft.tables[0])
+            self.ahead = draft
+
+    def _plan(self, graph: Graph, loss: int, full: bool) -> Backward:
+        """Plan the backward tables of all segments that the loss may depend on, the last one first."""
+        draft = self._draft(graph, loss, full)
+        for table in draft.tables:
+            if len(draft.tables) > 1:
+                self.frame.set(**table[1])
+            self._plan_nodes(draft, *table)
+            self._plan_parameters(draft, *table)
+        return draft.backward
+
+    def _draft(self, graph: Graph, loss: int, full: bool) -> Draft:
+        """Find which nodes have gradients, where they lie, and how large the tables may be."""
         self._tell()
         n, frame = loss + 1, self.frame
         segments = [s for s in self.segments if s.n0 < n]
@@ -384,8 +443,7 @@ class Execution:
         base, scratch = self.gradients.take(end), self.gradients.take(scratch_size + SCALARS)
         sink = self.gradients.take(widest)
         frame.set(gradient_base=base, scratch=scratch + SCALARS, sink=sink)
-        on_card = self._work_on_card(graph, nodes) if self.machine.card else None
-        seen = None if self.machine.card else self._seen(nodes)
+        space = self._work_on_card(graph, nodes) if self.machine.card else self._seen(nodes)
         for _, fields, _, _, _ in layouts:
             if len(layouts) > 1:
                 frame.set(**fields)
@@ -398,33 +456,40 @@ class Execution:
                 touched[root] = 1
                 size = int(TYPES.info[self.types[root], plan.SIZE]) * self.itemsize
                 result.seed = int(gradient[loss]), int(gradient[root]), size
-            self._seed(result)
-        elif self.machine.card:
-            self.machine.zero(base, end)
+        tables = []
+        for s, fields, _, words, lists in reversed(layouts):
+            tables.append((s, fields, self.backward_tables.take(8 * words), self.backward_tables.take(8 * lists)))
+        return Draft(result, tables, (state, space, layouts))
+
+    def _plan_nodes(self, draft: Draft, segment: Segment, fields: dict[str, int], table: int, lists: int) -> None:
+        """Write what of a table forms gradients of nodes."""
+        self.frame.set(table=table, lists=lists)
+        w, r, rounds = plan.backward_table(self.frame)
+        self.frame.set(w=w, r=r, rounds=rounds)
+
+    def _plan_parameters(self, draft: Draft, segment: Segment, fields: dict[str, int], table: int, lists: int) -> None:
+        """Write the rest of a table, directly after `_plan_nodes`: gradients of parameters."""
+        frame, result = self.frame, draft.backward
+        if self.machine.card:
+            w, r, products = plan_card.weight_lists(frame)
+            frame.set(w=w, r=r)
+            w, r = plan_card.row_groups(frame)
+        else:
+            w, products = plan.weight_table(frame)
+            frame.set(w=w)
+            w, r = plan.rows_table(frame)
+        result.products += products
+        result.tables.append((_integers(table, w), w, _integers(lists, r), segment))
+
+    def _run_planned(self, graph: Graph, backward: Backward) -> None:
+        """Run the tables of a backward pass."""
+        self._seed(backward)
         if not self.machine.card:
             _touch_all(graph)
-        for s, fields, _, words, lists in reversed(layouts):
-            table, lists_at = self.backward_tables.take(8 * words), self.backward_tables.take(8 * lists)
-            if len(layouts) > 1:
-                frame.set(**fields)
-            frame.set(table=table, lists=lists_at)
-            w, r, rounds = plan.backward_table(frame)
-            frame.set(w=w, r=r, rounds=rounds)
-            if on_card is None:
-                w, products = plan.weight_table(frame)
-                frame.set(w=w)
-                w, r = plan.rows_table(frame)
-            else:
-                w, r, products = plan_card.weight_lists(frame)
-                frame.set(w=w, r=r)
-                w, r = plan_card.row_groups(frame)
-            result.products += products
-            result.tables.append((_integers(table, w), w, _integers(lists_at, r), s))
-            self._run(graph, result.tables[-1][0], w, result.tables[-1][2], scratch, s, result)
+        for table, words, lists, segment in backward.tables:
+            self._run(graph, table, words, lists, backward.scratch, segment, backward)
         if self.machine.card:
             _touch_all(graph)
-        del seen
-        return result
 
     def _seen(self, nodes: int) -> Block:
         """Hand over the work space of the pass for the processor."""
@@ -489,9 +554,10 @@ class Execution:
         attributes = dict(record.attributes)
         self.types[index] = TYPES.intern(STOP, None, record.shapes, (), attributes, shape=record.shape, immediates=immediates)
         try:
-            address = int(self._pass(graph, b.loss, b.full).gradient[index])
+            again = self._plan(graph, b.loss, b.full)
+            self._run_planned(graph, again)
             background.wait()
-            return self.machine.read(address, count, self.dtype)
+            return self.machine.read(int(again.gradient[index]), count, self.dtype)
         finally:
             self.types[index] = number
             self.gradients.cut(mark)
@@ -513,9 +579,7 @@ class Execution:
         for p, _, _ in saved:
             p.gradients[:] = 0
         self.machine.begin(graph, True)
-        self._seed(b)
-        for table, words, lists, segment in b.tables:
-            self._run(graph, table, words, lists, b.scratch, segment, b)
+        self._run_planned(graph, b)
         background.wait()
         flat = self.machine.read(int(self._told[4][pid]), count, self.dtype)
         _put_back(saved)
@@ -528,7 +592,7 @@ class Execution:
         self.done = self.flushed = self.flushed_args = self.freed = 0
         self.flushed_entries = 0, 0
         self.segments.clear()
-        self.backward = None
+        self.backward = self.ahead = None
         for arena in (self.values, self.tables, self.gradients, self.backward_tables):
             arena.cut((0, 0))
         if self.inputs is not None:
@@ -542,7 +606,7 @@ class Execution:
             self.tables.cut(segment.arena[1])
         if self.segments and self.segments[-1].n1 > nodes:  # all was computed again, across the checkpoint
             self.invalidate()
-        self.backward = None
+        self.backward = self.ahead = None
         self.done = min(self.done, nodes)
         if self.flushed > nodes or self.flushed_args > args:  # what is left is taken over again
             self.flushed = self.flushed_args = 0
@@ -561,7 +625,8 @@ class Execution:
         if background.postponed(self.release):
             return
         self.segments.clear()
-        self.backward = None
+        self.trains = self.trains and self.backward is not None
+        self.backward = self.ahead = None
         self.done = self.flushed = self.flushed_args = self.freed = self.peak = 0
         self.keeps = False
         self.flushed_entries = 0, 0
@@ -570,8 +635,9 @@ class Execution:
         if self.inputs is not None:
             self.inputs.release()
             self.inputs = None
-        if len(_IDLE.executions) < 4 and self.types.size <= _LARGEST_IDLE:
+        if self.types.size <= _LARGEST_IDLE:
             _IDLE.executions.append(self)
+            del _IDLE.executions[:-_MOST_IDLE]
 
 
 def _grown(array: np.ndarray, size: int) -> np.ndarray:
@@ -628,15 +694,17 @@ class _Idle(threading.local):
 
 
 _IDLE = _Idle()
-_LARGEST_IDLE = 1 << 20  # nodes
+_LARGEST_IDLE, _MOST_IDLE = 1 << 20, 4  # nodes of one; executions
 
 
 def execution_of(graph: Graph) -> Execution:
     """Return the execution of a graph, made now if it has none."""
     if graph.execution is None:
         idle, machine = _IDLE.executions, configured_machine()
-        if idle and idle[-1].dtype == graph.dtype and idle[-1].machine is machine:
-            graph.execution = idle.pop()
+        for k in reversed(range(len(idle))):
+            if idle[k].dtype == graph.dtype and idle[k].machine is machine:
+                graph.execution = idle.pop(k)
+                break
         else:
             graph.execution = Execution(graph.dtype, machine)
     execution: Execution = graph.execution

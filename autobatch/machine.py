@@ -11,7 +11,7 @@ Schedules and plans are integers and know no machine. An `Execution` asks its ma
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,13 +95,22 @@ class Machine:
                 if mirror is not None:
                     mirror.take_home()
 
-    def run(self, job: Job) -> None:
-        """Run a table."""
+    def run(self, job: Job, meanwhile: Callable[[], None] | None = None) -> None:
+        """Run a table, a backward one in the background if it is worth it.
+
+        `meanwhile` is called while others run it, if they can.
+        """
         whole, divided = job.segment.work
         work = divided if job.backward is None else 2 * whole  # gradients of weights are large products in any case
-        if job.backward is not None:
+        background.note_thread()
+        if job.backward is not None or meanwhile is not None:
             using = job, job.graph.input_chunks, job.graph.parameters, job.graph.tables
             if background.start(job.table, job.words, job.execution.dtype, work, using):
+                if meanwhile is not None:
+                    try:
+                        meanwhile()
+                    finally:
+                        background.wait()
                 return
         background.wait()
         run_table(job.table, job.words, job.scratch, job.execution.dtype, work)

@@ -497,8 +497,7 @@ class Ours:
         return value
 
     def end(self):
-        if self.device == "cuda":
-            card().device.synchronize()
+        ab.wait()
         ab.renew_cg()
         ab.configure(device="cpu", policy="ratio")
 

@@ -346,6 +346,7 @@ class Program:
         self.loss.forward()
         start = time.perf_counter()
         self.execution.run_backward(self.graph, self.loss.index, False)
+        ab.wait()
         return seconds + time.perf_counter() - start
 
 

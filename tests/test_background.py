@@ -4,6 +4,7 @@ import gc
 import os
 import re
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from test_divided import in_a_process
 import autobatch as ab
 from autobatch import background, threads
 from autobatch.background import running
+from autobatch.execute import Execution
 from autobatch.graph import PARAMETERS
 from autobatch.kernels import _threads
 from autobatch.schedule import POLICIES
@@ -46,6 +48,8 @@ def late(able, monkeypatch):
     def hold(board, *order):
         if board.words[_threads.QUEUED] - board.words[_threads.FINISHED] == _threads.ROOM:
             begin(board)
+        while board.finished() and board.words[_threads.LEADING]:  # who was at work on the queue is not gone yet
+            time.sleep(0)
         board.words[_threads.LEADING] = 1  # as if somebody were at work on the queue
         put_in_queue(board, *order)
 
@@ -402,6 +406,8 @@ def test_a_small_table_behind_a_large_one(late, monkeypatch):
     start, calls = background.start, []
 
     def only_first(*arguments):
+        if arguments[-1][0].backward is None:
+            return False
         calls.append(len(calls) % 2 == 0 and start(*arguments))
         return calls[-1]
 
@@ -426,6 +432,150 @@ def test_memory_of_a_dropped_graph_stays(late):
         ab.renew_cg()
         others = [np.full(50_000 * k, np.nan) for k in range(1, 40)]
         return [W.grad_as_array(), len(others)]
+
+    same_bits(*both_ways(job))
+
+
+# Backward is planned while forward runs, if it is likely to be asked for ------------------------------------------------
+
+
+@pytest.fixture
+def drafts(monkeypatch):
+    """The losses of which backward was planned."""
+    made, draft = [], Execution._draft
+
+    def noted(self, graph, loss, full):
+        made.append(loss)
+        return draft(self, graph, loss, full)
+
+    monkeypatch.setattr(Execution, "_draft", noted)
+    return made
+
+
+def trained():
+    """Return a net after some steps of training: both executions that take turns have seen that backward comes next."""
+    net = Net()
+    for _ in range(4):
+        net.step()
+    return net
+
+
+def test_backward_is_planned_while_forward_runs(late, drafts):
+    net = trained()
+    loss = net.loss([1, 2, 3])
+    drafts.clear()
+    loss.value()
+    assert drafts == [loss.index]
+    loss.backward()
+    assert drafts == [loss.index]
+
+
+def test_not_where_backward_does_not_come(late, drafts):
+    net = trained()
+    drafts.clear()
+    for _ in range(6):
+        net.loss([1, 2, 3]).value()
+    assert len(drafts) <= 2  # each execution once
+    with ab.inference():
+        net.loss([1, 2, 3]).value()
+    drafts.clear()
+    net.step()
+    assert len(drafts) == 1
+
+
+def _other_loss(net, loss):
+    net.other.backward()
+
+
+def _full(net, loss):
+    loss.backward(full=True)
+    return net.x.gradient()
+
+
+def _more_nodes(net, loss):
+    more = loss + ab.sum_elems(ab.square(net.W * net.states[1]))
+    loss.backward()
+    more.backward()
+    return more.value()
+
+
+def _more_computed(net, loss):
+    more = loss + ab.sum_elems(ab.square(net.W * net.states[1]))
+    more.value()
+    loss.backward()
+    first = net.W.gradient()
+    more.backward()
+    return np.concatenate([first, net.W.gradient()])
+
+
+def _input_changed(net, loss):
+    net.x.set(np.linspace(4, 5, 5))
+    loss.backward()
+    return loss.value()
+
+
+def _reverted(net, loss):
+    ab.cg_checkpoint()
+    ab.sum_elems(net.W * net.states[0]).value()
+    ab.cg_revert()
+    other = ab.sum_elems(net.W * net.states[1])
+    other.value()
+    other.backward()
+
+
+def _gradients_of_before(net, loss):
+    loss.backward()
+    before = net.states[0].gradient()
+    later = ab.sum_elems(ab.square(net.W * net.states[1]))
+    later.value()
+    np.testing.assert_array_equal(net.states[0].gradient(), before)
+    later.backward()
+    return net.states[1].gradient()
+
+
+def _never(net, loss):
+    net.loss([4, 5]).backward()
+
+
+GUESSES = [_other_loss, _full, _more_nodes, _more_computed, _input_changed, _reverted, _gradients_of_before, _never]
+
+
+@pytest.mark.parametrize("course", GUESSES, ids=lambda f: f.__name__[1:])
+def test_a_wrong_guess_changes_nothing(late, course):
+    def job():
+        net = trained()
+        loss = net.loss([1, 2, 3, 4])
+        loss.value()
+        found = course(net, loss)
+        net.trainer.update()
+        return [0 if found is None else found, *net.numbers()]
+
+    same_bits(*both_ways(job))
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_planning_ahead_fails(late, monkeypatch, error):
+    """Without memory for backward there is a value all the same; and whoever stops the program can go on from there."""
+
+    def job():
+        net = trained()
+        loss = net.loss([1, 2, 3])
+
+        def failing(*arguments):
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Execution, "_draft", failing)
+            if error is KeyboardInterrupt and ab.configured()["background"]:
+                with pytest.raises(KeyboardInterrupt):
+                    loss.value()
+                assert not running()
+            else:
+                loss.value()
+        value = loss.value()
+        loss.backward()
+        net.trainer.update()
+        return [value, *net.numbers()]
 
     same_bits(*both_ways(job))
 
@@ -499,6 +649,8 @@ def test_another_thread_of_python(able):
     other = threading.Thread(target=lambda: Net().loss([1, 2]).value())
     other.start()
     other.join()
+    assert not running()
+    net.step()
     assert not running()
     for _ in range(background._ALONE):
         net.step()
