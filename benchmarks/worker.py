@@ -134,15 +134,19 @@ class Timers:
         from autobatch.machine import Machine
 
         self.seconds = dict.fromkeys(("schedule", "run", "wait"), 0.0)
+        self.inside = False  # one of them: what it calls of the others is not booked twice
         for phase, owner, name in (("schedule", execute, "recalled"), ("run", Machine, "run"), ("wait", background, "_wait")):
             setattr(owner, name, self.timed(phase, getattr(owner, name)))
 
     def timed(self, name, function):
         def wrapper(*args, **keywords):
-            start = time.perf_counter()
+            if self.inside:
+                return function(*args, **keywords)
+            self.inside, start = True, time.perf_counter()
             try:
                 return function(*args, **keywords)
             finally:
+                self.inside = False
                 self.seconds[name] += time.perf_counter() - start
 
         return wrapper

@@ -372,6 +372,25 @@ def test_chunks_come_back_to_where_they_were():
     assert chunks[4:] == [chunks[4]] * 8
 
 
+def test_what_ran_a_graph_runs_the_next_one_of_its_dtype():
+    """Also where graphs of two dtypes take turns, after many of one of them at once."""
+    several = []
+    for _ in range(8):
+        with ab.Graph(dtype="float64") as graph:
+            ab.tanh(ab.inputVector([1.0, 2.0])).value()
+        several.append(graph)
+    for graph in several:
+        graph.drop()
+    found = []  # kept, so that no two have one address
+    for _ in range(6):
+        for dtype in ("float32", "float64"):
+            ab.configure(dtype=dtype)
+            graph = ab.renew_cg()
+            ab.tanh(ab.inputVector([1.0, 2.0])).value()
+            found.append(graph.execution)
+    assert len({id(execution) for execution in found}) <= 4
+
+
 def test_the_pool_does_not_keep_one_chunk_of_every_size():
     """Minibatches that grow from one to the next leave behind what the largest one needs, not the sum of all."""
     ab.free_memory()
