@@ -741,7 +741,7 @@ def test_real_cells_become_their_steps(monkeypatch):
     expected = graph()
     expanded = []
 
-    def run_expanded(job):
+    def run_expanded(job, meanwhile=None):
         table, words, itemsize = job.table, job.words, job.execution.itemsize
         of, planned, kept, at = records_of_a_processor(job.execution.dtype), table.copy(), [], 0
         while at < words:
