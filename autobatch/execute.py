@@ -294,7 +294,7 @@ class Execution:
         )
         self.segments.append(segment)
         plan_backward = None
-        if self.trains and self.backward is None and not frugal and TYPES.info[self.types[upto], plan.SIZE] == 1:
+        if self.trains and len(self.segments) == 1 and not frugal and TYPES.info[self.types[upto], plan.SIZE] == 1:
             plan_backward = functools.partial(self._look_ahead, graph, upto)
         try:
             self.machine.begin(graph, False)
@@ -304,7 +304,6 @@ class Execution:
 
                 find_nan(self, graph, segment)
         except BaseException:
-            self.ahead = None
             self.segments.pop()
             self.values.cut(marks[0])
             self.tables.cut(marks[1])
@@ -390,10 +389,9 @@ class Execution:
         """Plan backward of a node that is still being computed, as it was the last time that somebody computed one.
 
         Not the gradients of parameters: what they need of the values is copied together where that pays, and forward tables,
-        one of which is running, have the copies in place of the values from then on.
+        one of which is running, have the copies in place of the values from then on. And only of a graph that is computed in
+        one pass, as nearly all are: nothing of it has gradients yet.
         """
-        if len(self.segments) > 1:
-            return
         self.gradients.cut((0, 0))
         self.backward_tables.cut((0, 0))
         with contextlib.suppress(MemoryError):  # which is for backward to say
