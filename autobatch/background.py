@@ -4,9 +4,9 @@
     helpers           |   with  |      |  backward, update     | wait |  with
                                        ^ backward() and update() return
 
-`backward` plans its table, puts it into the queue of the board (`threads.py`) and returns; so does an update that has nothing
-to decide. Recording is Python's work on one core, so the helpers have the others for themselves, and what is left when the
-program comes to its next `value()` is done by all of them together.
+`backward` plans its table, puts it into the queue of the board (`threads.py`) and returns; so does an update. Recording is
+Python's work on one core, so the helpers have the others for themselves, and what is left when the program comes to its next
+`value()` is done by all of them together.
 
 Nobody can tell, but by the time that it takes: whoever is about to read or write what such a table works on calls `wait` first.
 That is, all in all
@@ -18,6 +18,9 @@ That is, all in all
 Values of nodes that have been computed can be read at any time, but for rows of tables, which lie in the table. Arrays of
 parameters that the program was given and still holds could be read without a word, so there is no background while it holds
 one. On a card everything is in the background anyway.
+
+An update that finds a gradient that is not finite changes nothing, and whoever waits for it raises the error, which names the
+line of the update.
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ class _State:
     threads = blas = 0  # of a table; of the BLAS when it is done
     using: list[Any]  # all that the tables use
     afterwards: list[Callable[[], None]]
+    verdict: Callable[[], None] | None = None  # on the last update: it raises what whoever waits is to hear of
     lent: dict[int, np.ndarray]  # by id: memory of arrays that the program was given
     thread = 0  # that ran the last table
     others = 0  # tables that are to come before it counts as the only one
@@ -104,12 +108,26 @@ def running() -> bool:
 
 
 def wait() -> None:
-    """Return when nothing runs in the background."""
-    if _State.running:
+    """Return when nothing runs in the background.
+
+    Raises
+    ------
+    NumericalError : an update there has found that the norm of the gradients is not finite. Said once.
+    """
+    if _State.running or _State.verdict is not None:
         _wait()
 
 
 def _wait() -> None:
+    with _State.lock:
+        _finish()
+        verdict, _State.verdict = _State.verdict, None
+    if verdict is not None:
+        verdict()
+
+
+def _finish() -> None:
+    """Have nothing in the background, and tell nobody how it went."""
     with _State.lock:
         if _State.running:
             _State.board.finish()
@@ -121,9 +139,23 @@ def _wait() -> None:
 
 
 def wait_for_updates() -> None:
-    """Return when no update runs in the background."""
-    if _State.updates:
+    """Return when no update runs in the background. Raises as `wait`."""
+    if _State.updates or _State.verdict is not None:
         _wait()
+
+
+def report(verdict: Callable[[], None]) -> bool:
+    """Have a function called by whoever waits for the update that was put into the queue last; return False if nothing runs.
+
+    The function may raise. An update waits for those before it, so there is one verdict at most.
+    """
+    if not _State.running:
+        return False
+    with _State.lock:
+        if not _State.running:
+            return False
+        _State.verdict = verdict
+    return True
 
 
 def postponed(function: Callable[[], None]) -> bool:
@@ -132,7 +164,7 @@ def postponed(function: Callable[[], None]) -> bool:
         return False
     with _State.lock:
         if not _State.running or _State.board.finished():
-            wait()
+            _finish()
             return False
         _State.afterwards.append(function)
     return True
@@ -198,7 +230,7 @@ def _end() -> None:
 def _before_fork() -> None:
     """Have nothing in the background that a child would wait for, and let no other thread begin anything."""
     _State.lock.acquire()
-    wait()
+    _finish()
 
 
 def _in_child() -> None:

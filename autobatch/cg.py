@@ -117,7 +117,7 @@ def configure(
     dtype : "float32" (the default) or "float64".
     check_nan : whether each forward pass looks for NaN and names the node where the first came up.
     inference : whether new graphs give values up as soon as nothing needs them, see `inference`.
-    background : whether `backward`, and an update without clipping behind it, return before they are done (the default) and run
+    background : whether `backward`, and an update behind it, return before they are done (the default) and run
         while the program records on; whoever asks for what they change waits. See `docs/background.md`.
     threads : how many run a graph on the processor, and may work on a product of NumPy's and SciPy's in this process. At first
         as many as there are cores, or as OPENBLAS_NUM_THREADS (or its like of another BLAS) says; at most 16 run a graph.
@@ -129,6 +129,7 @@ def configure(
     ------
     ArgumentError : a value that none of these take; nothing is changed then.
     DeviceError : there is no such device; says what is missing. Nothing is changed then.
+    NumericalError : from `wait`, where `background`, `threads` or `device` is given. Nothing is changed then.
     """
     if matmul_precision is not None and matmul_precision not in ("float32", "tf32"):
         raise ArgumentError(f"matmul_precision is {matmul_precision!r}\n  expected  'float32' or 'tf32'")
@@ -167,7 +168,11 @@ def configured() -> dict[str, Any]:
 def wait() -> None:
     """Return when all that was begun is done: backward and updates in the background, and on a card if graphs run there.
 
-    Nothing needs this but a clock: whoever asks for numbers waits for them.
+    Nothing needs this but a clock, or a program that wants to hear of a bad gradient here: whoever asks for numbers waits.
+
+    Raises
+    ------
+    NumericalError : the norm of the gradients of the last update is not finite; it changed nothing.
     """
     wait_for_background()
     if SETTINGS.device == "cuda":

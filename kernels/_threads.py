@@ -315,13 +315,13 @@ def _lead(board, order, space):
     at = 0
     while at < words:
         ins = integers(start + 8 * at)
-        length, pieces = ins[LENGTH] & WORDS, min(ins[LENGTH] >> 32, threads)
+        pieces = min(ins[LENGTH] >> 32, threads)
         if pieces > 1:
             board[DIVIDED], board[PIECES], board[MODE] = start + 8 * at, pieces, ITEMWISE
             _together(board, space)
         else:
             call(ins[KERNEL], ins, scratch)
-        at += length
+        at += ins[LENGTH] & WORDS
     board[JOB + 1] = _load(board, JOB) >> 32
     _store(board, JOB, CLOSED)
     if board[SET_BLAS] != 0 and _call_get(board[GET_BLAS]) == 1:  # else the program has set it meanwhile

@@ -21,7 +21,8 @@ def run(table, words, scratch):
 
     Notes
     -----
-    A kernel may write into instructions after its own (`update_rows` does: it fills in how many rows there are).
+    A kernel may write into instructions after its own (`update_rows` does: it fills in how many rows there are), and how long
+    its own is: what comes before that is left out (`update_clip`).
     """
     start = table.ctypes.data
     at = 0

@@ -420,8 +420,8 @@ def test_a_rule_of_ones_own_keeps_moments_for_tables_too():
         rule = update_adam
         moments = 2
 
-        def _fill(self, numbers, scale):
-            numbers[:5] = scale, 0, 0, 0, self.learning_rate
+        def _fill(self, numbers):
+            numbers[:5] = 1, 0, 0, 0, self.learning_rate
 
     model = ParameterCollection()
     p, table = model.add_parameters(2, init=0), model.add_lookup_parameters((3, 2), init=0)

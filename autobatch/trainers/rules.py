@@ -43,8 +43,8 @@ class SimpleSGDTrainer(Trainer):
     def __init__(self, m: ParameterCollection, learning_rate: float = 0.1) -> None:
         super().__init__(m, learning_rate)
 
-    def _fill(self, numbers: NDArray[np.float64], scale: float) -> None:
-        numbers[0] = self._learning_rate * scale
+    def _fill(self, numbers: NDArray[np.float64]) -> None:
+        numbers[0] = self._learning_rate
 
 
 def cyclical(t: int, low: float, high: float, step_size: float, gamma: float) -> float:
@@ -97,8 +97,8 @@ class CyclicalSGDTrainer(Trainer):
         super().__init__(m, learning_rate_min)
         self._cycle = _cycle(self, learning_rate_min, learning_rate_max, step_size, gamma)
 
-    def _fill(self, numbers: NDArray[np.float64], scale: float) -> None:
-        numbers[0] = self._learning_rate * scale
+    def _fill(self, numbers: NDArray[np.float64]) -> None:
+        numbers[0] = self._learning_rate
 
     def _finish(self) -> None:
         self.learning_rate = cyclical(self.updates - 1, *self._cycle)
@@ -131,8 +131,8 @@ class MomentumSGDTrainer(Trainer):
         super().__init__(m, learning_rate)
         self._momentum = _in(self, "mom", mom, 0, 1)
 
-    def _fill(self, numbers: NDArray[np.float64], scale: float) -> None:
-        numbers[:2] = self._learning_rate * scale, self._momentum
+    def _fill(self, numbers: NDArray[np.float64]) -> None:
+        numbers[:2] = self._learning_rate, self._momentum
 
 
 class AdagradTrainer(Trainer):
@@ -157,8 +157,8 @@ class AdagradTrainer(Trainer):
         super().__init__(m, learning_rate)
         self._eps = _in(self, "eps", eps, 0)
 
-    def _fill(self, numbers: NDArray[np.float64], scale: float) -> None:
-        numbers[:3] = scale, self._learning_rate, self._eps
+    def _fill(self, numbers: NDArray[np.float64]) -> None:
+        numbers[:3] = 1, self._learning_rate, self._eps
 
 
 class AdadeltaTrainer(Trainer):
@@ -187,8 +187,8 @@ class AdadeltaTrainer(Trainer):
         super().__init__(m, 1.0)
         self._eps, self._rho = _in(self, "eps", eps, 0), _in(self, "rho", rho, 0, 1)
 
-    def _fill(self, numbers: NDArray[np.float64], scale: float) -> None:
-        numbers[:3] = scale, self._eps, self._rho
+    def _fill(self, numbers: NDArray[np.float64]) -> None:
+        numbers[:3] = 1, self._eps, self._rho
 
 
 class RMSPropTrainer(Trainer):
@@ -214,8 +214,8 @@ class RMSPropTrainer(Trainer):
         super().__init__(m, learning_rate)
         self._eps, self._rho = _in(self, "eps", eps, 0), _in(self, "rho", rho, 0, 1)
 
-    def _fill(self, numbers: NDArray[np.float64], scale: float) -> None:
-        numbers[:4] = scale, self._learning_rate, self._eps, self._rho
+    def _fill(self, numbers: NDArray[np.float64]) -> None:
+        numbers[:4] = 1, self._learning_rate, self._eps, self._rho
 
 
 class AdamTrainer(Trainer):
@@ -253,10 +253,10 @@ class AdamTrainer(Trainer):
         self._betas = _in(self, "beta_1", beta_1, 0, 1), _in(self, "beta_2", beta_2, 0, 1)
         self._eps = _in(self, "eps", eps, 0)
 
-    def _fill(self, numbers: NDArray[np.float64], scale: float) -> None:
+    def _fill(self, numbers: NDArray[np.float64]) -> None:
         (beta_1, beta_2), t = self._betas, self.updates + 1
         rate = self._learning_rate * math.sqrt(1 - beta_2**t) / (1 - beta_1**t)
-        numbers[:5] = scale, beta_1, beta_2, self._eps, rate
+        numbers[:5] = 1, beta_1, beta_2, self._eps, rate
 
 
 class AmsgradTrainer(AdamTrainer):
@@ -322,8 +322,8 @@ class EGTrainer(Trainer):
         self._cycle = _cycle(self, learning_rate_min, learning_rate_max, step_size, gamma)
         self._start = self.updates
 
-    def _fill(self, numbers: NDArray[np.float64], scale: float) -> None:
-        numbers[:2] = self._learning_rate * scale, self._momentum
+    def _fill(self, numbers: NDArray[np.float64]) -> None:
+        numbers[:2] = self._learning_rate, self._momentum
 
     def _finish(self) -> None:
         if self._cycle is not None:

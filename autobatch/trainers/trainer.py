@@ -4,11 +4,11 @@ What is to be done is written once into two tables of instructions (`autobatch.k
 collection has grown, `set_updated` was called or sparse updates were switched:
 
     survey   find touched rows | squared norm of each gradient, all added up in one number
-             ------------------------------- between the two: is the norm finite, is it too long? fill in the numbers
-    steps    update rule of each parameter | forget the touched rows | weight decay
+    steps    is the norm finite, is it too long? | update rule of each parameter | forget the touched rows | weight decay
 
 An update of a table visits only its touched rows: the survey writes their addresses, and how many there are, into the
-instructions that follow. Nothing has been changed yet when a norm turns out not to be finite, so nothing needs to be undone.
+instructions that follow. Where a norm is not finite the steps are left out, so nothing needs to be undone. Both tables may run
+in the background (`background.py`); then whoever waits for them learns of such a norm.
 
 A rule is a class with a kernel (`autobatch.kernels.update_*`), how many arrays of moments it keeps for each parameter, and a
 method that fills in its numbers. Python takes about 1 µs of an update, however many parameters there are, and each of the
@@ -17,6 +17,7 @@ two calls 0.25 µs; an instruction 5 ns and its arithmetic.
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from typing import Any, ClassVar
@@ -24,11 +25,12 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from autobatch import files, params
+from autobatch import background, files, params
 from autobatch.devices import configured_machine
 from autobatch.initializers import number as as_number
 from autobatch.kernels._errors import ArgumentError, ConstructionError, ModelFileError, NumericalError, message
-from autobatch.kernels._jit import ACCUMULATE, Kernel
+from autobatch.kernels._jit import ACCUMULATE, LENGTH, SLOTS, Kernel
+from autobatch.kernels.update_clip import update_clip
 from autobatch.kernels.update_norm import update_norm
 from autobatch.kernels.update_rows import update_forget, update_rows
 from autobatch.kernels.update_scale import update_scale
@@ -38,8 +40,9 @@ from autobatch.trainers import state
 from autobatch.trainers.averages import MovingAverage
 from autobatch.trainers.tables import Numbers, Rows, Table
 
-_NUMBERS = 16  # room for the numbers of a rule; the norm and the factor of weight decay have the places after it
-_DECAY = _NUMBERS
+_NUMBERS = 16  # room for the numbers of a rule; behind them
+_DECAY, _THRESHOLD = _NUMBERS, _NUMBERS + 1  # the factor of weight decay, and where clipping begins
+_ALL = _NUMBERS + 2
 
 
 def single(what: str, number: Any) -> float:
@@ -95,12 +98,13 @@ class Trainer:
         self._threshold = 5.0
         self._sparse = True
         self.updates = 0
-        self._clips = self._updates_since = 0
+        self._updates_since = 0
         self._moments: dict[int, tuple[NDArray[np.floating], ...]] = {}
         self._norm = np.zeros(1)  # the square of it
+        self._report = np.zeros(2)  # how many gradients have been clipped, and whether the norm was not finite
         self._revision = -1  # of the collections, when the tables were made
         self._machine: Machine = PROCESSOR  # for which they were made
-        self._numbers, self._norm_twin = Numbers(PROCESSOR, _NUMBERS + 1, "float64"), PROCESSOR.twin(self._norm, "")
+        self._numbers, self._norm_twin = Numbers(PROCESSOR, _ALL, "float64"), PROCESSOR.twin(self._norm, "")
         self._survey, self._steps = Table(PROCESSOR, "float64"), Table(PROCESSOR, "float64")
         self._twins: list[Any] = []  # arrays behind addresses in the tables
         self._moment_twins: list[Any] = []
@@ -117,37 +121,57 @@ class Trainer:
         ------
         NumericalError
             The norm of the gradients is NaN or infinite, while clipping is on (RuntimeError). Nothing has been changed:
-            parameters, moments, gradients and counters are as before.
+            parameters, moments, gradients and counters are as before. If the update runs in the background, who raises it is
+            the next to wait for it, see `docs/background.md`.
         """
         if self._average is not None:
             self._average.swap_back()
         if self._revision != params.revision() or self._machine is not configured_machine():
             self._build()
-        scale = 1.0
         self._begin()
-        if self._threshold > 0:
-            self._survey.run(len(self._survey.words))
-            self._norm_twin.changed()
-            self._norm_twin.fetch()
-            norm = math.sqrt(self._norm[0])
-            if not math.isfinite(norm):
-                raise NumericalError(self._not_finite(norm))
-            if norm > self._threshold:
-                scale = self._threshold / norm
-                self._clips += 1
-        elif self._searched:
-            self._survey.run(self._searched)
-        self._fill(self._numbers.values, scale)
-        decay = self._collection.get_weight_decay()
-        if decay:
-            self._numbers.values[_DECAY] = 1 - decay
+        numbers, clipping, decay = self._numbers.values, self._threshold > 0, self._collection.get_weight_decay()
+        self._fill(numbers)
+        numbers[_DECAY], numbers[_THRESHOLD] = 1 - decay, self._threshold
+        if clipping or self._searched:
+            self._survey.run(len(self._survey.words) if clipping else self._searched)
+        if clipping and self._machine.card:
+            self._clip()
         self._numbers.send()
         self._steps.run(len(self._steps.words) if decay else self._stepped)
-        if self._average is not None:
-            self._average.add(self.updates)
+        rate = self._learning_rate
         self.updates += 1
         self._updates_since += 1
         self._finish()
+        if clipping and not self._machine.card:
+            caller = sys._getframe(1)
+            verdict = functools.partial(self._verdict, rate, self._learning_rate)
+            where = f" at {caller.f_code.co_filename}, line {caller.f_lineno}"
+            if self._average is not None or not background.report(functools.partial(verdict, where)):
+                background.wait()
+                verdict("")
+        if self._average is not None:
+            self._average.add(self.updates - 1)
+
+    def _clip(self) -> None:
+        """Wait for the norm, and do what `update_clip` does."""
+        self._norm_twin.changed()
+        self._norm_twin.fetch()
+        norm = math.sqrt(self._norm[0])
+        if not math.isfinite(norm):
+            raise NumericalError(self._not_finite(norm, ""))
+        if norm > self._threshold:
+            self._numbers.values[0] *= self._threshold / norm
+            self._report[0] += 1
+
+    def _verdict(self, before: float, after: float, where: str) -> None:
+        """Take the counters of an update back that was left out, and say so; `before`, `after`: η when it was made."""
+        if self._report[1]:
+            self._report[1] = 0
+            self.updates -= 1
+            self._updates_since -= 1
+            if self._learning_rate == after:  # and not what the program set since
+                self._learning_rate = before
+            raise NumericalError(self._not_finite(math.sqrt(self._norm[0]), where))
 
     def _begin(self) -> None:
         """See to it that all arrays are where the update is made, and note that it changes them."""
@@ -160,12 +184,12 @@ class Trainer:
     def _finish(self) -> None:
         """Do what a rule does after each update."""
 
-    def _fill(self, numbers: NDArray[np.float64], scale: float) -> None:
-        """Write the numbers the rule's kernel reads; `scale` is the factor of the gradients that clipping asks for."""
+    def _fill(self, numbers: NDArray[np.float64]) -> None:
+        """Write the numbers the rule's kernel reads; clipping multiplies the first, a factor of the gradients, afterwards."""
         raise NotImplementedError
 
-    def _not_finite(self, norm: float) -> str:
-        """Return the text of the error for a norm that is not finite."""
+    def _not_finite(self, norm: float, where: str) -> str:
+        """Return the text of the error for a norm that is not finite; `where`: of the update, if that was a while ago."""
         everything = self._collection._everything()
         lines = []
         for p in everything:
@@ -174,11 +198,12 @@ class Trainer:
             if wrong:
                 lines.append(f"{p.name()} {p.shape()} has {wrong} of {gradients.size}")
         got = "NaN or infinite gradients: " + ", ".join(lines[:5]) + (f" and {len(lines) - 5} more" if len(lines) > 5 else "")
+        cure = "reset_gradient() of the collection to skip this example; a smaller learning rate; set_clip_threshold(0) not to "
+        cure += "look at the norm" + ("; configure(background=False), to have update() itself raise this" if where else "")
         return message(
-            f"{self.whoami()}.update: the norm of the gradients is {norm}; nothing was changed",
+            f"{self.whoami()}.update{where}: the norm of the gradients is {norm}; nothing was changed",
             got if lines else "gradients whose squares are too large to add up",
-            cure="reset_gradient() of the collection to skip this example; a smaller learning rate; set_clip_threshold(0) does "
-            "not look at the norm",
+            cure=cure,
         )
 
     def _build(self) -> None:
@@ -186,7 +211,7 @@ class Trainer:
         revision, dtype, machine = params.revision(), self._collection.dtype, configured_machine()
         self._bring_home()
         survey, steps = Table(machine, dtype), Table(machine, dtype)
-        numbers = Numbers(machine, _NUMBERS + 1, dtype)
+        numbers = Numbers(machine, _ALL, dtype)
         norm_twin = machine.twin(self._norm, "update rules")
         everything = self._collection._everything()
         trained = [p for p in everything if p.is_updated()]
@@ -208,6 +233,11 @@ class Trainer:
                 rows[p.pid] = Rows(machine, p, twins[p.pid])
                 rows[p.pid].search(survey, update_rows, touched)
         searched = len(survey.words)
+        if not machine.card:
+            report = machine.twin(self._report, "update rules")
+            slots = [(norm_twin.address, 0), (report.address, 0), numbers.at(0)]
+            steps.add(update_clip, 1, [0, 0, _THRESHOLD], slots)
+            clipped = SLOTS + 2 * len(slots)  # where its sizes begin
 
         for p in everything:
             found, items, count = rows.get(p.pid), 1, math.prod(p.dims)
@@ -235,6 +265,8 @@ class Trainer:
 
         survey.close()
         steps.close()
+        if not machine.card:
+            steps.array[clipped : clipped + 2] = steps.words[LENGTH], len(steps.words)
         lists = [r.lists for r in rows.values()]
         survey.using = steps.using = twins, moments, lists, numbers, norm_twin, survey.array, steps.array
         for r in rows.values():
@@ -389,7 +421,7 @@ class Trainer:
             "learning_rate": self._learning_rate,
             "threshold": self._threshold,
             "sparse": self._sparse,
-            "counters": [self.updates, self._updates_since, self._clips],
+            "counters": [self.updates, self._updates_since, int(self._report[0])],
             "constants": {name: getattr(self, name) for name in self.constants},
             "average": None if self._average is None else self._average.about(),
         }
@@ -441,7 +473,7 @@ class Trainer:
         self._average = average
         self._learning_rate, self._threshold = numbers if rate is None else (rate, numbers[1])
         self.set_sparse_updates(about["sparse"])
-        self.updates, self._updates_since, self._clips = updates, since, clips
+        self.updates, self._updates_since, self._report[0] = updates, since, clips
         for name, value in constants.items():
             setattr(self, name, tuple(value) if isinstance(value, list) else value)
 
@@ -449,8 +481,9 @@ class Trainer:
 
     def status(self) -> None:
         """Write to stderr: η, and updates and clippings since the last `status`."""
-        sys.stderr.write(f"[lr={self._learning_rate:g} clips={self._clips} updates={self._updates_since}] ")
-        self._clips = self._updates_since = 0
+        background.wait()
+        sys.stderr.write(f"[lr={self._learning_rate:g} clips={self._report[0]:.0f} updates={self._updates_since}] ")
+        self._report[0] = self._updates_since = 0
 
     def whoami(self) -> str:
         """Return the name of the class."""
