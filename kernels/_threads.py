@@ -252,6 +252,16 @@ def _take(board, job, preferred):
 
 
 @inline
+def _wait_a_little(board, looks):
+    """Wait before the next look at the board, and after many let another thread run; how many looks there were since."""
+    _pause()
+    if looks + 1 == _PATIENCE:
+        _call_yield(board[YIELD])
+        return 0
+    return looks + 1
+
+
+@inline
 def _together(board, space):
     """Put a job up, take part in it, and wait until it is done."""
     pieces = board[PIECES]
@@ -265,11 +275,7 @@ def _together(board, space):
         p = _take(board, _load(board, JOB), p)
     looks = 0
     while _load(board, DONE) < pieces:
-        _pause()
-        looks += 1
-        if looks == _PATIENCE:
-            _call_yield(board[YIELD])
-            looks = 0
+        looks = _wait_a_little(board, looks)
 
 
 @kernel
@@ -389,11 +395,7 @@ def wait_for_queue(board, most):
         if _help(board, 0, space) == 2:
             looks = 0
             continue
-        _pause()
-        looks += 1
-        if looks == _PATIENCE:
-            _call_yield(board[YIELD])
-            looks = 0
+        looks = _wait_a_little(board, looks)
 
 
 @Native
@@ -409,11 +411,7 @@ def help_out(own):
             if found == 2:
                 looks = 0
                 continue
-            _pause()
-            looks += 1
-            if looks == _PATIENCE:
-                _call_yield(board[YIELD])
-                looks = 0
+            looks = _wait_a_little(board, looks)
         _store(own, ASLEEP, 1)
         waiting = _load(board, JOB) == CLOSED and _load(board, QUEUED) == _load(board, FINISHED)
         if waiting or not _exchange(own, ASLEEP, 0):

@@ -332,17 +332,21 @@ def test_a_bad_gradient_changes_nothing(model, name, bad, where):
     assert state() == before and trainer.updates == 2
     model.reset_gradient()
     trainer.update()
-    assert all(np.isfinite(q.values).all() for q in parameters)
+    assert all(np.isfinite(q.values).all() for q in parameters) and trainer.updates == 3
+    assert all((np.frombuffer(old, q.dtype) != q.values).any() for q, old in zip(parameters, before[:-1:2], strict=False))
 
 
 def test_without_clipping_nobody_looks():
     model = ParameterCollection()
     p = model.add_parameters(2, init=0)
-    trainer = SimpleSGDTrainer(model)
-    trainer.set_clip_threshold(-1)
-    p.gradients[0] = math.inf
+    trainer = SimpleSGDTrainer(model, 1.0)
+    p.gradients[:] = 30
     trainer.update()
-    assert p.as_array().tolist() == [-math.inf, 0]
+    p.values = [0, 0]
+    trainer.set_clip_threshold(-1)
+    p.gradients[:] = math.inf, 20
+    trainer.update()
+    assert p.as_array().tolist() == [-math.inf, -20]
 
 
 def test_gradients_too_large_to_add_up():

@@ -166,7 +166,6 @@ class Trainer:
     def _verdict(self, before: float, after: float, where: str) -> None:
         """Take the counters of an update back that was left out, and say so; `before`, `after`: η when it was made."""
         if self._report[1]:
-            self._report[1] = 0
             self.updates -= 1
             self._updates_since -= 1
             if self._learning_rate == after:  # and not what the program set since
