@@ -22,7 +22,10 @@ from autobatch.background import running
 from autobatch.execute import Execution
 from autobatch.graph import PARAMETERS
 from autobatch.kernels import _threads
+from autobatch.kernels._jit import LENGTH, SIZES, SLOTS
+from autobatch.kernels.update_rows import update_rows
 from autobatch.schedule import POLICIES
+from autobatch.trainers.tables import Numbers
 
 TRAINERS = [getattr(ab, name) for name in ab.trainers.__all__ if name != "Trainer"]
 
@@ -421,6 +424,59 @@ def test_memory_of_a_dropped_graph_stays(late):
         ab.renew_cg()
         others = [np.full(50_000 * k, np.nan) for k in range(1, 40)]
         return [W.grad_as_array(), len(others)]
+
+    same_bits(*both_ways(job))
+
+
+def arrays_in(thing):
+    """Return all arrays that something holds."""
+    if isinstance(thing, np.ndarray):
+        return [thing]
+    if isinstance(thing, dict):
+        thing = list(thing.values())
+    if isinstance(thing, (list, tuple)):
+        return [a for one in thing for a in arrays_in(one)]
+    if isinstance(thing, Numbers):
+        return arrays_in(thing.values)
+    return [] if thing is None else arrays_in(thing.array)
+
+
+def addresses_in(table):
+    """Return the addresses in a table of a trainer: of slots, sizes, and of what sizes of `update_rows` tell."""
+    at = 0
+    while at < len(table):
+        length = table[at + LENGTH]
+        slots = range(at + SLOTS, at + length - 1, 2)
+        end = (table[at + SIZES] - table.ctypes.data) // 8  # where the sizes begin
+        yield table[at + SIZES]
+        yield from (table[k] for k in slots if k < end)
+        if table[at] == update_rows.address("float32"):
+            yield from (n for n in table[end + 3 : at + length] if n > 1 << 20)
+        at += length
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_a_queued_update_holds_all_that_it_works_on(late, trainer):
+    net = Net(trainer=trainer, clip=5.0)
+    net.step()
+    net.model.set_weight_decay(0.1)
+    for table in (net.trainer._survey, net.trainer._steps):
+        spans = [(a.ctypes.data, a.ctypes.data + a.nbytes) for a in arrays_in(table.using)]
+        found = list(addresses_in(table.array))
+        assert len(found) > 20
+        assert all(any(start <= address < end for start, end in spans) for address in found)
+
+
+def test_a_trainer_that_goes(late):
+    """What it counted in is not given to anybody else."""
+
+    def job():
+        net = Net(clip=0.5)
+        net.step()
+        net.step([2, 7, 2])
+        del net.trainer
+        mine = [np.array([1.0, 2.0]) for _ in range(50)] + [np.array([3.0]) for _ in range(50)]
+        return [*net.numbers(), *mine]
 
     same_bits(*both_ways(job))
 

@@ -232,6 +232,7 @@ class Trainer:
                 rows[p.pid] = Rows(machine, p, twins[p.pid])
                 rows[p.pid].search(survey, update_rows, touched)
         searched = len(survey.words)
+        report = None
         if not machine.card:
             report = machine.twin(self._report, "update rules")
             slots = [(norm_twin.address, 0), (report.address, 0), numbers.at(0)]
@@ -267,7 +268,7 @@ class Trainer:
         if not machine.card:
             steps.array[clipped : clipped + 2] = steps.words[LENGTH], len(steps.words)
         lists = [r.lists for r in rows.values()]
-        survey.using = steps.using = twins, moments, lists, numbers, norm_twin, survey.array, steps.array
+        survey.using = steps.using = twins, moments, lists, numbers, norm_twin, report, survey.array, steps.array
         for r in rows.values():
             r.close()
         self._survey, self._steps, self._searched, self._stepped = survey, steps, searched, stepped
