@@ -36,7 +36,7 @@ def _name(record: Any) -> str:
     return record.op.name if record.kind == OP else _KINDS.get(record.kind, "view")
 
 
-def _lines(
+def graphviz_lines(
     show_dims: bool = True,
     expression_names: Mapping[Expression, str] | None = None,
     compact: bool = False,
@@ -67,7 +67,7 @@ def _quoted(text: str) -> str:
 
 def print_text_graphviz() -> None:
     """Write the current graph to stderr in the language of Graphviz."""
-    print("\n".join(_lines()), file=sys.stderr)
+    print("\n".join(graphviz_lines()), file=sys.stderr)
 
 
 def print_graphviz(
@@ -101,7 +101,7 @@ def print_graphviz(
         raise ImportError(
             "drawings need the package graphviz\n  try       pip install autobatch-numba[graphviz]; or print_text_graphviz()"
         ) from None
-    return graphviz.Source("\n".join(_lines(show_dims, expression_names, compact)))
+    return graphviz.Source("\n".join(graphviz_lines(show_dims, expression_names, compact)))
 
 
 def dump_cg(filename: str = "", show_values: bool = True, show_gradients: bool = True, nan_check_only: bool = False) -> None:

@@ -12,6 +12,7 @@ same, values follow after "=" or as the next argument.
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,6 +33,7 @@ _MEANINGLESS = {
     "profiling": "there is no profiler; graph.batches counts batches",
     "shared_parameters": "parameters are not shared between processes",
 }
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _said: set[str] = set()  # warnings given so far: each once
 _settings: dict[str, Any] = {}  # what was set last
 _explicit = False  # `set` was called: flags do not count
@@ -64,7 +66,8 @@ def parse(arguments: Sequence[str]) -> dict[str, Any]:
             found[name] = True
         elif name not in _WITH_VALUE:
             known = ", ".join(sorted("--dynet-" + n.replace("_", "-") for n in _WITH_VALUE | _ALONE))
-            raise ArgumentError(f"{argument}: no such flag\n  expected  one of {known}")
+            cure = "\n  try       --dynet-weight-decay" if name == "l2" else ""  # its name long ago
+            raise ArgumentError(f"{argument}: no such flag\n  expected  one of {known}{cure}")
         else:
             if not equals:
                 if not rest:
@@ -88,7 +91,7 @@ def apply(settings: dict[str, Any]) -> None:
         devices.append("GPU:0")
     if devices:
         if any(d not in ("GPU:0", "GPU") for d in devices) or int(settings.get("gpus") or 0) > 1:
-            raise DeviceError(f"there is no device {devices[0]!r}\n  expected  CPU, or GPU:0 alone")
+            raise DeviceError(f"devices {', '.join(devices)}: several cards, or another one\n  expected  CPU, or GPU:0 alone")
         configure(device="cuda")
     elif "devices" in settings:
         configure(device="cpu")
@@ -104,8 +107,17 @@ def apply(settings: dict[str, Any]) -> None:
     for name, why in _MEANINGLESS.items():
         if settings.get(name) not in (None, 0, "0") and name not in _said:
             _said.add(name)
-            warnings.warn(f"--dynet-{name.replace('_', '-')} has no meaning here: {why}", stacklevel=2)
+            _warn(f"--dynet-{name.replace('_', '-')} has no meaning here: {why}")
     _settings.update(settings)
+
+
+def _warn(text: str) -> None:
+    """Warn at the line of the program that led here, if only by an import."""
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith((_PACKAGE, "<frozen ")):
+        frame = frame.f_back
+    where = ("command line", 1) if frame is None else (frame.f_code.co_filename, frame.f_lineno)  # `python -m autobatch.dynet`
+    warnings.warn_explicit(text, UserWarning, *where)
 
 
 def start(arguments: Sequence[str]) -> None:

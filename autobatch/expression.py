@@ -34,7 +34,7 @@ from autobatch.graph import (
     reading,
 )
 from autobatch.kernels._errors import ArgumentError, DeviceError, OperandError, TraceError
-from autobatch.kernels._op import Op, Shape
+from autobatch.kernels._op import OPS, Op, Shape
 from autobatch.memory import read
 from autobatch.tensor import CardTensor, Tensor
 
@@ -74,7 +74,7 @@ class Expression:
         if self.graph is None:
             return f"parameter {-self.index}"
         graph = self.graph.graph if isinstance(self.graph, Checkpoint) else self.graph
-        return f"expression {self.index}/{'dropped' if graph is None else graph.version}"
+        return f"expression {self.index}/{'dropped' if graph is None else graph.version()}"
 
     def __bool__(self) -> bool:
         return True
@@ -216,9 +216,10 @@ class Expression:
                 "  try       sum_batches(loss) for a minibatch, sum_elems(loss) for a vector"
             )
         graph = self._ready()
-        if graph is None:
-            raise ArgumentError("backward() of a parameter itself: record a loss that uses it")
-        graph.execution.run_backward(graph, self.index, bool(full))
+        if graph is None:  # a parameter of one number: the loss is the number itself
+            record(OPS["sum_elems"], (self,)).backward(full)
+        else:
+            graph.execution.run_backward(graph, self.index, bool(full))
 
     def gradient(self) -> np.ndarray:
         """Return the gradient that the last `backward` left at this node, as a float64 array shaped as by `npvalue`.

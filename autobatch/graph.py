@@ -338,6 +338,7 @@ class Graph:
         "_outer",
         "_patience",
         "_top",
+        "_version",
         "args",
         "check_infinity",
         "check_nan",
@@ -361,7 +362,6 @@ class Graph:
         "steps",
         "tables",
         "types",
-        "version",
         "zeros",
     )
 
@@ -397,7 +397,7 @@ class Graph:
         self.steps: dict[Any, dict[int, Any]] = {}  # of builders: how to record a step once more
         self.execution: Any = None
         self.checkpoints: list[Any] = []
-        self.version = 0
+        self._version = 0
         self._outer: list[Any] = []
         self._top: Any = None  # the innermost checkpoint; the graph itself would be a cycle
         self._patience: _Patience | None = _patient()
@@ -420,8 +420,12 @@ class Graph:
 
     def __repr__(self) -> str:
         if self.recorded_types is None:
-            return f"<dropped graph, version {self.version}>"
-        return f"<graph of {len(self)} nodes, {self.dtype}, policy {self.policy}, version {self.version}>"
+            return f"<dropped graph, version {self._version}>"
+        return f"<graph of {len(self)} nodes, {self.dtype}, policy {self.policy}, version {self._version}>"
+
+    def version(self) -> int:
+        """Return how many times its thread had called `renew_cg` when the graph was made; 0 for ``Graph()``."""
+        return self._version
 
     @property
     def batches(self) -> int:
@@ -734,7 +738,7 @@ def current_graph() -> Graph:
     graph = _THREAD.graph
     if graph is None:
         graph = _THREAD.graph = Graph()
-        graph.version = _THREAD.version
+        graph._version = _THREAD.version
     return graph
 
 
@@ -747,7 +751,7 @@ def new_current_graph(policy: str | None = None) -> Graph:
     if old is not None:
         old.drop()
     _THREAD.version += 1
-    graph.version = _THREAD.version
+    graph._version = _THREAD.version
     if old is not None:
         graph._outer = old._outer
     _THREAD.graph = graph

@@ -3,9 +3,9 @@
     NAME.data    the numbers (`autobatch.files`)
     NAME.meta    a pickle for each object: ("Parameters", name), ("LookupParameters", name), (class, spec, its collection)
 
-Pickles can call anything, so what is read here is limited to numbers, texts, tuples and names of classes with a `from_spec`,
-and nothing is called before the whole file has been understood. Builders of this library are written under DyNet's module name:
-each library reads the files of the other.
+Pickles can call anything, so what is read here is limited to numbers, texts, tuples, and names of classes with a `from_spec`
+and of this library's operations; nothing is called before the whole file has been understood. Builders and operations are
+written under DyNet's module name: each library reads the files of the other.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import pickle
 import sys
+import types
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -27,8 +28,8 @@ _DEEPEST = 200  # lists within lists of a spec
 _DYNET = ("_dynet", "dynet")  # modules that its classes lie in
 
 
-class _Class(NamedTuple):
-    """A class as a pickle names it: nothing that a pickle could call."""
+class _Named(NamedTuple):
+    """A class or a function as a pickle names it: nothing that a pickle could call."""
 
     module: str
     name: str
@@ -38,26 +39,33 @@ _PythonPickler: Any = pickle._Pickler  # type: ignore[attr-defined]  # the one i
 
 
 class _Pickler(_PythonPickler):
-    """Writes the classes of this library under DyNet's module."""
+    """Writes the classes and operations of this library under DyNet's module."""
 
     def save_global(self, obj: Any, name: str | None = None) -> None:
-        if isinstance(obj, type) and obj.__module__.split(".")[0] == "autobatch":
+        if obj.__module__.split(".")[0] == "autobatch":
             self.write(b"c_dynet\n" + obj.__name__.encode() + b"\n")
             self.memoize(obj)
         else:
             super().save_global(obj, name)
 
-    dispatch = {**_PythonPickler.dispatch, type: save_global}  # noqa: RUF012
+    dispatch = {**_PythonPickler.dispatch, type: save_global, types.FunctionType: save_global}  # noqa: RUF012
 
 
 _PythonUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]  # a wrong byte makes the one in C ask for 32 GB
 
 
 class _Unpickler(_PythonUnpickler):
-    """Reads classes as their names."""
+    """Reads classes and functions as their names."""
 
     def find_class(self, module: str, name: str) -> Any:
-        return _Class(module, name)
+        return _Named(module, name)
+
+
+def _is_operation(thing: Any, name: str) -> bool:
+    """Whether something is an operation of this library, by its public name: a function that records nodes, and no other."""
+    if not isinstance(thing, types.FunctionType) or getattr(sys.modules["autobatch"], name, None) is not thing:
+        return False
+    return thing.__module__ == "autobatch.shortcuts" or thing.__module__.startswith("autobatch.functions.")
 
 
 # Saving ---------------------------------------------------------------------------------------------------------------
@@ -70,7 +78,8 @@ def save(basename: files.Path, objects: Iterable[Any]) -> None:
     ----------
     basename : path of both files, without their endings. Old files stay until the new ones are complete.
     objects : any mix of Parameters, LookupParameters and objects with ``param_collection()``, an attribute ``spec`` of numbers,
-        texts and tuples, and a class method ``from_spec(spec, collection)``: all builders, and classes of one's own.
+        texts, tuples and operations (`tanh`), and a class method ``from_spec(spec, collection)``: all builders, and classes of
+        one's own.
 
     Raises
     ------
@@ -124,6 +133,8 @@ def _check_spec(thing: Any, spec: Any, depth: int = 0) -> None:
     fits = spec is None or isinstance(spec, (bool, int, float, str, bytes))
     if isinstance(spec, type):
         fits = hasattr(spec, "from_spec")
+    elif isinstance(spec, types.FunctionType):
+        fits = _is_operation(spec, spec.__name__)
     elif isinstance(spec, (tuple, list, dict)) and depth < _DEEPEST:
         fits = True
         for part in spec if not isinstance(spec, dict) else (*spec.keys(), *spec.values()):
@@ -131,7 +142,7 @@ def _check_spec(thing: Any, spec: Any, depth: int = 0) -> None:
     if not fits:
         raise ArgumentError(
             f"save: the spec of {describe(thing)} holds {describe(spec)}\n"
-            "  expected  numbers, texts, tuples, lists, dicts, and classes with a from_spec"
+            "  expected  numbers, texts, tuples, lists, dicts, classes with a from_spec, and operations such as tanh"
         )
 
 
@@ -224,26 +235,31 @@ def _understood(path: str, place: int, about: Any) -> Any:
             return about
     elif isinstance(about, tuple) and len(about) == 3:
         cls, spec, name = about
-        if isinstance(cls, _Class) and isinstance(name, str):
-            return _resolved(path, cls), _resolved(path, spec), name
+        found = _resolved(path, cls) if isinstance(cls, _Named) and isinstance(name, str) else None
+        if isinstance(found, type):
+            return found, _resolved(path, spec), name
     raise ModelFileError(
         f"{path}: object {place} is {about!r:.60}\n  expected  a kind and a name, or a class, its spec and a name"
     )
 
 
 def _resolved(path: str, thing: Any) -> Any:
-    """Return a spec with the classes that it names; raise for what no spec holds."""
-    if isinstance(thing, _Class):
+    """Return a spec with the classes and operations that it names; raise for what no spec holds."""
+    if isinstance(thing, _Named):
         module = sys.modules.get("autobatch" if thing.module in _DYNET else thing.module)
         found = getattr(module, thing.name, None)
-        if not isinstance(found, type) or not hasattr(found, "from_spec"):
-            cure = "" if module is not None else f"\n  try       import {thing.module} before loading"
-            raise ModelFileError(f"{path}: names the class {thing.module}.{thing.name}, which is no builder known here{cure}")
-        return found
+        if _is_operation(found, thing.name) or (isinstance(found, type) and hasattr(found, "from_spec")):
+            return found
+        cure = "" if module is not None else f"\n  try       import {thing.module} before loading"
+        raise ModelFileError(
+            f"{path}: names {thing.module}.{thing.name}\n  expected  a builder or an operation that is known here{cure}"
+        )
     if isinstance(thing, (tuple, list)):
         return type(thing)(_resolved(path, part) for part in thing)
     if isinstance(thing, dict):
         return {_resolved(path, key): _resolved(path, value) for key, value in thing.items()}
     if thing is None or isinstance(thing, (bool, int, float, str, bytes)):
         return thing
-    raise ModelFileError(f"{path}: a spec holds {describe(thing)}\n  expected  numbers, texts, tuples, lists and classes")
+    raise ModelFileError(
+        f"{path}: a spec holds {describe(thing)}\n  expected  numbers, texts, tuples, lists, classes and operations"
+    )

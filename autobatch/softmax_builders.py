@@ -23,7 +23,7 @@ from autobatch.files import Path, path_of
 from autobatch.functions.arithmetic import esum
 from autobatch.functions.linear import _matmul, affine_transform
 from autobatch.functions.losses import log_softmax, pickneglogsoftmax, pickneglogsoftmax_batch
-from autobatch.functions.selection import concatenate, concatenate_to_batch, pick, pick_batch_elem, select_rows
+from autobatch.functions.selection import _as_vector, concatenate, concatenate_to_batch, pick, pick_batch_elem, select_rows
 from autobatch.graph import current_graph
 from autobatch.inputs import zeros
 from autobatch.kernels._errors import ArgumentError, MissingFileError, ModelFileError, OperandError, ShapeError
@@ -106,11 +106,11 @@ class SoftmaxBuilder:
         shape, graph = _shape(check_expression(what, x)), current_graph()
         if x.graph is not graph and owner(what, (x,)) is not graph:
             raise ArgumentError(f"{what}: x belongs to another graph\n  expected  an expression of the current graph")
-        if shape.dims != (self._inputs,) or (shape.batch > 1 and not batched):
+        if shape.dims not in ((self._inputs,), (self._inputs, 1)) or (shape.batch > 1 and not batched):
             raise ShapeError(
                 f"{what}: x is {shape}\n  expected  ({self._inputs},)" + ("" if batched else ", without a minibatch")
             )
-        return x  # type: ignore[no-any-return]
+        return _as_vector(x)
 
     def neg_log_softmax(self, x: Expression, c: int, update: bool = True) -> Expression:
         """Return -log p(c | x) in nats, (1,).
@@ -126,13 +126,13 @@ class SoftmaxBuilder:
         ShapeError : x does not fit.
         ArgumentError : there is no such word.
         """
-        self._check("neg_log_softmax", x, batched=False)
+        x = self._check("neg_log_softmax", x, batched=False)
         return self._loss(x, _index("neg_log_softmax", "the word", c, self._words), bool(update))
 
     def neg_log_softmax_batch(self, x: Expression, c: Sequence[int], update: bool = True) -> Expression:
         """Return -log p(c | x) in nats for each element of a minibatch with its own word, (1,)xB (see `neg_log_softmax`)."""
         name = "neg_log_softmax_batch"
-        self._check(name, x)
+        x = self._check(name, x)
         words = [_index(name, "a word", w, self._words) for w in _sequence(name, "words", c)]
         if len(words) != _shape(x).batch:
             raise ArgumentError(f"{name}: {len(words)} words\n  expected  {_shape(x).batch}, as x has elements")
@@ -140,7 +140,7 @@ class SoftmaxBuilder:
 
     def sample(self, x: Expression) -> int:
         """Draw a word from p(. | x). The numbers come from the stream of `reset_random_seed`."""
-        self._check("sample", x, batched=False)
+        x = self._check("sample", x, batched=False)
         return self._sample(x)
 
     def full_log_distribution(self, x: Expression, update: bool = True) -> Expression:

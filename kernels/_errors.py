@@ -14,7 +14,15 @@ def message(problem: str, got: str = "", expected: str = "", cure: str = "") -> 
     return "\n".join(lines)
 
 
-class ShapeError(ValueError):
+class _Alone(Exception):
+    """Shown without the exception that was being handled: recording tries a short way first, which may fail."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)
+        self.__suppress_context__ = True
+
+
+class ShapeError(_Alone, ValueError):
     """Shapes do not fit each other, or not the operation.
 
     Cause::
@@ -28,7 +36,7 @@ class ShapeError(ValueError):
     """
 
 
-class ArgumentError(ValueError):
+class ArgumentError(_Alone, ValueError):
     """An argument that is no shape has a value that makes no sense there.
 
     Cause::
@@ -113,7 +121,7 @@ class IndexRangeError(ArgumentError, IndexError):
     """
 
 
-class OperandError(TypeError, NotImplementedError):
+class OperandError(_Alone, TypeError, NotImplementedError):
     """An operand is not an expression, and cannot be made one.
 
     Cause::
@@ -126,7 +134,7 @@ class OperandError(TypeError, NotImplementedError):
     """
 
 
-class StaleExpressionError(RuntimeError, ValueError):
+class StaleExpressionError(_Alone, RuntimeError, ValueError):
     """An expression is used after the graph it belongs to was dropped.
 
     Cause::
@@ -143,7 +151,7 @@ class StaleExpressionError(RuntimeError, ValueError):
     """
 
 
-class DeviceError(RuntimeError):
+class DeviceError(_Alone, RuntimeError):
     """The device that was asked for is unknown, or absent from this machine.
 
     Cause::
@@ -172,7 +180,7 @@ class DeviceMemoryError(DeviceError, MemoryError):
     """
 
 
-class NumericalError(RuntimeError):
+class NumericalError(_Alone, RuntimeError):
     """A NaN or an infinity was found where it would spread.
 
     Cause::
@@ -187,7 +195,7 @@ class NumericalError(RuntimeError):
     """
 
 
-class ModelFileError(RuntimeError):
+class ModelFileError(_Alone, RuntimeError):
     """A model file is damaged, cut off, of another form, or does not fit what is to be filled; nothing was changed.
 
     Cause::
@@ -214,7 +222,7 @@ class MissingFileError(ModelFileError, FileNotFoundError):
     """
 
 
-class InternalError(RuntimeError):
+class InternalError(_Alone, RuntimeError):
     """A promise between two rooms of this library was broken: our bug, not yours.
 
     Cure::

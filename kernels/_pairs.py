@@ -15,7 +15,7 @@ import numba
 
 from autobatch.kernels import _jit, _lanes
 from autobatch.kernels._jit import _FASTMATH, _HELPER, Kernel, kernel_from_source
-from autobatch.kernels._op import Choose, Lowering, Op, Operand, Sample, Shape, Tensor, common_batch, wrong
+from autobatch.kernels._op import Choose, Lowering, Op, Operand, Sample, Shape, Tensor, common_batch, trimmed, wrong
 
 _SCOPE = {name: getattr(_jit, name) for name in ("ITEMS", "SIZES", "FLAGS", "ACCUMULATE", "integers", "item", "number")}
 _SCOPE |= {name: getattr(_lanes, name) for name in ("items", "lanes", "parts", "joined", "leader")}
@@ -91,7 +91,7 @@ def sum_of_pairs(
     backward[1].on_card(work=lambda sizes: sizes[0], parts=lambda sizes: sizes[1] if sizes[3] else 1)
 
     def shape(shapes: Sequence[Shape]) -> Shape:
-        if shapes[0].dims != shapes[1].dims:
+        if trimmed(shapes[0].dims) != trimmed(shapes[1].dims):
             raise wrong(name, "the dims differ", shapes[:2], "equal dims, equal batch sizes or 1")
         return Shape((1,), common_batch(name, shapes))
 

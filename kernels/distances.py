@@ -2,7 +2,7 @@
 
 from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, argument, integers, item, kernel, number
 from autobatch.kernels._lanes import items, joined, lanes, leader, parts
-from autobatch.kernels._op import Lowering, Op, Operand, Shape, common_batch, two_same, wrong
+from autobatch.kernels._op import Lowering, Op, Operand, Shape, common_batch, trimmed, two_same, wrong
 
 # sizes: numbers of one element, batch, then 1 for each argument that has a batch of its own
 
@@ -86,7 +86,7 @@ for _backward in (dot_product_gradient, squared_distance_gradient):  # of both a
 
 def _shape(name):
     def rule(shapes):
-        if shapes[0].dims != shapes[1].dims:
+        if trimmed(shapes[0].dims) != trimmed(shapes[1].dims):
             raise wrong(name, "the dims differ", shapes, "equal dims, equal batch sizes or 1")
         return Shape((1,), common_batch(name, shapes))
 

@@ -21,7 +21,7 @@ from autobatch.kernels import _math
 from autobatch.kernels._errors import ArgumentError
 from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, SIZES, argument, immediate, inline, integers, item, kernel, number
 from autobatch.kernels._lanes import items, joined, lanes, largest, leader, meet, parts
-from autobatch.kernels._op import Lowering, Op, Operand, Sample, Shape, Tensor, common_batch, wrong
+from autobatch.kernels._op import Lowering, Op, Operand, Sample, Shape, Tensor, common_batch, trimmed, wrong
 
 # sizes: length, columns in all
 
@@ -325,7 +325,7 @@ constrained_softmax.on_card(work=lambda sizes: sizes[0], parts=lambda sizes: siz
 
 
 def _constrained_shape(shapes):
-    if shapes[0].dims != shapes[1].dims:
+    if trimmed(shapes[0].dims) != trimmed(shapes[1].dims):
         raise wrong("constrained_softmax", "the dims differ", shapes, "equal dims, equal batch sizes or 1")
     _vector("constrained_softmax", shapes[0])
     return Shape(shapes[0].dims, common_batch("constrained_softmax", shapes))

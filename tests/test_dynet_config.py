@@ -1,5 +1,6 @@
 """DyNet's flags, its configuration module, and the runner of unchanged scripts."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -46,7 +47,7 @@ def test_flags_take_effect():
     [
         (["--dynet-gpu"], RuntimeError, "device 'cuda' needs NVIDIA's driver"),
         (["--dynet-gpus", "1"], RuntimeError, "device 'cuda' needs"),
-        (["--dynet-devices", "CPU,GPU:1"], RuntimeError, "no device 'GPU:1'"),
+        (["--dynet-devices", "CPU,GPU:1"], RuntimeError, "devices GPU:1: several cards, or another one"),
         (["--dynet-sed", "1"], ValueError, "--dynet-sed: no such flag\n  expected  one of .*--dynet-seed"),
         (["--dynet-seed"], ValueError, "the value is missing"),
         (["--dynet-seed", "x"], ValueError, "--dynet-seed: 'x'\n  expected  a whole number"),
@@ -170,14 +171,63 @@ def test_flags_reach_a_script_and_a_program_of_ones_own(tmp_path):
         assert (made.returncode, made.stdout) == (0, "none 77\n"), (program, made.stderr)
 
 
+def test_processes_that_a_script_starts(tmp_path):
+    (tmp_path / "script.py").write_text(
+        textwrap.dedent("""
+        import multiprocessing, os
+        import dynet as dy
+
+        def work(k):
+            import _dynet, dynet_config, dynet_viz
+            dy.renew_cg()
+            return k * dy.scalarInput(2).value(), type(_dynet.cg()).__module__, dynet_config.__name__
+
+        if __name__ == "__main__":
+            for way in ("spawn", "fork"):
+                if way in multiprocessing.get_all_start_methods():
+                    with multiprocessing.get_context(way).Pool(1) as pool:
+                        print(pool.map(work, [3]), os.path.isabs(__file__))
+        """)
+    )
+    made = run(["-W", "ignore", "-m", "autobatch.dynet", "script.py"], tmp_path)
+    assert made.returncode == 0, made.stderr
+    ways = 2 if hasattr(os, "fork") else 1
+    assert made.stdout == "[(6.0, 'autobatch.graph', 'autobatch.dynet_config')] True\n" * ways
+
+
+def test_a_module_runs_unchanged(tmp_path):
+    (tmp_path / "program.py").write_text("import dynet, sys\nprint(dynet.cg().version(), sys.argv[1:], __name__)\n")
+    made = run(["-m", "autobatch.dynet", "-m", "program", "a"], tmp_path)
+    assert (made.returncode, made.stdout) == (0, "0 ['a'] __main__\n"), made.stderr
+    made = run(["-m", "autobatch.dynet", "-m"], tmp_path)
+    assert made.returncode == 1 and "-m needs the name of a module" in made.stderr
+
+
+def test_installed_in_a_program(tmp_path):
+    made = run(["-c", "from autobatch.dynet import install; install(); install()\nimport dynet\nprint(dynet.cg())"], tmp_path)
+    assert made.stdout.startswith("<graph of 0 nodes"), made.stderr
+
+
+def test_graphs_are_printed(tmp_path):
+    text = "import dynet as dy\nfrom dynet_viz import print_graphviz\ndy.renew_cg()\ny = dy.tanh(dy.ones(3))\n"
+    (tmp_path / "script.py").write_text(text + "dy.print_graphviz(compact=True, expression_names={y: 'y'})\nprint_graphviz()\n")
+    made = run(["-m", "autobatch.dynet", "script.py", "--dynet-viz"], tmp_path)
+    assert made.stdout.count("digraph G {") == 2 and '[label="y (3,)"]' in made.stdout, made.stderr
+
+
 def test_the_runner_says_what_is_wrong(tmp_path):
     made = run(["-m", "autobatch.dynet", "nix.py"], tmp_path)
     assert made.returncode != 0 and "there is no file nix.py" in made.stderr
     made = run(["-m", "autobatch.dynet"], tmp_path)
     assert made.returncode == 2 and "python -m autobatch.dynet SCRIPT ARGS..." in made.stdout
+    (tmp_path / "gpu.py").write_text("import dynet as dy\n")
     (tmp_path / "fails.py").write_text("import dynet as dy\ndy.tanh(3)\n")
     made = run(["-m", "autobatch.dynet", "fails.py"], tmp_path)
     assert made.returncode == 1 and 'fails.py", line 2' in made.stderr and "expected  an expression" in made.stderr
-    (tmp_path / "gpu.py").write_text("import dynet as dy\n")
+    assert made.stderr.count("Traceback") == 1 and "runpy" not in made.stderr and "dynet.py" not in made.stderr
+    made = run(["-m", "autobatch.dynet", "gpu.py", "--dynet-mem", "512"], tmp_path)
+    assert made.stderr == "command line:1: UserWarning: --dynet-mem has no meaning here: memory grows as it is needed\n"
+    made = run(["-m", "autobatch.dynet", "gpu.py", "--dynet-l2", "512"], tmp_path)
+    assert made.stderr.endswith("\n  try       --dynet-weight-decay\n")
     made = run(["-m", "autobatch.dynet", "gpu.py", "--dynet-gpu"], tmp_path)
     assert made.returncode == 1 and "device 'cuda' needs NVIDIA's driver" in made.stderr

@@ -317,6 +317,24 @@ def test_gradient_of_binary_log_loss_by_the_target_is_right():
     close(g, [np.log(0.7 / 0.3), np.log(0.4 / 0.6)], EXACT)
 
 
+@pytest.mark.parametrize("name", ["squared_distance", "l1_distance", "huber_distance", "dot_product", "constrained_softmax"])
+def test_columns_are_vectors(name):
+    """(n,1), which a product with a column is, does for (n,), as in DyNet."""
+    f = getattr(ab, name)
+    x, z = ab.inputVector([0.5, -1.0, 2.0]), ab.inputVector([1.0, 0.4, 0.3])
+    column = ab.inputTensor(np.array([[1.0], [0.4], [0.3]]))
+    expected = f(x, z).npvalue()
+    ab.sum_elems(f(x, z)).backward(full=True)
+    slopes = x.gradient(), z.gradient()
+    np.testing.assert_allclose(f(x, column).npvalue(), expected)
+    np.testing.assert_allclose(f(ab.reshape(x, (3, 1)), z).npvalue().ravel(), expected)
+    ab.sum_elems(f(x, column)).backward(full=True)
+    for found, slope in zip((x.gradient(), column.gradient()[:, 0]), slopes, strict=True):
+        np.testing.assert_allclose(found, slope)
+    with pytest.raises(ab.ShapeError, match="the dims differ"):
+        f(x, ab.reshape(column, (1, 3)))
+
+
 def test_distances_at_ties_and_ends():
     p, q = parameter([1.0, 2.0, 3.0]), parameter([1.0, 3.0, 1.0])
     close(ab.l1_distance(p, q).value(), 3, 0)

@@ -7,6 +7,7 @@ import weakref
 import numpy as np
 import pytest
 
+import autobatch as ab
 from autobatch import graph, params, seeds
 from autobatch.initializers import ConstInitializer, GlorotInitializer, NumpyInitializer
 from autobatch.kernels._errors import ArgumentError, ConstructionError, DeviceError, ShapeError
@@ -381,3 +382,21 @@ def test_the_same_program_gives_dynets_names_and_values(dynet):
     assert our_facts == their_facts
     for our, their in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(our, their, rtol=0, atol=5e-7)
+
+
+def test_backward_of_a_parameter_itself():
+    """A parameter of one number is a loss as any other, as in DyNet."""
+    model = ParameterCollection()
+    p, q = model.add_parameters(1, init=3.0), model.add_parameters((1, 1), init=2.0)
+    table = model.add_lookup_parameters((2, 1), init=1.0)
+    ab.renew_cg()
+    p.forward()
+    p.backward()
+    q.backward(full=True)
+    table[1].backward()
+    p.expr().backward()
+    assert (p.grad_as_array().item(), q.grad_as_array().item(), table.grad_as_array().tolist()) == (2, 1, [[0], [1]])
+    ab.parameter(p).backward()
+    assert p.grad_as_array().item() == 3
+    p.expr(update=False).backward()
+    assert p.grad_as_array().item() == 3

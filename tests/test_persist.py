@@ -109,6 +109,48 @@ def test_a_failed_load_leaves_the_collection_as_it_was(tmp_path):
         refused(text)
 
 
+class Layer(Pair):
+    """A layer whose spec says which operation it applies."""
+
+    def __init__(self, n, how, model):
+        super().__init__(n, model)
+        self.spec, self.how = (n, how), how
+
+
+def test_operations_in_a_spec(tmp_path):
+    model, base = ab.ParameterCollection(), tmp_path / "base"
+    operations = [ab.tanh, ab.rectify, ab.cmult, ab.concatenate, ab.affine_transform, ab.layer_norm, ab.abs, ab.softmax]
+    ab.save(base, [Layer(2, how, model) for how in operations])
+    found = ab.load(base, ab.ParameterCollection())
+    assert [layer.how for layer in found] == operations and found[0].spec == (2, ab.tanh)
+    assert b"c_dynet\nrectify\n" in base.with_suffix(".meta").read_bytes()
+
+    def mine(x):
+        return x
+
+    for how in (mine, ab.renew_cg, ab.save, np.tanh, lambda x: x):
+        with pytest.raises(ab.ArgumentError, match="and operations such as tanh"):
+            ab.save(base, [Layer(2, how, model)])
+    meta = base.with_suffix(".meta").read_bytes()
+    for name in (b"save", b"renew_cg", b"Graph", b"no_such_thing"):
+        base.with_suffix(".meta").write_bytes(meta.replace(b"rectify", name))
+        with pytest.raises(ab.ModelFileError, match=f"names _dynet.{name.decode()}\n  expected  a builder or an operation"):
+            ab.load(base, ab.ParameterCollection())
+
+
+def test_operations_in_a_spec_of_dynet(dynet, tmp_path, monkeypatch):
+    """Either library reads what the other wrote."""
+    base, theirs = str(tmp_path / "base"), dynet.ParameterCollection()
+    dynet.save(base, [Layer(2, dynet.rectify, theirs)])
+    ours = ab.ParameterCollection()
+    (found,) = ab.load(base, ours)
+    assert found.how is ab.rectify
+    np.testing.assert_array_equal(found.a.as_array(), theirs.parameters_list()[0].as_array())
+    ab.save(base, [found])
+    (back,) = dynet.load(base, dynet.ParameterCollection())
+    assert back.how is dynet.rectify
+
+
 class Harm:
     def __reduce__(self):
         return os.system, ("echo harm > harm.txt",)

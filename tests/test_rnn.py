@@ -270,6 +270,34 @@ def test_states(kind):
         start.add_input(ab.inputVector([1.0, 2.0, 3.0]))
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_columns_are_vectors(kind, batch):
+    """(n,1), which a product with a column is, does for (n,) as input and as state, as in DyNet."""
+    model, rng = ab.ParameterCollection(), np.random.default_rng(4)
+    net, both = builder(ab, kind, 2, 3, 4, model), ab.BiRNNBuilder(1, 3, 4, model, getattr(ab, kind + "Builder"))
+    W = model.add_parameters((3, 3))
+    arrays = [rng.normal(size=(3, 1, batch)) for _ in range(6)]
+    begin = [rng.normal(size=(4, 1, batch)) for _ in range(4 if net.cells else 2)]
+
+    def results(shape):
+        ab.renew_cg()
+        xs = [ab.reshape(W * ab.inputTensor(a, batched=True), shape(3)) for a in arrays]
+        given = [ab.reshape(ab.inputTensor(a, batched=True), shape(4)) for a in begin]
+        state = net.initial_state(given)
+        states = net.initial_state().add_inputs(xs)
+        outputs = [s.output() for s in states] + net.initial_state().transduce(xs) + both.transduce(xs) + state.transduce(xs)
+        outputs += [state.add_input(xs[0]).output(), states[-1].set_h(given[-2:]).add_input(xs[1]).output()]
+        outputs.append(states[-1].set_s(given).add_input(xs[1]).output())
+        assert {e.dim() for e in outputs} == {((4,), batch)}
+        model.reset_gradient()
+        ab.sum_batches(ab.esum([ab.squared_norm(e) for e in outputs])).backward()
+        return [e.npvalue() for e in outputs] + [p.grad_as_array() for p in model.parameters_list()]
+
+    for a, b in zip(results(lambda n: (n, 1)), results(lambda n: (n,)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
 def test_stacked_states():
     model = ab.ParameterCollection()
     lower, upper = ab.GRUBuilder(1, 3, 4, model), ab.LSTMBuilder(1, 4, 2, model)

@@ -51,6 +51,26 @@ def test_distributions(kind, bias, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_columns_are_vectors(kind, tmp_path):
+    """(n,1), which a product with a column is, does for (n,), as in DyNet."""
+    _, builder = made(kind, tmp_path)
+    with ab.Graph(dtype="float64"):
+        v, c = ab.inputVector([0.5, -1.0, 2.0]), ab.inputTensor(np.array([[0.5], [-1.0], [2.0]]))
+        several = np.array([[0.5, 1.0], [-1.0, 0.0], [2.0, 3.0]])
+        batch, columns = ab.inputTensor(several, batched=True), ab.inputTensor(several[:, None], batched=True)
+        for f in (
+            lambda x: builder.neg_log_softmax(x, 4),
+            builder.full_log_distribution,
+            builder.full_logits,
+        ):
+            assert f(c).dim() == f(v).dim()
+            np.testing.assert_allclose(f(c).npvalue(), f(v).npvalue(), rtol=1e-12)
+        losses = [builder.neg_log_softmax_batch(x, [4, 1]).npvalue() for x in (batch, columns)]
+        np.testing.assert_allclose(*losses, rtol=1e-12)
+        assert 0 <= builder.sample(c) < 6
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_samples_follow_the_distribution(kind, tmp_path):
     _, builder = made(kind, tmp_path, dtype="float32")
     ab.reset_random_seed(5)

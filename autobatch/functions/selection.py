@@ -78,6 +78,12 @@ _RESHAPES: dict[Any, int] = {}
 _PICKS: dict[int, dict[int, tuple[int, int, int]]] = {0: {}}  # by dim
 
 
+def _as_vector(x: Expression) -> Expression:
+    """Return a column (n,1), which a product with a column makes, as the vector (n,); all else as it is."""
+    dims = _shape(x).dims
+    return reshape(x, dims[:1], _shape(x).batch) if len(dims) == 2 and dims[1] == 1 else x
+
+
 def reshape(x: Expression, d: tuple[int, ...], batch_size: int = 1) -> Expression:
     """Return the same numbers in other dims (column-major); no copy is made.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from autobatch.expression import Expression, check_expression, describe, owner
+from autobatch.functions.selection import _as_vector
 from autobatch.graph import _THREAD, TYPES, Graph, current_graph
 from autobatch.kernels._errors import ArgumentError, OperandError, ShapeError, StaleExpressionError
 from autobatch.rnn.steps import transduce
@@ -55,7 +56,7 @@ class RNNState:
             )
 
     def add_input(self, x: Expression) -> RNNState:
-        """Return the state after one more input, x (I,).
+        """Return the state after one more input, x (I,) or (I,1).
 
         Raises
         ------
@@ -64,15 +65,15 @@ class RNNState:
         """
         self._check()
         check_expression("add_input", x)
-        shape = TYPES.records[x.type].shape
-        if shape.dims != (self._builder.input_dim,):
-            raise ShapeError(f"add_input: x is {shape}\n  expected  ({self._builder.input_dim},), the builder's input_dim")
+        shape, size = TYPES.records[x.type].shape, self._builder.input_dim
+        if shape.dims not in ((size,), (size, 1)):
+            raise ShapeError(f"add_input: x is {shape}\n  expected  ({size},), the builder's input_dim")
         graph = self._use[0]
         if x.graph is not graph and owner("add_input", (x,)) is not graph:
             raise ArgumentError("add_input: x belongs to another graph\n  expected  an expression of the graph of the state")
         nodes = len(graph.recorded_types)
         try:
-            return self._builder._step(x, self)
+            return self._builder._step(_as_vector(x), self)
         except BaseException:
             graph.undo(nodes)
             self._builder._forget(graph, nodes)
@@ -157,9 +158,9 @@ class RNNState:
             raise ArgumentError(f"{what}: {len(vecs)} expressions\n  expected  {' or '.join(map(str, counts))}")
         for k, v in enumerate(vecs, 1):
             shape = TYPES.records[check_expression(what, v, k).type].shape
-            if shape.dims != (self._builder.hidden_dim,):
+            if shape.dims not in ((self._builder.hidden_dim,), (self._builder.hidden_dim, 1)):
                 raise ShapeError(f"{what}: expression {k} is {shape}\n  expected  ({self._builder.hidden_dim},)")
-        return vecs
+        return [_as_vector(v) for v in vecs]
 
 
 class StackedRNNState:
