@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from autobatch import background
 from autobatch.expression import Expression, describe
 from autobatch.files import path_of
 from autobatch.graph import BACK, IMMEDIATES, INPUT, OP, RECORDED, ROW, STOP, TYPES, Graph, current_graph
@@ -115,6 +116,7 @@ def dump_cg(filename: str = "", show_values: bool = True, show_gradients: bool =
     nan_check_only : in place of the numbers say only which nodes hold NaN or infinity.
     """
     path = path_of("dump_cg", filename)
+    background.wait()
     graph = current_graph()
     execution, lines = graph.execution, []
     for index, record, arguments, immediates in _nodes(graph):

@@ -24,7 +24,7 @@ from autobatch.frame import Block, Frame
 from autobatch.graph import DTYPES, IMMEDIATES, PER_UNIT, ROW, STOP, TYPES, VIEW, Graph
 from autobatch.kernels._errors import DeviceMemoryError
 from autobatch.machine import PROCESSOR, Job, Machine
-from autobatch.memory import Arena, address_of
+from autobatch.memory import Arena, address_of, own_pool
 from autobatch.schedule import Schedule, in_pieces, lower_bound, recalled
 
 _CTYPES = {"float32": ctypes.c_float, "float64": ctypes.c_double}
@@ -587,6 +587,7 @@ class Execution:
 
     def invalidate(self) -> None:
         """Forget all values; they are computed again when asked for."""
+        background.finish()
         self.done = self.flushed = self.flushed_args = self.freed = 0
         self.flushed_entries = 0, 0
         self.segments.clear()
@@ -598,6 +599,7 @@ class Execution:
 
     def cut(self, nodes: int, args: int) -> None:
         """Forget all nodes from number `nodes` on (they were recorded above a checkpoint, which evaluated what lies below)."""
+        background.finish()
         while self.segments and self.segments[-1].n0 >= nodes:
             segment = self.segments.pop()
             self.values.cut(segment.arena[0])
@@ -620,8 +622,11 @@ class Execution:
 
     def release(self) -> None:
         """Give all memory back to the pool, and this execution to the next graph of the thread."""
-        if background.postponed(self.release):
-            return
+        home = own_pool(), _IDLE.executions  # of the thread that has used it, whoever will wait for its tables
+        if not background.postponed(functools.partial(self._release, *home)):
+            self._release(*home)
+
+    def _release(self, pool: dict[str, list[np.ndarray]], idle: list[Execution]) -> None:
         self.segments.clear()
         self.trains = self.trains and self.backward is not None
         self.backward = self.ahead = None
@@ -629,13 +634,13 @@ class Execution:
         self.keeps = False
         self.flushed_entries = 0, 0
         for arena in (self.values, self.tables, self.gradients, self.backward_tables):
-            arena.release()
+            arena.release(pool)
         if self.inputs is not None:
             self.inputs.release()
             self.inputs = None
         if self.types.size <= _LARGEST_IDLE:
-            _IDLE.executions.append(self)
-            del _IDLE.executions[:-_MOST_IDLE]
+            idle.append(self)
+            del idle[:-_MOST_IDLE]
 
 
 def _grown(array: np.ndarray, size: int) -> np.ndarray:

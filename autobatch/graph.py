@@ -454,9 +454,9 @@ class Graph:
             checkpoint.drop()
         self.checkpoints = []
         self._top = self._patience = None
-        if self.execution is not None:
-            self.execution.release()
-            self.execution = None
+        execution, self.execution = self.execution, None  # once, whoever interrupts
+        if execution is not None:
+            execution.release()
         self.input_chunks, self.input_chunk, self.input_room = [], _EMPTY, 0
         if self.on_card is not None:
             self.on_card.arena.release()

@@ -14,7 +14,7 @@ from autobatch.arguments import _dims, _index, _integer, _new_shape, _numbers, _
 from autobatch.cuda import interop, memory
 from autobatch.expression import Expression, append, check_device, check_expression, is_list, is_number, view
 from autobatch.graph import SETTINGS, TYPES, Graph, current_graph
-from autobatch.kernels._errors import ArgumentError, OperandError, ShapeError
+from autobatch.kernels._errors import ArgumentError, NumericalError, OperandError, ShapeError
 from autobatch.kernels._op import Shape
 
 _new = object.__new__
@@ -119,6 +119,8 @@ def inputTensor(arr: ArrayLike, batched: bool = False, device: str = "", reusabl
     if hasattr(arr, "__dlpack__") and not isinstance(arr, np.ndarray):
         try:
             arr = np.from_dlpack(arr)  # type: ignore[arg-type]
+        except NumericalError:  # of an update: it is one of our parameters
+            raise
         except (RuntimeError, BufferError, TypeError, ValueError) as error:
             raise OperandError(f"inputTensor: {ex.describe(arr)} cannot be taken through DLPack: {error}") from None
     if not isinstance(arr, (np.ndarray, list)):

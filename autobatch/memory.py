@@ -106,12 +106,12 @@ class Arena:
         ends = [c.ctypes.data + c.nbytes for c in self._chunks[:-1]] + [self._at + GUARD]
         return [(c.ctypes.data, end) for c, end in zip(self._chunks, ends, strict=False)]
 
-    def release(self) -> None:
-        """Give all chunks back to the pool of this thread."""
+    def release(self, pool: dict[str, list[np.ndarray]] | None = None) -> None:
+        """Give all chunks back to a pool, that of this thread if no other is given."""
         if len(self._chunks) > 1:
             total = self.reserved
             self._chunks = [np.empty(total, np.uint8)]
-        _POOL.of(self._purpose).extend(self._chunks)
+        (_POOL.chunks if pool is None else pool).setdefault(self._purpose, []).extend(self._chunks)
         self._chunks = []
         self._at = self._end = self._start = 0
 
@@ -127,6 +127,11 @@ def address_of(array: np.ndarray) -> int:
         return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
     except (TypeError, ValueError):  # read-only, or empty
         return int(array.ctypes.data)
+
+
+def own_pool() -> dict[str, list[np.ndarray]]:
+    """Return the free chunks of the calling thread, by purpose."""
+    return _POOL.chunks
 
 
 def free_pool() -> None:

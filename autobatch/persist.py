@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from autobatch import files
+from autobatch import background, files
 from autobatch.expression import Expression, describe
 from autobatch.kernels._errors import ArgumentError, MissingFileError, ModelFileError, OperandError
 from autobatch.params import LookupParameters, ParameterCollection, Parameters, Storage, room_for
@@ -171,6 +171,7 @@ def load_generator(basename: files.Path, params: ParameterCollection) -> Iterato
     path = files.path_of("load", basename)
     if not isinstance(params, ParameterCollection):
         raise OperandError(f"load: {describe(params)}\n  expected  a ParameterCollection")
+    background.wait()
     abouts = _read_meta(path + ".meta")
     entries = {(entry.kind, entry.name): entry for entry in reversed(files.read(path + ".data"))}
     mark = params._mark()

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from autobatch.cuda import driver, memory
-from autobatch.kernels._errors import DeviceError, OperandError
+from autobatch.kernels._errors import DeviceError, NumericalError, OperandError
 
 CPU, CUDA, MANAGED = 1, 2, 13  # kinds of devices, in DLPack
 _PLAIN, _VERSIONED = b"dltensor", b"dltensor_versioned"  # names of capsules
@@ -192,7 +192,7 @@ def outline_of(op: str, x: Any) -> np.ndarray | None:
             return _through_dlpack(x, int(number))
         form = getattr(x, "__cuda_array_interface__", None) if not kind else None
         return None if form is None else _through_interface(form, x)
-    except DeviceError:
+    except (DeviceError, NumericalError):  # of an update: x is one of our parameters
         raise
     except (RuntimeError, BufferError, TypeError, ValueError, KeyError) as error:
         raise OperandError(f"{op}: {type(x).__name__} on a card cannot be taken: {error}") from None

@@ -154,7 +154,7 @@ class Arena:
         ends = [c.address + c.size for c in self._chunks[:-1]] + [self._at]
         return [(c.address, end) for c, end in zip(self._chunks, ends, strict=False)]
 
-    def release(self) -> None:
+    def release(self, pool: Any = None) -> None:
         """Give all chunks back to the pool of this thread; of several the next graph gets one of their joint size."""
         if self._chunks and self._device is not None and not self._device.lost:
             if len(self._chunks) == 1:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from autobatch import files, graph
+from autobatch import background, files, graph
 from autobatch.expression import check_device, describe
 from autobatch.initializers import PyInitializer, number, numbers, resolve
 from autobatch.kernels._errors import (
@@ -445,5 +445,5 @@ def _initial(initializer: PyInitializer, dims: tuple[int, ...], dtype: str) -> N
         if room[0] < 0:
             raise ArgumentError(f"a parameter {dims} of {size:,} numbers is more than the file holds")
     values = aligned(math.prod(dims), dtype)
-    initializer.fill(values, dims)
+    initializer.fill(background.noted(values), dims)
     return values

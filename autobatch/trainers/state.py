@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import zipfile
 from typing import Any
 
@@ -69,7 +70,7 @@ def read(
 
 def listed(everything: list[Storage]) -> list[list[Any]]:
     """Return what must be equal for a state to fit: name, numbers and dtype of each parameter."""
-    return [[p.name(), p.values.size, p.dtype] for p in everything]
+    return [[p.name(), math.prod(p.dims), p.dtype] for p in everything]
 
 
 def _check(path: str, about: dict[str, Any], kind: str, everything: list[Storage]) -> None:

@@ -54,6 +54,15 @@ def single(what: str, number: Any) -> float:
     return result
 
 
+def _line_of_caller() -> str:
+    """Return which line called the function that asks, as words for a message."""
+    try:
+        caller = sys._getframe(2)
+    except ValueError:  # nobody: Python itself did
+        return " in the background"
+    return f" at {caller.f_code.co_filename}, line {caller.f_lineno}"
+
+
 class Trainer:
     """Base of all trainers.
 
@@ -138,15 +147,13 @@ class Trainer:
             self._clip()
         self._numbers.send()
         self._steps.run(len(self._steps.words) if decay else self._stepped)
-        rate = self._learning_rate
+        before = self.updates, self._learning_rate
         self.updates += 1
         self._updates_since += 1
         self._finish()
         if clipping and not self._machine.card:
-            caller = sys._getframe(1)
-            verdict = functools.partial(self._verdict, rate, self._learning_rate)
-            where = f" at {caller.f_code.co_filename}, line {caller.f_lineno}"
-            if self._average is not None or not background.report(functools.partial(verdict, where)):
+            verdict = functools.partial(self._verdict, before, (self.updates, self._learning_rate))
+            if self._average is not None or not background.report(functools.partial(verdict, _line_of_caller())):
                 background.wait()
                 verdict("")
         if self._average is not None:
@@ -163,13 +170,14 @@ class Trainer:
             self._numbers.values[0] *= self._threshold / norm
             self._report[0] += 1
 
-    def _verdict(self, before: float, after: float, where: str) -> None:
-        """Take the counters of an update back that was left out, and say so; `before`, `after`: η when it was made."""
+    def _verdict(self, before: tuple[int, float], after: tuple[int, float], where: str) -> None:
+        """Take the counters and η of an update back that was left out, but not what the program set since, and say so."""
         if self._report[1]:
-            self.updates -= 1
-            self._updates_since -= 1
-            if self._learning_rate == after:  # and not what the program set since
-                self._learning_rate = before
+            self._updates_since = max(self._updates_since - 1, 0)
+            if self.updates == after[0]:
+                self.updates = before[0]
+            if self._learning_rate == after[1]:
+                self._learning_rate = before[1]
             raise NumericalError(self._not_finite(math.sqrt(self._norm[0]), where))
 
     def _begin(self) -> None:
@@ -309,9 +317,9 @@ class Trainer:
         Adam goes on counting steps (as in DyNet), so its correction of the bias, which is for moments that begin at 0, is
         that of a later step: the next steps are small.
         """
+        self._bring_home()
         if learning_rate is not None:
             self.learning_rate = learning_rate
-        self._bring_home()
         for moments in self._moments.values():
             for array in moments:
                 array.fill(0)
@@ -449,6 +457,7 @@ class Trainer:
             No such file, a damaged one, one of another trainer or of other parameters; nothing was changed. (RuntimeErrors)
         """
         path, everything = files.path_of("populate", fname), self._collection._everything()
+        background.wait()
         sizes = {
             f"moment {j} of {k}": (math.prod(p.dims), p.dtype) for k, p in enumerate(everything) for j in range(self.moments)
         }
