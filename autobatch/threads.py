@@ -97,6 +97,7 @@ class _Board:
         self.words[_threads.ACQUIRE] = _address(ctypes.pythonapi.PyThread_acquire_lock)
         self.words[_threads.RELEASE] = _address(ctypes.pythonapi.PyThread_release_lock)
         self.words[_threads.YIELD] = _address(_yield())
+        self.words[_threads.SLEEP] = _address(_sleep())
         self.words[[_threads.SET_BLAS, _threads.GET_BLAS]] = _setter_and_getter()
         self.words[_blas.PUT_UP] = _threads.product_together.address("float32")
         self.words[_blas.PRODUCT + LENGTH] = SLOTS + 9
@@ -219,6 +220,12 @@ def _yield() -> Any:
     if sys.platform == "win32":
         return ctypes.WinDLL("kernel32").SwitchToThread
     return ctypes.CDLL(None).sched_yield
+
+
+def _sleep() -> Any:
+    if sys.platform == "win32":
+        return ctypes.WinDLL("kernel32").Sleep
+    return ctypes.CDLL(None).usleep
 
 
 class _Process:

@@ -25,6 +25,7 @@ does forward.
 from __future__ import annotations
 
 import platform
+import sys
 
 from llvmlite import ir
 from numba import types
@@ -54,7 +55,7 @@ from autobatch.kernels._jit import (
 )
 
 JOB, QUEUED, FINISHED, LEADING, DONE, DIVIDED, PIECES, MODE = 0, 2, 3, 4, 8, 16, 17, 18
-THREADS, LEAF, YIELD, ACQUIRE, RELEASE, SET_BLAS, GET_BLAS = range(24, 31)
+THREADS, LEAF, YIELD, ACQUIRE, RELEASE, SET_BLAS, GET_BLAS, SLEEP = range(24, 32)
 NOW, ORDERS = 80, 88  # what there is to know of the table that the caller leads, and of table t of the queue: + 8 (t mod ROOM)
 ROOM = 4  # for tables in the queue
 TABLE, END, SCRATCH, BY, LEAF_OF, PRODUCT_OF, BLAS = range(7)
@@ -68,6 +69,9 @@ GENERATIONS = (1 << 30) - 1  # what a generation is counted up to
 ITEMWISE, PRODUCTWISE = 0, 1
 CLOSED = -1
 _PATIENCE = 2_000  # looks at the board, of 25 ns each, before another thread is let run
+_TIRED = 4 * _PATIENCE  # looks of one who waits for others, who may wait for its core, before it sleeps
+_NEVER = 1 << 62
+_NAP = 1 if sys.platform == "win32" else 50  # ms; µs
 _LINGER = 16_000  # looks without a table before a helper goes to sleep: to wake one takes the leader 70 µs
 
 _INT = ir.IntType(64)
@@ -155,6 +159,19 @@ def _call_yield(typingctx, address):
         return context.get_dummy_value()
 
     return types.void(types.int64), codegen
+
+
+@intrinsic
+def _call_sleep(typingctx, address, time):
+    """_call_sleep(address, time): sleep, by the system's own function, in its unit."""
+
+    def codegen(context, builder, signature, args):
+        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(32)])
+        time = builder.trunc(args[1], ir.IntType(32))
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), [time])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
 
 
 @intrinsic
@@ -252,13 +269,16 @@ def _take(board, job, preferred):
 
 
 @inline
-def _wait_a_little(board, looks):
-    """Wait before the next look at the board, and after many let another thread run; how many looks there were since."""
+def _wait_a_little(board, looks, most):
+    """Wait before the next look at the board; after many let another thread run, after `most` sleep. How many there were."""
     _pause()
-    if looks + 1 == _PATIENCE:
-        _call_yield(board[YIELD])
-        return 0
-    return looks + 1
+    looks += 1
+    if looks % _PATIENCE == 0:
+        if looks < most:
+            _call_yield(board[YIELD])
+        else:
+            _call_sleep(board[SLEEP], _NAP)
+    return looks
 
 
 @inline
@@ -275,7 +295,7 @@ def _together(board, space):
         p = _take(board, _load(board, JOB), p)
     looks = 0
     while _load(board, DONE) < pieces:
-        looks = _wait_a_little(board, looks)
+        looks = _wait_a_little(board, looks, _TIRED)
 
 
 @kernel
@@ -366,7 +386,7 @@ def run_together(board):
 
     Parameters
     ----------
-    board : int64 array of BOARD_WORDS, of one leader at a time, whose queue is empty. The words from YIELD to GET_BLAS
+    board : int64 array of BOARD_WORDS, of one leader at a time, whose queue is empty. The words from YIELD to SLEEP
         (functions), those of locks, and those from NOW on are set: the table, its words, scratch (the scalars 1 and 0 and,
         behind them, the address of the board, `_blas.BOARD`), how many threads; scratch without a board and `product_piece`
         for pieces; how many threads the BLAS may use afterwards.
@@ -395,7 +415,7 @@ def wait_for_queue(board, most):
         if _help(board, 0, space) == 2:
             looks = 0
             continue
-        looks = _wait_a_little(board, looks)
+        looks = _wait_a_little(board, looks, _TIRED)
 
 
 @Native
@@ -411,7 +431,7 @@ def help_out(own):
             if found == 2:
                 looks = 0
                 continue
-            looks = _wait_a_little(board, looks)
+            looks = _wait_a_little(board, looks, _NEVER)
         _store(own, ASLEEP, 1)
         waiting = _load(board, JOB) == CLOSED and _load(board, QUEUED) == _load(board, FINISHED)
         if waiting or not _exchange(own, ASLEEP, 0):
