@@ -6,7 +6,6 @@ what would have been right.
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from autobatch import expression as ex
 from autobatch.cuda.interop import to_host
 from autobatch.expression import Expression, check_expression
 from autobatch.graph import LARGEST, TYPES
+from autobatch.integers import as_integer
 from autobatch.kernels._errors import (
     ArgumentError,
     EmptyListError,
@@ -48,7 +48,7 @@ def _integer(op: str, what: str, value: Any) -> int:
     if isinstance(value, (bool, np.bool_)):
         value = int(value)
     try:
-        return operator.index(value)
+        return as_integer(value)
     except TypeError:
         raise OperandError(f"{op}: {what} is {ex.describe(value)}\n  expected  an integer") from None
 

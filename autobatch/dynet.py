@@ -40,8 +40,8 @@ def print_graphviz(
 def names() -> dict[str, Any]:
     """Return what ``import dynet`` gives: the public names of this library, and what DyNet itself imports."""
     found: dict[str, Any] = {n: getattr(autobatch, n) for n in autobatch.__all__}
-    found |= {"__all__": list(autobatch.__all__), "__version__": VERSION, "HAVE_CUDA": dynet_config.HAVE_CUDA}
     found |= {"np": np, "os": os, "sys": sys, "pickle": pickle, "dynet_config": dynet_config}
+    found |= {"__all__": list(found), "__version__": VERSION, "HAVE_CUDA": dynet_config.HAVE_CUDA}
     return found | {"print_graphviz": print_graphviz}
 
 

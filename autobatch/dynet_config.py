@@ -146,7 +146,7 @@ def set(
     random_seed : 0 leaves it as it is.
     autobatch : 0: node by node, anything else: batched; None leaves it as it is. (DyNet: 0 is the default.)
     weight_decay : λ of collections made from now on.
-    requested_gpus : 1 for a GPU; DeviceError if there is none.
+    requested_gpus : 1 for a GPU; without one, graphs run on the CPU, and a warning says so (DyNet: nothing does).
     mem, profiling, shared_parameters, gpu_mask : without meaning here.
     """
     global _explicit
@@ -159,18 +159,22 @@ def set(
         settings["mem"] = mem
     if shared_parameters:
         settings["shared_parameters"] = shared_parameters
-    apply(settings)
+    _apply_or_warn(settings)
     _explicit = True
 
 
 def set_gpu(flag: bool = True) -> None:
-    """Let graphs run on a GPU, or not.
+    """Let graphs run on a GPU, if there is one (if not, say so and go on, as DyNet does), or not."""
+    _apply_or_warn({"gpu": True} if flag else {"gpu": False, "devices": "CPU"})
 
-    Raises
-    ------
-    DeviceError : there is none, or something it needs is missing.
-    """
-    apply({"gpu": True} if flag else {"gpu": False, "devices": "CPU"})
+
+def _apply_or_warn(settings: dict[str, Any]) -> None:
+    """As `apply`, but go on without a GPU that a program asks for in passing, and this machine has not."""
+    try:
+        apply(settings)
+    except DeviceError as error:
+        _warn(f"a GPU was asked for; graphs run on the CPU: {str(error).splitlines()[0]}")
+        apply({k: v for k, v in settings.items() if k not in ("gpu", "gpus", "gpu_ids")})
 
 
 def gpu() -> bool:
@@ -191,6 +195,7 @@ class DynetParams:
 
     def __init__(self) -> None:
         self._settings: dict[str, Any] = {}
+        self._apply = apply
 
     def from_args(self, shared_parameters: Any = None) -> None:
         """Take the settings of the command line."""
@@ -206,8 +211,8 @@ class DynetParams:
         self._settings = dict(conf)
 
     def init(self) -> None:
-        """Put the settings into effect (see `apply`)."""
-        apply(self._settings)
+        """Put the settings into effect. Without the GPU that a program asks for graphs run on the CPU; a flag's is an error."""
+        self._apply(self._settings)
 
     def set_mem(self, mem: Any) -> None:
         """Without meaning here."""
@@ -234,12 +239,13 @@ class DynetParams:
         self._settings["shared_parameters"] = bool(shared_parameters)
 
     def set_requested_gpus(self, requested_gpus: int) -> None:
-        """Ask for a GPU; `init` raises DeviceError if there is none, or if several are asked for."""
-        self._settings["gpus"] = requested_gpus
+        """Ask for a GPU."""
+        self._settings["gpus"], self._apply = requested_gpus, _apply_or_warn
 
     def set_gpu_mask(self, gpu_mask: Any) -> None:
-        """Ask for certain GPUs; `init` takes the first one, and raises DeviceError if there is none."""
+        """Ask for certain GPUs; `init` takes the first one."""
         self._settings["gpu_ids"] = any(gpu_mask) if isinstance(gpu_mask, Iterable) else bool(gpu_mask)
+        self._apply = _apply_or_warn
 
     def set_cpu_mode(self) -> None:
         """Ask for no GPU."""

@@ -121,7 +121,7 @@ class Execution:
         self.inputs: Any = None  # what the machine knows of them
         self.backward: Backward | None = None
         self.ahead: Draft | None = None  # of a backward pass that nobody has asked for yet
-        self.trains = False  # whether backward of the node last computed was what came next
+        self.asked, self.trains = -1, False  # which node was asked for last; whether its backward was what came next
         self.frame = Frame()
         self._told: tuple[np.ndarray, ...] = ()
         self.frame.set(itemsize=self.itemsize, dtype=self.kind, card=int(machine.card), **machine.kernels(dtype))
@@ -165,13 +165,16 @@ class Execution:
         self.flushed, self.flushed_args = n, m
         self.flushed_entries = len(graph.recorded_args), len(graph.pieces)
 
-    def forward(self, graph: Graph, upto: int, others: Sequence[int] = ()) -> None:
-        """Compute all nodes up to number `upto` that have no value yet.
+    def forward(self, graph: Graph, index: int, others: Sequence[int] = ()) -> None:
+        """Compute a node, and all else that was recorded and has no value yet: programs ask for values one after the other.
 
-        In a graph for inference, the values of `upto` and `others` are there afterwards, and those that nothing reads yet.
+        Where a NaN is to be found, no node behind the one that is asked for. In a graph for inference, the values of `index`
+        and `others` are there afterwards, and those that nothing reads yet.
         """
+        upto = index if graph.check_nan else len(graph.recorded_types) - 1
+        self.asked = index
         try:
-            self._forward(graph, upto, others)
+            self._forward(graph, index, upto, others)
         except DeviceMemoryError:
             self._give_up(graph)
             raise
@@ -182,12 +185,12 @@ class Execution:
             graph.execution = None
         self.release()
 
-    def _forward(self, graph: Graph, upto: int, others: Sequence[int]) -> None:
+    def _forward(self, graph: Graph, index: int, upto: int, others: Sequence[int]) -> None:
         n0, n1 = self.done, upto + 1
-        if self.freed and any(n < n0 and not self.address[n] for n in (upto, *others)):
+        if self.freed and any(n < n0 and not self.address[n] for n in (index, *others)):
             self.restore(graph, upto)
             return
-        if n0 >= n1:
+        if index < n0 and all(n < n0 for n in others):
             return
         self.ahead = None
         if n1 > self.flushed:
@@ -245,7 +248,7 @@ class Execution:
             keep_at, last_at = space.take(count), space.take(4 * batches)
             ctypes.memset(keep_at, 0, count)
             keep, reduced_of = space.view(keep_at, count, np.uint8), reduced.view(dense_at, size, np.int32)
-            for n in (upto, *others):
+            for n in (index, *others):
                 root = int(self.root[n])
                 if root >= n0 and reduced_of[root - n0] >= 0:
                     keep[reduced_of[root - n0]] = 1
@@ -294,8 +297,8 @@ class Execution:
         )
         self.segments.append(segment)
         plan_backward = None
-        if self.trains and len(self.segments) == 1 and not frugal and TYPES.info[self.types[upto], plan.SIZE] == 1:
-            plan_backward = functools.partial(self._look_ahead, graph, upto)
+        if self.trains and len(self.segments) == 1 and not frugal and TYPES.info[self.types[index], plan.SIZE] == 1:
+            plan_backward = functools.partial(self._look_ahead, graph, index)
         try:
             self.machine.begin(graph, False)
             self._run(graph, segment.table, words, segment.lists, _scratch(self.dtype), segment, None, plan_backward)
@@ -369,7 +372,7 @@ class Execution:
         """Compute the gradients of node `loss` and add those of the parameters to the parameters."""
         background.wait()
         draft, self.ahead, self.backward = self.ahead, None, None
-        self.trains = loss == self.done - 1
+        self.trains = loss == self.asked
         try:
             self.machine.begin(graph, True)
             if draft is None or full or draft.backward.loss != loss:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -141,6 +141,8 @@ def inputVector(v: ArrayLike, device: str = "") -> InputExpression:
     """Return an input vector with the numbers of a list or array, (n,)."""
     check_device("inputVector", device)
     outline = interop.outline_of("inputVector", v)
+    if isinstance(v, Iterator):
+        v = list(v)
     array = _numbers("inputVector", v) if outline is None else outline
     if array.ndim != 1:
         raise OperandError(f"inputVector: {ex.describe(v)}\n  expected  a list of numbers\n  try       inputTensor")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import numpy as np
@@ -11,13 +10,14 @@ from numpy.typing import NDArray
 from autobatch import seeds
 from autobatch.cuda import interop
 from autobatch.graph import LARGEST
+from autobatch.integers import as_integer
 from autobatch.kernels._errors import ArgumentError, OperandError
 from autobatch.kernels._op import Shape
 
 
 def _integer(op: str, what: str, value: Any) -> int:
     try:
-        return operator.index(value)
+        return as_integer(value)
     except TypeError:
         raise OperandError(f"{op}: {what} is {type(value).__name__} {value!r:.60}\n  expected  an integer") from None
 

@@ -31,6 +31,7 @@ import ast
 import functools
 import hashlib
 import inspect
+import logging
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -59,6 +60,9 @@ _OPTIONS: dict[str, Any] = {"nopython": True, "error_model": "numpy", "boundsche
 # A helper is called by compiled code alone: without wrappers for others it compiles in two thirds of the time.
 _HELPER: dict[str, Any] = {"error_model": "numpy", "boundscheck": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 DTYPES: dict[str, Any] = {"float32": types.float32, "float64": types.float64}
+
+if logging.getLogger("numba").level == logging.NOTSET:  # else `basicConfig(level="DEBUG")` shows thousands of lines of bytecode
+    logging.getLogger("numba").setLevel(logging.WARNING)
 
 
 # Cache ----------------------------------------------------------------------------------------------------------------

@@ -73,8 +73,12 @@ def test_the_module_in_place_of_flags():
     assert seeds.current_seed() == 5 and SETTINGS.policy == "none" and ab.ParameterCollection().get_weight_decay() == 0.5
     dynet_config.start(["--dynet-seed", "6"])  # not looked at any more
     assert seeds.current_seed() == 5 and dynet_config.get()["seed"] == 5
-    with pytest.raises(RuntimeError):
-        dynet_config.set_gpu()
+    for ask in (dynet_config.set_gpu, lambda: dynet_config.set(requested_gpus=1)):
+        with pytest.warns(
+            UserWarning, match="a GPU was asked for; graphs run on the CPU: device 'cuda' needs NVIDIA's driver"
+        ) as said:
+            ask()
+        assert said[0].filename == __file__ and not dynet_config.gpu()
     dynet_config.set_gpu(False)
     assert dynet_config.gpu() is False
     with pytest.warns(UserWarning, match="--dynet-mem"):
@@ -98,8 +102,14 @@ def test_dynet_params(monkeypatch):
     assert seeds.current_seed() == 21
     p.set_random_seed(1)
     p.set_requested_gpus(1)
-    with pytest.raises(RuntimeError, match="device 'cuda' needs"):
+    with pytest.warns(UserWarning, match="a GPU was asked for"):
         p.init()
+    assert seeds.current_seed() == 1
+    monkeypatch.setattr(sys, "argv", ["script.py", "--dynet-gpu"])
+    flags = ab.DynetParams()
+    flags.from_args()
+    with pytest.raises(RuntimeError, match="device 'cuda' needs"):
+        flags.init()
     for setting in (p.set_mem, p.set_profiling, p.set_shared_parameters):
         setting(0)
 

@@ -587,15 +587,52 @@ def test_where_nothing_can_be_batched_nothing_is_weighed(monkeypatch):
     asked = []
     recalled = execute.recalled
     monkeypatch.setattr(execute, "recalled", lambda policy, *rest: asked.append(policy) or recalled(policy, *rest))
-    x = ab.inputVector([1.0, 2.0])
     for loss, policy in (
-        (ab.sum_elems(ab.tanh(ab.tanh(ab.tanh(x)))), "none"),
-        (ab.dot_product(ab.exp(x), ab.cmult(ab.sin(x), x)), "none"),
-        (ab.dot_product(ab.exp(x), ab.exp(ab.sin(x))), "ratio"),
-        (ab.sum_elems(x), "none"),
+        (lambda x: ab.sum_elems(ab.tanh(ab.tanh(ab.tanh(x)))), "none"),
+        (lambda x: ab.dot_product(ab.exp(x), ab.cmult(ab.sin(x), x)), "none"),
+        (lambda x: ab.dot_product(ab.exp(x), ab.exp(ab.sin(x))), "ratio"),
+        (ab.sum_elems, "none"),
     ):
-        loss.value()
+        ab.renew_cg()
+        loss(ab.inputVector([1.0, 2.0])).value()
         assert asked.pop() == policy
+
+
+def test_values_asked_for_one_by_one_are_computed_together():
+    """Who asks for the first of many values is about to ask for the others."""
+    model = ab.ParameterCollection()
+    W = model.add_parameters((3, 4))
+
+    def scores():
+        graph = ab.renew_cg()
+        return graph, [W * ab.tanh(ab.inputVector([k, 1, 2, 3])) for k in range(10)]
+
+    graph, one_by_one = scores()
+    values = [e.npvalue() for e in one_by_one]
+    assert graph.batches == 2
+    _, others = scores()
+    ab.forward(others)
+    np.testing.assert_array_equal(values, [e.npvalue() for e in others])
+    graph, some = scores()
+    some[3].value()
+    later = [ab.exp(e) for e in some]
+    ab.esum([ab.sum_elems(e) for e in later[:5]]).backward()
+    assert graph.batches == 5 and W.grad_as_array().any()
+    with ab.inference():
+        graph, some = scores()
+        some[7].value()
+        assert graph.batches == 2
+        np.testing.assert_array_equal([e.npvalue() for e in some], values)
+
+
+def test_no_nan_of_a_node_that_nobody_asked_for():
+    ab.configure(check_nan=True)
+    ab.renew_cg()
+    x = ab.inputVector([1.0, -1.0])
+    y, bad = ab.exp(x), ab.log(x)
+    y.value()
+    with pytest.raises(ab.NumericalError):
+        bad.value()
 
 
 def test_graphs_of_one_structure_with_other_numbers():

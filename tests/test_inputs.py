@@ -247,3 +247,41 @@ def test_indices_that_make_no_sense_change_nothing():
     for call in (lambda: e.set_index(0), lambda: b.set_index([0, 0]), lambda: rows.set([0, 0])):
         with pytest.raises(ab.StaleExpressionError):
             call()
+
+
+def test_whole_floats_and_arrays_of_one_number_are_integers():
+    """As in DyNet: sizes from Python 2's division, labels from arrays."""
+    model = ab.ParameterCollection()
+    table, e, M = model.add_lookup_parameters((5, 2)), ab.inputVector([1, 2, 3, 4]), ab.inputTensor(np.arange(9).reshape(3, 3))
+    for one in (1.0, np.float64(1), np.float32(1), np.array([1]), np.array([[1]]), np.array(1.0)):
+        assert ab.pick(e, one).value() == 2
+        assert table[one].npvalue().tolist() == table[1].npvalue().tolist() == ab.lookup(table, one).npvalue().tolist()
+        assert ab.pickneglogsoftmax(e, one).value() == ab.pickneglogsoftmax(e, 1).value()
+        assert ab.hinge(e, one).value() == ab.hinge(e, 1).value()
+    assert ab.pickrange(e, 1.0, 3.0).value() == [2, 3]
+    assert ab.lookup_batch(table, np.array([[1], [2]])).dim() == ((2,), 2)
+    np.testing.assert_array_equal(ab.select_cols(M, np.array([1.0, 2.0])).npvalue(), np.arange(9).reshape(3, 3)[:, 1:])
+    assert ab.concatenate([M, M], d=1.0).dim()[0] == (3, 6)
+    assert ab.reshape(ab.zeros(6), (6 / 2, 2)).dim()[0] == (3, 2)
+    assert {ab.zeros(6 / 2).dim(), ab.vecInput(6 / 2).dim(), ab.random_normal(6 / 2).dim()} == {((3,), 1)}
+    assert ab.LSTMBuilder(1, 4, 6 / 2, model).spec[2] == 3
+    for bad in (1.5, np.nan, np.inf, np.array([1, 2]), np.array([1.5]), np.array(["1"]), "1", None):
+        with pytest.raises(TypeError):
+            ab.pick(e, bad)
+    assert ab.inputVector(map(float, range(3))).value() == [0, 1, 2]
+
+
+def test_the_first_two_of_four_strides():
+    """As TensorFlow writes them, and DyNet takes them."""
+    x, f = ab.inputTensor(np.ones((4, 6, 1))), ab.inputTensor(np.ones((2, 2, 1, 3)))
+    assert ab.conv2d(x, f, (1, 2, 1, 1)).dim() == ab.conv2d(x, f, (1, 2)).dim()
+    assert ab.maxpooling2d(x, [2, 3, 1], [1, 2, 1, 1]).dim() == ab.maxpooling2d(x, [2, 3], [1, 2]).dim()
+
+
+def test_rows_of_an_expression_are_inputs():
+    model = ab.ParameterCollection()
+    state = ab.GRUBuilder(1, 4, 3, model).initial_state()
+    M = ab.inputTensor(np.arange(20).reshape(5, 4) / 10)
+    for found, expected in zip(state.transduce(M), state.transduce([M[k] for k in range(5)]), strict=True):
+        np.testing.assert_allclose(found.npvalue(), expected.npvalue(), rtol=1e-6)
+    assert len(state.add_inputs(M)) == 5

@@ -133,7 +133,7 @@ def test_rows_are_looked_up(model):
             table[3]
         with pytest.raises(OverflowError, match="row -1: rows are counted from 0"):
             table[-1]
-        for index in (slice(1), 1.0, "1", None):
+        for index in (slice(1), 1.5, "1", None):
             with pytest.raises(TypeError, match=r"the number of a row is .*\n  expected  an int"):
                 table[index]
     assert table
@@ -279,11 +279,11 @@ def test_dims(model):
     assert model.add_parameters(4).shape() == (4,)
     assert model.add_parameters([2, 3]).shape() == (2, 3)
     assert model.add_parameters((np.int64(2), 3.0)).shape() == (2, 3)
-    assert model.add_parameters(np.int64(3)).shape() == (3,)
+    assert model.add_parameters(np.int64(3)).shape() == model.add_parameters(6 / 2).shape() == (3,)
     assert model.add_lookup_parameters(5).shape() == (5, 1) == model.add_lookup_parameters((5,)).shape()
     assert model.add_parameters((1,) * 7).shape() == (1,) * 7
     for make in (model.add_parameters, model.add_lookup_parameters):
-        for dim in (2.0, "x", None, (2, 2.5), np.ones(2), (2, "x")):
+        for dim in (2.5, "x", None, (2, 2.5), np.ones(2), (2, "x")):
             with pytest.raises(TypeError, match="dim is a tuple of ints, or one int"):
                 make(dim)
         for dim in (0, (3, 0), (-1, 3), (1,) * 8, ()):

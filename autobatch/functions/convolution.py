@@ -21,11 +21,11 @@ _CONV2D, _CONV2D_BIAS, _MAXPOOLING2D = OPS["conv2d"], OPS["conv2d_bias"], OPS["m
 
 
 def _pair(op: str, what: str, values: Sequence[int]) -> tuple[int, ...]:
-    """Return a list of two integers."""
+    """Return a list of two integers; of four, as TensorFlow writes them, the first two, as DyNet does."""
     pair = tuple(_integer(op, what, v) for v in _sequence(op, what, values))
-    if len(pair) != 2:
+    if not 2 <= len(pair) <= 4:
         raise ArgumentError(f"{op}: {what} is {list(pair)}\n  expected  two numbers, for rows and columns")
-    return pair
+    return pair[:2]
 
 
 def conv2d(x: Expression, f: Expression, stride: Sequence[int], is_valid: bool = True) -> Expression:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import math
-import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from autobatch import background, files, graph
 from autobatch.expression import check_device, describe
 from autobatch.initializers import PyInitializer, number, numbers, resolve
+from autobatch.integers import as_integer
 from autobatch.kernels._errors import (
     ArgumentError,
     ConstructionError,
@@ -58,7 +58,7 @@ def _dims(what: str, dim: Any) -> tuple[int, ...]:
     """Return `dim`, an int or a sequence of ints, as a tuple of positive ints."""
     entries = tuple(dim) if isinstance(dim, (tuple, list)) else (dim,)
     try:
-        dims = tuple(int(d) if isinstance(d, float) and d.is_integer() and d is not dim else operator.index(d) for d in entries)
+        dims = tuple(as_integer(d) for d in entries)
     except TypeError:
         raise TypeError(f"{what}: dim is a tuple of ints, or one int, not {type(dim).__name__} {dim!r}") from None
     return _check_dims(what, dims)

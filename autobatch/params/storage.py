@@ -17,7 +17,6 @@ A pid is never given twice, so an expression or a plan kept too long can meet no
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -30,6 +29,7 @@ from autobatch.devices import configured_machine
 from autobatch.expression import Expression, append, describe, is_list, record, set_immediates
 from autobatch.graph import _THREAD
 from autobatch.initializers import number, numbers
+from autobatch.integers import as_integer
 from autobatch.kernels._errors import (
     ArgumentError,
     EmptyListError,
@@ -391,7 +391,7 @@ class LookupBatchExpression(Expression):
 def _row_number(who: Any, i: Any, rows: int) -> int:
     """Return the number of a row; raise for what is none."""
     try:
-        number = operator.index(i)
+        number = as_integer(i)
     except TypeError:
         raise OperandError(f"{who}: the number of a row is {describe(i)}\n  expected  an int") from None
     if number < 0:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -13,6 +12,7 @@ from autobatch.functions.arithmetic import cmult
 from autobatch.functions.noise import dropout
 from autobatch.graph import _THREAD, TYPES, Graph, current_graph
 from autobatch.inputs import constant, inputVector
+from autobatch.integers import as_integer
 from autobatch.kernels._errors import ArgumentError, OperandError
 from autobatch.kernels._op import Shape
 from autobatch.params import ParameterCollection, Parameters
@@ -27,7 +27,7 @@ Builder = TypeVar("Builder", bound="RNNBuilder")
 def whole(name: str, what: str, value: Any) -> int:
     """Return a size as an int; raise for what is none, or is below 1."""
     try:
-        size = operator.index(value)
+        size = as_integer(value)
     except TypeError:
         size = 0
     if size < 1 or isinstance(value, bool):

@@ -80,9 +80,12 @@ class RNNState:
             raise
 
     def add_inputs(self, xs: Iterable[Expression]) -> list[RNNState]:
-        """Return the states after each of the inputs."""
+        """Return the states after each of the inputs: a list of expressions, or the rows of one."""
+        if isinstance(xs, Expression):
+            with current_graph().attempt():
+                return self.add_inputs(list(xs))
         states, state = [], self
-        if not isinstance(xs, Iterable) or isinstance(xs, (np.ndarray, Expression)):
+        if not isinstance(xs, Iterable) or isinstance(xs, np.ndarray):
             raise OperandError(f"add_inputs: {describe(xs)}\n  expected  a list of expressions")
         for x in xs:
             state = state.add_input(x)
@@ -90,7 +93,7 @@ class RNNState:
         return states
 
     def transduce(self, xs: Iterable[Expression]) -> list[Expression]:
-        """Return the output after each of the inputs."""
+        """Return the output after each of the inputs: a list of expressions, or the rows of one."""
         if xs.__class__ is not list and isinstance(xs, Iterable) and not isinstance(xs, (np.ndarray, Expression)):
             xs = list(xs)
         if xs.__class__ is list and xs:
@@ -190,9 +193,12 @@ class StackedRNNState:
         return StackedRNNState(after, self)
 
     def add_inputs(self, xs: Iterable[Expression]) -> list[StackedRNNState]:
-        """Return the states after each of the inputs."""
+        """Return the states after each of the inputs: a list of expressions, or the rows of one."""
+        if isinstance(xs, Expression):
+            with current_graph().attempt():
+                return self.add_inputs(list(xs))
         states, state = [], self
-        if not isinstance(xs, Iterable) or isinstance(xs, (np.ndarray, Expression)):
+        if not isinstance(xs, Iterable) or isinstance(xs, np.ndarray):
             raise OperandError(f"add_inputs: {describe(xs)}\n  expected  a list of expressions")
         for x in xs:
             state = state.add_input(x)
@@ -200,7 +206,7 @@ class StackedRNNState:
         return states
 
     def transduce(self, xs: Iterable[Expression]) -> list[Expression | None]:
-        """Return the output after each of the inputs."""
+        """Return the output after each of the inputs: a list of expressions, or the rows of one."""
         return [state.output() for state in self.add_inputs(xs)]
 
     def output(self) -> Expression | None:
