@@ -228,7 +228,7 @@ def _parse(path: str, data: bytes) -> list[Entry]:
         dims = tuple(map(int, sizes.split(b",")))
         count, begin = math.prod(dims), end + 1
         arrays: list[NDArray[np.float64]] = []
-        if count < 1 or 2 * count > len(data):  # a number takes two bytes at least
+        if 2 * count > len(data):  # a number takes two bytes at least
             raise wrong(f"dims {dims} of {count} numbers in a file of {len(data)} bytes", "sizes that fit the file", line)
         for k in range(2 if gradient == b"FULL_GRAD" else 1):
             at, end = end + 1, data.find(b"\n", end + 1)
@@ -250,6 +250,8 @@ def _parse(path: str, data: bytes) -> list[Entry]:
 
 def _numbers(text: bytes) -> NDArray[np.float64] | None:
     """Return the numbers of a line; None if something else stands there."""
+    if not text:
+        return np.empty(0)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")

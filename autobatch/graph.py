@@ -628,6 +628,8 @@ class Graph:
                 f"a parameter of dtype {dtype} is used in a graph of dtype {self.dtype}\n"
                 f"  try       ParameterCollection(dtype={self.dtype!r}), or configure(dtype={dtype!r}) before both are made"
             )
+        if not TYPES.records[parameter.type].shape.size:
+            raise ShapeError(f"a parameter {TYPES.records[parameter.type].shape} has no numbers: it cannot be used")
         known.add(parameter)
 
 

@@ -488,7 +488,7 @@ CASES = {
     "reverted, gradient": (lambda w: w.reverted.gradient(), STALE, None),
     # Parameters, trainers, builders, settings
     "add_parameters of a float": (lambda w: w.model.add_parameters(2.5), (TypeError,), None),
-    "add_parameters of nothing": (lambda w: w.model.add_parameters(0), SHAPE, None),
+    "add_parameters of nothing": (lambda w: w.model.add_parameters(-1), SHAPE, None),
     "add_parameters, huge": (lambda w: w.model.add_parameters((10**9, 10**9)), SHAPE, None),
     "add_parameters, named": (lambda w: w.model.add_parameters(2, name="a_b"), (RuntimeError, ConstructionError), None),
     "add_parameters, device": (lambda w: w.model.add_parameters(2, device="GPU:7"), (RuntimeError, DeviceError), None),

@@ -188,7 +188,7 @@ def small():
         ("#Parameter# /W {2,3} 97 ZERO_GRAD\n1 2 3 4 5\n", r"line 2: 5 numbers\n  expected  6 numbers, for /W \(2, 3\)"),
         ("#Parameter# /W {2,3} 97 ZERO_GRAD\n1 2 3 4 5 x\n", "line 2: something that is no number"),
         ("#Parameter# /W {2,3} 97 FULL_GRAD\n1 2 3 4 5 6\n1 2\n", "line 3: 2 numbers"),
-        ("#Parameter# /W {0} 1 ZERO_GRAD\n\n", "line 1: dims"),
+        ("#Parameter# /W {0} 1 ZERO_GRAD\n1\n", r"line 2: 1 numbers\n  expected  0 numbers, for /W \(0,\)"),
         ("#Parameter# /W {999999999,999999999,999999999} 1 ZERO_GRAD\n1\n", "line 1: dims"),
         ("#Parameter# /W {1} 2 ZERO_GRAD crc32:00000000\n1\n", "line 1: the checksum of /W is another"),
         (

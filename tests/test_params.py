@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import autobatch as ab
-from autobatch import graph, params, seeds
+from autobatch import graph, params, seeds, trainers
 from autobatch.initializers import ConstInitializer, GlorotInitializer, NumpyInitializer
 from autobatch.kernels._errors import ArgumentError, ConstructionError, DeviceError, ShapeError
 from autobatch.params import LookupParameters, Model, ParameterCollection, Parameters
@@ -286,7 +286,7 @@ def test_dims(model):
         for dim in (2.5, "x", None, (2, 2.5), np.ones(2), (2, "x")):
             with pytest.raises(TypeError, match="dim is a tuple of ints, or one int"):
                 make(dim)
-        for dim in (0, (3, 0), (-1, 3), (1,) * 8, ()):
+        for dim in (-1, (-1, 3), (1,) * 8, ()):
             with pytest.raises(ShapeError, match="1 to 7 sizes, each at least 1"):
                 make(dim)
 
@@ -400,3 +400,54 @@ def test_backward_of_a_parameter_itself():
     assert p.grad_as_array().item() == 3
     p.expr(update=False).backward()
     assert p.grad_as_array().item() == 3
+
+
+@pytest.mark.parametrize("form", ["model", "model.safetensors"])
+def test_parameters_of_no_numbers(tmp_path, form):
+    """Programs make them for parts that are switched off, and never use them."""
+
+    def made():
+        model = ParameterCollection()
+        empty = [model.add_parameters(d) for d in ((0, 100), (3, 0), 0, (0, 0))]
+        empty += [model.add_lookup_parameters(d) for d in ((17, 0), (0, 3))]
+        return model, empty, model.add_parameters((2, 2))
+
+    model, empty, W = made()
+    assert [p.shape() for p in empty] == [(0, 100), (3, 0), (0,), (0, 0), (17, 0), (0, 3)]
+    assert all(p.as_array().shape == p.shape() == p.grad_as_array().shape for p in empty)
+    for name in trainers.__all__:
+        if name not in ("Trainer", "EGTrainer"):
+            trainer = getattr(trainers, name)(model)
+            trainer.exponential_moving_average(0.9)
+            for _ in range(2):
+                ab.renew_cg()
+                ab.sum_elems(ab.tanh(W)).backward()
+                trainer.update()
+                trainer.set_sparse_updates(False)
+            trainer.save(tmp_path / "trainer")
+            trainer.populate(tmp_path / "trainer")
+            trainer.swap_params_to_moving_average()
+            trainer.swap_params_to_weights()
+    a, b, c, _, rows, none = empty
+    v = ab.ones(100)
+    for use in (
+        lambda: a * v,
+        lambda: ab.tanh(b),
+        lambda: ab.concatenate([c, v]),
+        lambda: ab.transpose(b),
+        lambda: rows[3],
+        lambda: ab.lookup_batch(rows, [1, 2]),
+        lambda: ab.sum_elems(rows),
+        lambda: ab.nobackprop(b),
+    ):
+        nodes = len(ab.cg())
+        with pytest.raises(ShapeError, match=r"a parameter \(.*\) has no numbers: it cannot be used"):
+            use()
+        assert len(ab.cg()) == nodes
+    with pytest.raises(ShapeError):
+        none[0]
+    assert list(none) == []
+    model.save(tmp_path / form)
+    again, _, other = made()
+    again.populate(tmp_path / form)
+    np.testing.assert_array_equal(other.as_array(), W.as_array())

@@ -65,9 +65,10 @@ def _dims(what: str, dim: Any) -> tuple[int, ...]:
 
 
 def _check_dims(what: str, dims: tuple[int, ...]) -> tuple[int, ...]:
-    if not 1 <= len(dims) <= _MAX_RANK or min(dims) < 1:
-        raise ShapeError(message(f"{what}: dim {dims} does not do", expected=f"1 to {_MAX_RANK} sizes, each at least 1"))
-    if math.prod(dims) > _LARGEST:
+    if not 1 <= len(dims) <= _MAX_RANK or min(dims) < 0:
+        expected = f"1 to {_MAX_RANK} sizes, each at least 1 (or 0, of what is never used)"
+        raise ShapeError(message(f"{what}: dim {dims} does not do", expected=expected))
+    if math.prod(d or 1 for d in dims) > _LARGEST:
         raise ShapeError(message(f"{what}: dim {dims} is {math.prod(dims):,} numbers", expected=f"at most {_LARGEST:,}"))
     return dims
 
@@ -445,5 +446,7 @@ def _initial(initializer: PyInitializer, dims: tuple[int, ...], dtype: str) -> N
         if room[0] < 0:
             raise ArgumentError(f"a parameter {dims} of {size:,} numbers is more than the file holds")
     values = aligned(math.prod(dims), dtype)
+    if not size:  # for a part of a network that is switched off: DyNet programs make such, and never use them
+        return values
     initializer.fill(background.noted(values), dims)
     return values

@@ -580,7 +580,7 @@ class LookupParameters(Storage):
 
     def _take(self, entry: files.Entry) -> None:
         super()._take(entry)
-        self.touched[:] = self.gradients.reshape(len(self), -1).any(axis=1)
+        self.touched[:] = self.gradients.reshape(len(self), math.prod(self.row_dims)).any(axis=1)
 
     def __repr__(self) -> str:
         return f"LookupParameter {self._name}"

@@ -73,6 +73,8 @@ class MovingAverage:
         self._machine, self._revision = machine, params.revision()
         self._table, self._numbers, self._twins, self._own = Table(machine, dtype), Numbers(machine, 2, dtype), [], []
         for p in self.collection._everything():
+            if 0 in p.dims:
+                continue
             average, (values, _, _) = machine.twin(self.of(p), "moments"), machine.twins(p)
             slots = [(average.address, 0), (values.address, 0), self._numbers.at(0)]
             self._table.add(update_average, 1, [math.prod(p.dims)], slots)

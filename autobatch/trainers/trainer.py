@@ -220,7 +220,7 @@ class Trainer:
         survey, steps = Table(machine, dtype), Table(machine, dtype)
         numbers = Numbers(machine, _ALL, dtype)
         norm_twin = machine.twin(self._norm, "update rules")
-        everything = self._collection._everything()
+        everything = [p for p in self._collection._everything() if 0 not in p.dims]
         trained = [p for p in everything if p.is_updated()]
 
         # values, gradients, then for a table touched, then moments
