@@ -331,7 +331,7 @@ def _from_safetensors(path: str, data: bytes) -> list[Entry]:
         for kind, name in kinds:
             gradients = tensors.get(name + _GRADIENT)
             dims = tensors[name].shape[1:] + tensors[name].shape[:1] if kind == TABLE else tensors[name].shape
-            if kind not in (PARAMETER, TABLE) or re.search(r"[\s#]", name) or not 1 <= len(dims) <= 7 or 0 in dims:
+            if kind not in (PARAMETER, TABLE) or re.search(r"[\s#]", name) or not 1 <= len(dims) <= 7:
                 raise ValueError(f"{kind} {name} of shape {tensors[name].shape} is no parameter")
             if gradients is not None and gradients.shape != tensors[name].shape:
                 raise ValueError(f"{name} and its gradient differ in shape")

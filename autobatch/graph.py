@@ -587,7 +587,7 @@ class Graph:
         self.input_addresses.append(0)
         return number, address
 
-    def bring_home(self, number: int, values: np.ndarray) -> np.ndarray:
+    def _bring_home(self, number: int, values: np.ndarray) -> np.ndarray:
         """Give an input that lay on the card a place on the host, which is this array; return it."""
         assert self.on_card is not None
         del self.on_card.inputs[number]

@@ -46,7 +46,7 @@ class InputExpression(Expression):
         if isinstance(self._place, int):
             homes = graph.on_card.homes  # type: ignore[union-attr]
             if self._place not in homes:
-                graph.bring_home(self._place, np.empty(size, graph.dtype))
+                graph._bring_home(self._place, np.empty(size, graph.dtype))
             self._place = homes[self._place]
         background.wait()
         self._place[:] = numbers

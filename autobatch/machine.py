@@ -81,7 +81,7 @@ class Machine:
         """Return the addresses of all inputs of a graph, and what to hand over as `place` the next time (None at first)."""
         if graph.on_card is not None:  # recorded while a card was configured
             for number, (address, count) in list(graph.on_card.inputs.items()):
-                graph.bring_home(number, card_memory.read(address, count, graph.dtype))
+                graph._bring_home(number, card_memory.read(address, count, graph.dtype))
         return graph.address_array(), None
 
     def prepare(self, graph: Graph) -> None:
