@@ -578,7 +578,7 @@ class Graph:
 
     add_given = add_input  # the same for numbers that differ from call to call; a cell cannot have them inside
 
-    def add_on_card(self, size: int, arena: Any) -> tuple[int, int]:
+    def _add_on_card(self, size: int, arena: Any) -> tuple[int, int]:
         """Make room for an input on the card; return its immediate, and where the bytes of it are to be copied."""
         if self.on_card is None:
             self.on_card = OnCard(arena)

@@ -85,7 +85,7 @@ def _from_card(op: str, outline: np.ndarray, shape: Shape, mutable: bool) -> Inp
     on_card = SETTINGS.device != "cpu" if graph.execution is None else type(graph) is Graph and graph.execution.machine.card
     if not on_card or graph.check_nan or outline.dtype != graph.dtype or not outline.flags.f_contiguous:
         return _input(_numbers(op, interop.fetched(outline)).ravel(order="F"), shape, mutable)
-    number, address = graph.add_on_card(shape.total, memory.Arena("inputs"))
+    number, address = graph._add_on_card(shape.total, memory.Arena("inputs"))
     memory.copy(address, outline.ctypes.data, outline.nbytes)
     memory.synchronize()  # whoever they belong to may change them now
     e: InputExpression = append(graph, ex.input_type(shape), (number,), InputExpression)
