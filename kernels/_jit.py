@@ -33,6 +33,8 @@ import hashlib
 import inspect
 import logging
 import pathlib
+import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -85,6 +87,32 @@ class _Cache(FunctionCache):
         super().__init__(py_func)
         stamp = _digest(inspect.getfile(py_func)), getattr(py_func, "__source__", "")
         self._cache_file._source_stamp = hashlib.sha256(repr(stamp).encode()).hexdigest()
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Return what is in the cache, None if nothing is; tell somebody who watches what takes so long then."""
+        found = super().load_overload(sig, target_context)
+        if found is None:
+            _Notice.compiling()
+        return found
+
+
+class _Notice:
+    """Said once in a process, on a terminal or in a notebook, when compiling has taken a second."""
+
+    text = "autobatch: compiling kernels for this machine; that takes some seconds, the first time only"
+    since = 0.0
+    said = False
+
+    @classmethod
+    def compiling(cls) -> None:
+        """Take note that something is about to be compiled."""
+        now = time.monotonic()
+        cls.since = cls.since or now
+        if not cls.said and now - cls.since > 1:
+            cls.said = True
+            stream = sys.stderr
+            if stream is not None and (stream.isatty() or "ipykernel" in sys.modules):
+                print(cls.text, file=stream, flush=True)
 
 
 class _CacheImpl(CompileResultCacheImpl):

@@ -394,6 +394,20 @@ def test_kernel_is_fetched_from_the_disk_in_another_process(tmp_path):
     assert second.count("data saved") == 0 and second.count("data loaded") == 3
 
 
+@pytest.mark.parametrize("watched", [True, False])
+def test_who_watches_is_told_that_kernels_are_being_compiled(monkeypatch, capsys, watched):
+    clock = iter([5.0, 5.5, 6.5, 9.0])
+    monkeypatch.setattr(_jit.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(_jit._Notice, "since", 0.0)
+    monkeypatch.setattr(_jit._Notice, "said", False)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: watched)
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    for said in (0, 0, 1, 1):
+        _jit._Notice.compiling()
+        assert _jit._Notice.said == (said > 0)
+    assert capsys.readouterr().err == (_jit._Notice.text + "\n" if watched else "")
+
+
 def test_import_compiles_nothing():
     program = """
         from numba.core import event
