@@ -135,7 +135,7 @@ class Timers:
 
         self.seconds = dict.fromkeys(("schedule", "run", "wait"), 0.0)
         self.inside = False  # one of them: what it calls of the others is not booked twice
-        for phase, owner, name in (("schedule", execute, "recalled"), ("run", Machine, "run"), ("wait", background, "_wait")):
+        for phase, owner, name in (("schedule", execute, "recalled"), ("run", Machine, "run"), ("wait", background, "finish")):
             setattr(owner, name, self.timed(phase, getattr(owner, name)))
 
     def timed(self, name, function):
