@@ -1,11 +1,8 @@
 """What runs in the background changes nothing but the time: whatever a program can see waits for it."""
 
 import gc
-import linecache
 import os
 import re
-import subprocess
-import sys
 import threading
 import time
 
@@ -481,155 +478,6 @@ def test_a_trainer_that_goes(late):
     same_bits(*both_ways(job))
 
 
-# Gradients that are not finite ----------------------------------------------------------------------------------------
-
-
-def spoiled(update=True, **options):
-    """Return a net after a step with a gradient of infinity; `update`: and after the update that finds it."""
-    net = Net(**{"clip": 5.0, **options})
-    net.step()
-    net.losses = net.step([2, 7, 2])
-    large = net.losses * ab.scalarInput(1e30) * ab.scalarInput(1e30)
-    large.value()
-    large.backward()
-    assert running() == ab.configured()["background"]
-    if update:
-        net.trainer.update()
-    return net
-
-
-def state(net):
-    """Return the bits of the parameters that `Net` made and of their moments, and how many updates there were."""
-    parameters = [net.table, net.whole, *net.model.parameters_list()[:5]]
-    arrays = [getattr(p, n) for p in parameters for n in ("values", "gradients", "touched") if hasattr(p, n)]
-    moments = [a for p in parameters for a in net.trainer._moments[p.pid]]
-    return [a.tobytes() for a in (*arrays, *moments)], net.trainer.updates
-
-
-WHO_LOOKS = sorted({*ACCESSES} - {"averages", "swapped"})
-
-
-@pytest.mark.parametrize("access", WHO_LOOKS)
-def test_who_waits_hears_of_a_bad_gradient(late, tmp_path, access):
-    """The error comes up there, names the line of the update, and is as if the update had raised it."""
-    with pytest.raises(ab.NumericalError) as expected:
-        ab.configure(background=False)
-        net = spoiled(update=False)
-        net.trainer.update()
-    unchanged = state(net)
-    ab.configure(background=True)
-    net = spoiled()
-    assert running() and net.trainer.updates == 3
-    with pytest.raises(ab.NumericalError) as found:
-        ACCESSES[access](net, tmp_path)
-        ab.wait()  # for those that do not look at what an update changes
-    lines = str(found.value).splitlines()
-    said = re.fullmatch(r"MomentumSGDTrainer.update at (.*), line (\d+): the norm of .* nothing was changed", lines[0])
-    file, line = said.groups()
-    assert linecache.getline(file, int(line)) == "        net.trainer.update()\n"
-    assert lines[1:] == [*str(expected.value).splitlines()[1:-1], lines[-1]] and "configure(background=False)" in lines[-1]
-    assert "background" not in str(expected.value)
-    assert state(net) == unchanged
-    assert not running()
-    ab.wait()  # said once
-    net.model.reset_gradient()
-    net.step()
-    assert np.isfinite(net.loss([1, 2]).value()) and net.trainer.updates == 3
-
-
-@pytest.mark.parametrize("trainer", TRAINERS)
-def test_a_bad_gradient_changes_nothing(late, capsys, trainer):
-    def job():
-        net = spoiled(trainer=trainer, update=False)
-        before = state(net)
-        with pytest.raises(ab.NumericalError, match="nothing was changed"):
-            net.trainer.update()
-            ab.wait()
-        assert state(net) == before
-        net.trainer.status()
-        assert "updates=2]" in capsys.readouterr().err
-        net.model.reset_gradient()
-        net.step()
-        return [*net.numbers(), net.trainer.updates, net.trainer.learning_rate]
-
-    same_bits(*both_ways(job))
-
-
-def test_what_could_not_be_computed_can_be(late):
-    """The graph whose value was asked for when the error came up is still there."""
-    net = spoiled()
-    loss = net.loss([1, 2])
-    with pytest.raises(ab.NumericalError):
-        loss.value()
-    net.model.reset_gradient()
-    value = loss.value()
-    loss.backward()
-    gradient = net.W.grad_as_array()
-    again = net.loss([1, 2])
-    assert again.value() == value
-    net.model.reset_gradient()
-    again.backward()
-    np.testing.assert_array_equal(net.W.grad_as_array(), gradient)
-    assert np.isfinite(gradient).all() and gradient.any()
-
-
-def test_the_rate_is_taken_back_but_not_that_of_the_program(late):
-    net = spoiled(trainer=ab.CyclicalSGDTrainer)
-    changed = net.trainer.learning_rate
-    with pytest.raises(ab.NumericalError):
-        ab.wait()
-    assert net.trainer.learning_rate < changed
-    net = spoiled(trainer=ab.CyclicalSGDTrainer)
-    net.trainer.learning_rate = 0.5
-    with pytest.raises(ab.NumericalError):
-        ab.wait()
-    assert net.trainer.learning_rate == 0.5
-
-
-def test_with_averages_an_update_looks_itself(late):
-    net = spoiled(update=False, average=True)
-    with pytest.raises(ab.NumericalError, match="update: the norm of the gradients is"):
-        net.trainer.update()
-    assert not running() and net.trainer._average.count == 2
-
-
-def test_clippings_are_counted(late, capsys):
-    def job():
-        net = Net(clip=1e9)
-        net.step()
-        net.trainer.set_clip_threshold(1e-3)
-        net.step()
-        net.step()
-        net.trainer.status()
-        return []
-
-    both_ways(job)
-    assert capsys.readouterr().err == 2 * "[lr=0.01 clips=2 updates=3] "
-
-
-def test_without_clipping_bad_gradients_go_unnoticed(late):
-    net = spoiled(clip=0.0)
-    ab.wait()
-    assert not np.isfinite(net.W.as_array()).all()
-    net.trainer.set_clip_threshold(5)
-    net.trainer.set_clip_threshold(0)
-    net.trainer.update()
-
-
-@pytest.mark.parametrize("looks", [True, False])
-def test_a_graph_that_goes_tells_nobody(able, looks):
-    """A dropped graph finds out that the update is done: who waits is told all the same."""
-    net = spoiled()
-    while not threads.board().finished():
-        time.sleep(0.001)
-    ab.renew_cg()
-    assert not running()
-    with pytest.raises(ab.NumericalError):
-        net.W.as_array() if looks else net.trainer.update()
-    assert net.trainer.updates == 2
-    net.W.as_array()
-
-
 # Backward is planned while forward runs, if it is likely to be asked for ------------------------------------------------
 
 
@@ -961,41 +809,6 @@ step()
 print(os.waitpid(child, 0)[1], step() != step())
 """
     assert in_a_process(PROGRAM + text) == "0 True\n"
-
-
-BAD = """
-trainer.set_clip_threshold(5)
-step()
-ab.renew_cg()
-loss = ab.squared_norm(W * ab.inputVector(np.full(700, 1e19)))
-loss.value()
-loss.backward()
-trainer.update()
-assert background.running()
-"""
-
-
-def test_a_process_ends_with_a_bad_gradient():
-    ran = subprocess.run([sys.executable, "-c", PROGRAM + BAD], capture_output=True, text=True, check=True)
-    assert "NumericalError: SimpleSGDTrainer.update at <string>, line" in ran.stderr
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
-def test_both_sides_of_a_fork_hear_of_a_bad_gradient():
-    text = """
-import warnings
-warnings.simplefilter("ignore", DeprecationWarning)
-child = os.fork()
-try:
-    W.as_array()
-    heard = 0
-except ab.NumericalError:
-    heard = 1
-if child == 0:
-    os._exit(heard)
-print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), heard)
-"""
-    assert in_a_process(PROGRAM + BAD + text) == "1 1\n"
 
 
 def test_the_blas_gets_its_threads_back():

@@ -1,19 +1,16 @@
-"""The background among signals, interrupts, other threads, forks, debuggers, and code that handles errors."""
+"""The background among signals, interrupts, other threads, forks, debuggers."""
 
-import _thread
 import contextlib
 import gc
 import os
-import subprocess
 import sys
 import threading
-import time
 import warnings
 import weakref
 
 import numpy as np
 import pytest
-from test_background import BAD, PROGRAM, Net, able, both_ways, late, same_bits, spoiled  # noqa: F401
+from test_background import PROGRAM, Net, able, both_ways, late, same_bits  # noqa: F401
 from test_divided import in_a_process
 
 import autobatch as ab
@@ -154,117 +151,6 @@ def test_an_interrupt_anywhere_leaves_a_model_to_go_on_with():
     assert points > 300
     train()
     assert running()
-
-
-# Errors of updates ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("late")
-def test_what_the_program_set_since_stays():
-    net = spoiled()
-    net.trainer.updates = 0
-    with pytest.raises(ab.NumericalError):
-        net.trainer.status()
-    assert net.trainer.updates == 0
-    net = spoiled()
-    rate = net.trainer.learning_rate
-    with pytest.raises(ab.NumericalError):
-        net.trainer.restart(7.0)
-    assert net.trainer.learning_rate == rate
-    net.trainer.restart(7.0)
-    assert net.trainer.learning_rate == 7
-
-
-class Looks(ab.SimpleRNNBuilder):
-    """A builder that looks at another model as it is made."""
-
-    net = None
-
-    @classmethod
-    def from_spec(cls, spec, model):
-        cls.net.W.as_array()
-        return super().from_spec(spec, model)
-
-
-class Foreign:
-    """An array of another library that is one of our parameters."""
-
-    def __init__(self, parameter):
-        self.parameter = parameter
-
-    def __dlpack_device__(self):
-        return 1, 0
-
-    def __dlpack__(self, **options):
-        return self.parameter.__dlpack__()
-
-
-ACTS = {
-    "populate": lambda net, folder: net.trainer.populate(folder / "trainer"),
-    "dump_cg": lambda net, folder: ab.dump_cg(str(folder / "graph"), show_values=False),
-    "load": lambda net, folder: ab.load(folder / "looks", ab.ParameterCollection()),
-    "inputTensor": lambda net, folder: ab.inputTensor(Foreign(net.W)),
-}
-
-
-@pytest.mark.usefixtures("late")
-@pytest.mark.parametrize("act", ACTS)
-def test_nobody_takes_the_error_for_another_one(tmp_path, act):
-    """Parts of the library that handle errors of what they call let this one through."""
-    net = Net()
-    net.step()
-    net.trainer.save(tmp_path / "trainer")
-    ab.save(tmp_path / "looks", [Looks(1, 2, 2, ab.ParameterCollection())])
-    Looks.net = net = spoiled()
-    with pytest.raises(ab.NumericalError):
-        ACTS[act](net, tmp_path)
-    assert not running()
-    ab.wait()
-    ACTS[act](net, tmp_path)
-
-
-@pytest.mark.usefixtures("late")
-def test_each_thread_hears_of_its_own_updates():
-    net, seen = spoiled(), []
-    other = threading.Thread(target=lambda: seen.append(net.W.as_array()))
-    other.start()
-    other.join()
-    assert len(seen) == 1 and not running()
-    with pytest.raises(ab.NumericalError):
-        ab.wait()
-    assert net.trainer.updates == 2
-
-
-@pytest.mark.usefixtures("able")
-def test_an_update_that_nobody_calls():
-    """Python itself does: there is no line to name."""
-    net = Net(clip=5.0)
-    net.step()
-    done = net.trainer.updates
-    _thread.start_new_thread(net.trainer.update, ())
-    for _ in range(500):
-        if net.trainer.updates > done:
-            break
-        time.sleep(0.01)
-    time.sleep(0.05)
-    assert net.trainer.updates == done + 1
-
-
-def test_a_worker_ends_with_a_bad_gradient():
-    """Workers of multiprocessing do not call `atexit`."""
-    text = "\n".join("    " + line for line in (PROGRAM + BAD).splitlines())
-    program = f"""
-import multiprocessing
-def work():
-{text}
-if __name__ == "__main__":
-    way = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
-    process = multiprocessing.get_context(way).Process(target=work)
-    process.start()
-    process.join()
-"""
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert "NumericalError: SimpleSGDTrainer.update at <string>, line" in ran.stderr
 
 
 # Memory ---------------------------------------------------------------------------------------------------------------
