@@ -74,7 +74,7 @@ class _State:
 _State.queues, _State.verdicts, _State.lent = [], {}, weakref.WeakValueDictionary()
 
 
-def start(table: np.ndarray, words: int, dtype: str, work: int, using: Any) -> bool:
+def start(table: int, words: int, dtype: str, work: int, using: Any) -> bool:
     """Run a table in the background, if it is worth it and can be done; return whether.
 
     Parameters
@@ -82,7 +82,7 @@ def start(table: np.ndarray, words: int, dtype: str, work: int, using: Any) -> b
     table, words : as of `kernels._vm.run`.
     dtype : of the run.
     work : how much of it can be divided, in units of `graph.WORK`.
-    using : what has to stay as long as it runs, beside the table.
+    using : what has to stay as long as it runs, the memory of the table included.
     """
     if work < threads.WORTH or not SETTINGS.background or PARAMETERS.mirrors or _State.others:
         return False
@@ -112,7 +112,7 @@ def _begun() -> bool:
     return True
 
 
-def follow(table: np.ndarray, words: int, dtype: str, using: Any) -> bool:
+def follow(table: int, words: int, dtype: str, using: Any) -> bool:
     """Run the table of an update after those that run in the background; return False if there are none."""
     if not _State.queues:
         return False
@@ -129,9 +129,9 @@ def follow(table: np.ndarray, words: int, dtype: str, using: Any) -> bool:
             _State.queueing = False
 
 
-def _put(table: np.ndarray, words: int, dtype: str, using: Any) -> bool:
+def _put(table: int, words: int, dtype: str, using: Any) -> bool:
     queue = _State.queues[-1]
-    queue.using.append((table, using))
+    queue.using.append(using)
     queue.board.put_in_queue(table, words, dtype, queue.threads, queue.blas)
     return True
 

@@ -40,7 +40,7 @@ from autobatch.kernels import _rows
 from autobatch.kernels._jit import ACCUMULATE, ADDING, ALONGSIDE, DTYPES, FIXED, INCOMING, INHERIT, SLOTS, Kernel
 from autobatch.kernels._op import DENSE, ROWS
 from autobatch.machine import Job, Machine
-from autobatch.memory import address_of
+from autobatch.memory import address_of, array_at
 
 _NAMES = list(DTYPES)
 CAREFUL = os.environ.get("AUTOBATCH_CHECK", "0") not in ("", "0")  # wait for each launch, so that an error names it
@@ -401,14 +401,22 @@ class Card(Machine):
         execution, segment = job.execution, job.segment
         place = execution.inputs = execution.inputs or _Place()
         forward = job.backward is None
-        others = [] if forward else [(address_of(segment.lists), segment.lists.nbytes, segment.card_lists)]
+        others = [] if forward else [(segment.lists_at, 8 * segment.entries, segment.card_lists)]
         if self.products is not None:
             self.products.tf32 = SETTINGS.matmul_precision == "tf32"
         arena = place.tables if forward else place.backward
         if not forward:
             arena.cut((0, 0))  # nobody refers to the last one any more, and what it started comes before this
         sent = launch.submit(
-            *(self.device, address_of(job.table), job.words, job.lists, arena, execution.dtype, self._names),
+            *(
+                self.device,
+                job.table,
+                job.words,
+                array_at(job.lists, job.entries, "int64"),
+                arena,
+                execution.dtype,
+                self._names,
+            ),
             *(others, self.products, CAREFUL),
         )
         self.launches += sent.size.launches

@@ -57,6 +57,8 @@ from autobatch.kernels._op import DENSE, SHARED
 from autobatch.kernels._rows import add_rows, add_to_table, copy_rows, zero_rows
 from autobatch.kernels._threads import LONGEST, MOST_THREADS
 from autobatch.kernels._vm import run
+from autobatch.machine import Job
+from autobatch.memory import address_of, array_at
 
 SMALL = 1 << 22
 NEAR = 1 << 18
@@ -198,11 +200,11 @@ class _Call(NamedTuple):
 class _Checker:
     """Checks one table of one segment; `calls` is what it found, in order."""
 
-    def __init__(
-        self, execution: Any, graph: Graph, table: Integers, words: int, scratch: int, segment: Any, backward: Any
-    ) -> None:
-        self.execution, self.graph, self.table, self.words = execution, graph, table, words
-        self.segment, self.backward, self.scratch = segment, backward, scratch
+    def __init__(self, job: Job) -> None:
+        graph, execution, segment, backward = job.graph, job.execution, job.segment, job.backward
+        self.job, self.execution, self.graph, self.words = job, execution, graph, job.words
+        self.table = array_at(job.table, job.words, "int64")
+        self.segment, self.backward, self.scratch = segment, backward, job.scratch
         self.dtype, self.itemsize = graph.dtype, execution.itemsize
         self.n1 = segment.n1 if backward is None else min(segment.n1, backward.loss + 1)
         self.types, self.args, self.positions = execution.types, execution.args.astype(np.int64), execution.positions
@@ -211,18 +213,17 @@ class _Checker:
         self.records: dict[int, NodeType] = {int(t): TYPES.records[t] for t in segment.present}
         self.local = {int(t): l for l, t in enumerate(segment.present)}
         self.rows_kernels = {k.address(self.dtype): k.name for k in (copy_rows, zero_rows, add_rows, add_to_table)}
-        self.integer_spans = [(a.ctypes.data, a.ctypes.data + a.nbytes) for a in self._integer_arrays()]
+        self.integer_spans = [(start, start + 8 * count) for start, count in self._integer_arrays()]
         self.memory = self._memory()
         self.what = self.batch = ""
         self.copies: dict[int, int] = {}  # in a graph for inference: where the copies of the arguments of a batch begin
         self.first_rank = 0
-        self.now = _Instruction(0, table[:0])
+        self.now = _Instruction(0, self.table[:0])
 
-    def _integer_arrays(self) -> list[Integers]:
-        arrays = [self.table, self.segment.table, self.segment.lists]
-        if self.backward is not None:
-            arrays += [lists for table, _, lists, _ in self.backward.tables if table is self.table]
-        return arrays
+    def _integer_arrays(self) -> list[tuple[int, int]]:
+        """Return address and length of the tables and lists that the table refers to, that of the segment first."""
+        s, job = self.segment, self.job
+        return [(s.table_at, s.words), (s.lists_at, s.entries), (job.table, job.words), (job.lists, job.entries)]
 
     def _memory(self) -> _Memory:
         arenas = {"values": self.execution.values, "tables": self.execution.tables, "gradients": self.execution.gradients}
@@ -232,7 +233,7 @@ class _Checker:
             arrays += [(p.values, f"the values of {p}"), (p.gradients, f"the gradient of {p}")]
             arrays += [(p.touched, f"the touched rows of {p}")] if hasattr(p, "touched") else []
         if self.backward is not None:
-            arrays += [(a, "the backward table") for a in self._integer_arrays() if a is not self.segment.table]
+            spans += [(start, start + 8 * count, "the backward table") for start, count in self._integer_arrays()[1:]]
         spans += [(a.ctypes.data, a.ctypes.data + a.nbytes, name) for a, name in arrays]
         if self.backward is None:
             spans.append((self.scratch, self.scratch + 8 * self.itemsize, "the scratch"))
@@ -904,7 +905,7 @@ class _Checker:
             self.fail(f"{name} is added to what was never written", f"{found} of {numbers} numbers")
         ins = call.instruction
         if call.inside is None:
-            run(self.table[ins.at : ins.at + len(ins.words)], len(ins.words), self.scratch)
+            run(self.job.table + 8 * ins.at, len(ins.words), self.scratch)
         else:
             self.run_steps(call)
         partly = call.inside is not None and call.result[0].startswith(_OWN)
@@ -982,7 +983,8 @@ class _Checker:
                 words += [int(self.rows(source, "a part of it")[group[0]]) + offset, item]
             else:
                 words += [int(outer[SLOTS + 2 * source]) + offset, int(outer[SLOTS + 2 * source + 1])]
-        run(np.array(words, np.int64), len(words), self.scratch)
+        table = np.array(words, np.int64)
+        run(address_of(table), len(words), self.scratch)
         for piece in step.step.writes:
             wanted = rows(piece)[rows(piece) != call.unwanted]
             if wanted.size and memory.poisoned(wanted, piece.size):
@@ -998,22 +1000,15 @@ class _Checker:
 _OWN = ("slot 0 (the value", "slot 1 (the gradient of the value")  # rows of a cell, parts of which nobody writes
 
 
-def run_checked(execution: Any, graph: Graph, table: Integers, words: int, scratch: int, segment: Any, backward: Any) -> None:
+def run_checked(job: Job) -> None:
     """Check a table, run it, and watch what it does.
-
-    Parameters
-    ----------
-    execution, graph : the graph it belongs to, its values and its memory.
-    table, words, scratch : as for `kernels._vm.run`.
-    segment : what the table runs.
-    backward : the backward pass it belongs to; None: it is the segment's forward table.
 
     Raises
     ------
     InternalError : a promise was broken. The message names the op, the batch, the slot and the address.
     """
-    checker = _Checker(execution, graph, table, words, scratch, segment, backward)
-    if backward is None:
+    checker = _Checker(job)
+    if job.backward is None:
         checker.check_places()
         calls = list(checker.forward())
     else:

@@ -20,46 +20,17 @@ import numpy as np
 
 from autobatch import background, plan, plan_card, threads
 from autobatch.devices import configured_machine
-from autobatch.frame import Block, Frame
+from autobatch.frame import Block, Frame, numbers
 from autobatch.graph import DTYPES, IMMEDIATES, PER_UNIT, ROW, STOP, TYPES, VIEW, Graph
 from autobatch.kernels._errors import DeviceMemoryError
-from autobatch.machine import PROCESSOR, Job, Machine
+from autobatch.machine import PROCESSOR, Job, Machine, Where
 from autobatch.memory import Arena, address_of, own_pool
-from autobatch.schedule import Schedule, in_pieces, lower_bound, recalled
+from autobatch.schedule import Schedule, in_pieces, recalled
+from autobatch.segment import Segment
 
 _CTYPES = {"float32": ctypes.c_float, "float64": ctypes.c_double}
 SCALARS = 64  # bytes of scratch before the place for a batch of gradients: 1 and 0 for BLAS, then zeros
 CHECKED = os.environ.get("AUTOBATCH_CHECK", "0") not in ("", "0")
-
-
-@dataclasses.dataclass(slots=True)
-class Segment:
-    """What one forward pass ran: nodes n0 to n1 - 1, their schedule, and their table."""
-
-    n0: int
-    n1: int
-    nodes: np.ndarray  # reduced graph -> node
-    kinds: np.ndarray
-    first: np.ndarray
-    edges: np.ndarray
-    present: np.ndarray  # local type -> type
-    schedule: Schedule
-    value_at: np.ndarray
-    batch_at: np.ndarray
-    gather_first: np.ndarray
-    gather_at: np.ndarray
-    base: int
-    at: np.ndarray
-    table: np.ndarray
-    words: int
-    work: tuple[int, int]  # of the forward pass, in units of `graph.WORK`: all of it, and what several threads divide
-    lists: np.ndarray
-    arena: tuple[Any, ...]
-    fields: dict[str, int]  # what the passes are told about the segment
-    blocks: tuple[Any, ...]  # the memory that `fields` names
-    card_lists: int = 0  # where the lists lie on a card
-    last: np.ndarray | None = None  # for inference: the batch after which the values of each batch are given up
-    copies: int = -1  # and the offset of the place for copies
 
 
 @dataclasses.dataclass(slots=True)
@@ -70,7 +41,7 @@ class Backward:
     full: bool
     active: np.ndarray
     gradient: np.ndarray
-    tables: list[tuple[np.ndarray, int, np.ndarray, Segment]]
+    tables: list[tuple[Where, Segment]]
     seed: tuple[int, int, int]
     scratch: int
     sink: int
@@ -85,12 +56,12 @@ class Draft:
     Attributes
     ----------
     backward : what it will be.
-    tables : of each segment: what the passes are told about it, where its table lies, and where its lists do; the last first.
+    tables : of each segment, the last first: what the passes are told about it, where its table lies, and where its lists do.
     blocks : memory that the frame points to.
     """
 
     backward: Backward
-    tables: list[tuple[Segment, dict[str, int], int, int]]
+    tables: list[tuple[Segment, bytes, int, int]]
     blocks: tuple[Any, ...]
 
 
@@ -117,6 +88,7 @@ class Execution:
         self.values = machine.arena("values")
         self.gradients = machine.arena("gradients")
         self.tables = Arena("tables")
+        self.rooms = Arena("segments")
         self.backward_tables = Arena("backward tables")
         self.inputs: Any = None  # what the machine knows of them
         self.backward: Backward | None = None
@@ -133,11 +105,11 @@ class Execution:
     @property
     def batches(self) -> int:
         """Batches run forward so far."""
-        return sum(s.schedule.batch_type.size for s in self.segments)
+        return sum(s.batches for s in self.segments)
 
     def lower_bound(self) -> int:
         """Batches that any policy needs, segment by segment."""
-        return sum(lower_bound(s.kinds, s.first, s.edges, s.present.size) for s in self.segments)
+        return sum(s.lower_bound() for s in self.segments)
 
     def _share(self) -> None:
         """Hand the arrays of the graph to the frame, after they grew."""
@@ -199,126 +171,112 @@ class Execution:
         self._tell()
         frame = self.frame
         if self.freed:
-            frame.set(n0=n0, n1=n1, a0=int(self.positions[n0]))
+            frame.set(n0=n0, n1=n1)
             if plan.misses(frame):
                 self.restore(graph, upto)
                 return
-        # The reduced graph.
-        a0 = int(self.positions[n0]) if n0 else 0
-        size, entries = n1 - n0, self.flushed_args - a0
-        room = min(size, len(TYPES.info))
-        reduced = Block(16 * size + 4 * entries + 5 * room + 64)
-        fields = {"n0": n0, "n1": n1, "nodes": reduced.take(4 * size), "present": reduced.take(4 * room)}
-        kinds_at, first_at, edges_at = reduced.take(4 * size), reduced.take(4 * size + 4), reduced.take(4 * entries)
-        joins_at, dense_at = reduced.take(room), reduced.take(4 * size)
-        frame.set(**fields, a0=a0, kinds=kinds_at, first=first_at, edges=edges_at, joins=joins_at, dense=dense_at)
-        count, m, n_types, operand_count, single = plan.survey(frame)
-        nodes, present = reduced.view(fields["nodes"], count, np.int32), reduced.view(fields["present"], n_types, np.int32)
-        kinds, first = reduced.view(kinds_at, count, np.int32), reduced.view(first_at, count + 1, np.int32)
-        edges, joins = reduced.view(edges_at, m, np.int32), reduced.view(joins_at, n_types, np.uint8)
-        self.machine.compile(present.tolist(), self.kind, False)
-        self._tell()
-        # Batches, and where they lie.
-        order = recalled("none" if single else graph.policy, kinds, first, edges, n_types, joins)
-        frugal = graph.inference and not self.keeps and not graph.check_nan
-        if frugal:
-            order = in_pieces(order, first, edges, TYPES.info[present, plan.SIZE] * self.itemsize)
-        batches = order.batch_type.size
-        places = Block(8 * (2 * n_types + operand_count + 2 * batches))
-        value_at, gather_first = places.take(8 * n_types), places.take(8 * n_types)
-        batch_at = places.take(8 * batches)
-        gather_at, at = places.take(8 * operand_count), places.take(8 * batches)
-        fields |= {
-            "n_types": n_types,
-            "n_batches": batches,
-            "order": address_of(order.order),
-            "type_start": address_of(order.type_start),
-            "batch_type": address_of(order.batch_type),
-            "batch_begin": address_of(order.batch_begin),
-            "batch_end": address_of(order.batch_end),
-            "gather_first": gather_first,
-            "gather_at": gather_at,
-            "at": at,
-        }
-        frame.set(**fields, value_at=value_at, batch_at=batch_at, copies=-1)
-        frame.set(piece=threads.PIECE, product=threads.LARGE // PER_UNIT)
-        last, stays, copies = None, 0, -1
-        if frugal:
-            space = Block(count + 4 * count + 4 * batches + 8 * batches + 16 * plan.HOLES + 64)
-            keep_at, last_at = space.take(count), space.take(4 * batches)
-            ctypes.memset(keep_at, 0, count)
-            keep, reduced_of = space.view(keep_at, count, np.uint8), reduced.view(dense_at, size, np.int32)
-            for n in (index, *others):
-                root = int(self.root[n])
-                if root >= n0 and reduced_of[root - n0] >= 0:
-                    keep[reduced_of[root - n0]] = 1
-            frame.set(keep=keep_at, last=last_at, batch_of=space.take(4 * count), released=space.take(8 * batches))
-            frame.set(holes=space.take(16 * plan.HOLES))
-            stays, copies, total, words, lists_size = plan.frugal_layout(frame)
-            frame.set(copies=copies)
-            last = space.view(last_at, batches, np.int32)
-        else:
-            total, words, lists_size = plan.layout(frame)
-        background.wait()
-        marks = self.values.mark(), self.tables.mark()
-        base, table, lists = self.values.take(total), self.tables.take(8 * words), self.tables.take(8 * lists_size)
-        self.peak = max(self.peak, self.values.used)
-        fields |= {"value_base": base, "forward": table}
-        frame.set(value_base=base, table=table, lists=lists)
-        if graph.input_addresses:
-            addresses, self.inputs = self.machine.inputs(graph, self.inputs)
-            frame.set(input_addresses=addresses)
-        plan.place(frame)
-        words, lists_size, *work = plan.forward_table(frame)
-        segment = Segment(
-            n0=n0,
-            n1=n1,
-            nodes=nodes,
-            kinds=kinds,
-            first=first,
-            edges=edges,
-            present=present,
-            schedule=order,
-            value_at=places.view(value_at, n_types, np.int64),
-            batch_at=places.view(batch_at, batches, np.int64),
-            gather_first=places.view(gather_first, n_types, np.int64),
-            gather_at=places.view(gather_at, operand_count, np.int64),
-            base=base,
-            at=places.view(at, batches, np.int64),
-            table=_integers(table, words),
-            words=words,
-            work=(work[0], work[1]),
-            lists=_integers(lists, lists_size),
-            arena=marks,
-            fields=fields,
-            blocks=(reduced, places),
-            last=last,
-            copies=copies,
-        )
-        self.segments.append(segment)
-        plan_backward = None
-        if self.trains and len(self.segments) == 1 and not frugal and TYPES.info[self.types[index], plan.SIZE] == 1:
-            plan_backward = functools.partial(self._look_ahead, graph, index)
+        marks = self.values.mark(), self.tables.mark(), self.rooms.mark()
         try:
+            frugal = graph.inference and not self.keeps and not graph.check_nan
+            segment = self._survey(n0, n1, graph.policy, frugal)
+            segment.marks = marks
+            if frugal:
+                stays = self._lay_out_frugally(segment, (index, *others))
+            else:
+                self._place(segment, *plan.layout(frame))
+            if graph.input_addresses:
+                addresses, self.inputs = self.machine.inputs(graph, self.inputs)
+                frame.set(input_addresses=addresses)
+            plan.place(frame)
+            segment.words, segment.entries, *work = plan.forward_table(frame)
+            segment.work, segment.saved = tuple(work), frame.save()
+            self.segments.append(segment)
+            plan_backward = None
+            if self.trains and len(self.segments) == 1 and not frugal and TYPES.info[self.types[index], plan.SIZE] == 1:
+                plan_backward = functools.partial(self._look_ahead, graph, index)
             self.machine.begin(graph, False)
-            self._run(graph, segment.table, words, segment.lists, _scratch(self.dtype), segment, None, plan_backward)
+            where = segment.table_at, segment.words, segment.lists_at, segment.entries
+            self._run(Job(self, graph, where, _Scratch.addresses[self.dtype], segment, None), plan_backward)
             if graph.check_nan:
                 from autobatch.check import find_nan
 
                 find_nan(self, graph, segment)
         except BaseException:
-            self.segments.pop()
-            self.values.cut(marks[0])
-            self.tables.cut(marks[1])
+            while self.segments and self.segments[-1].n0 >= n0:
+                self.segments.pop()
+            self._cut(marks)
             raise
         if frugal:
             self.freed += plan.forget(frame)
-            self.values.cut((self.values.mark()[0], base + stays))
+            self.values.cut((self.values.mark()[0], segment.base + stays))
             self.tables.cut(marks[1])
-            segment.table = segment.lists = _NOTHING
-            segment.fields, segment.blocks = {}, (reduced, places)
+            segment.words = segment.entries = 0
             segment.last = None
         self.done = n1
+
+    def _survey(self, n0: int, n1: int, policy: str, frugal: bool) -> Segment:
+        """Begin the segment of these nodes: reduce them, see to their kernels, and find their batches."""
+        frame, size = self.frame, n1 - n0
+        entries = self.flushed_args - (int(self.positions[n0]) if n0 else 0)
+        most = min(size, len(TYPES.info))
+        frame.set(n0=n0, n1=n1, most=most, room=self.rooms.take(plan.room_of_survey(size, entries, most)))
+        count, edges, types, arguments, single, known = plan.survey(frame)
+        segment = Segment(n0, n1, count, edges, types, arguments)
+        if not known or frugal or not single:
+            segment.saved = frame.save()
+        if not known:
+            self.machine.compile(segment.present.tolist(), self.kind, False)
+            self._tell()
+        if single or policy == "none":
+            segment.batches = count
+            room = plan.room_in_order(count, types) + plan.room_of_layout(types, arguments, count)
+            frame.set(n_batches=count, room=self.rooms.take(room))
+            plan.in_order(frame)
+            return segment
+        order = recalled(policy, segment.kinds, segment.first, segment.edges, types, segment.joins)
+        if frugal:
+            sizes = TYPES.info[segment.present, plan.SIZE] * self.itemsize
+            order = in_pieces(order, segment.first, segment.edges, sizes)
+        segment.order, segment.batches = order, order.batch_type.size
+        frame.set(
+            n_batches=segment.batches,
+            **{name: address_of(array) for name, array in zip(Schedule._fields, order, strict=True)},
+            room=self.rooms.take(plan.room_of_layout(types, arguments, segment.batches)),
+        )
+        return segment
+
+    def _place(self, segment: Segment, total: int, words: int, lists: int, copies: int = -1) -> None:
+        """Take memory for the values of a segment and for its table, given the bytes and the words that they need."""
+        background.wait()
+        segment.base = self.values.take(total)
+        self.peak = max(self.peak, self.values.used)
+        segment.table_at = table = self.tables.take(8 * (words + lists))
+        segment.lists_at, segment.copies = table + 8 * words, copies
+        self.frame.set(value_base=segment.base, copies=copies, forward=table, table=table, lists=segment.lists_at)
+        self.frame.set(piece=threads.PIECE, product=threads.LARGE // PER_UNIT)
+
+    def _lay_out_frugally(self, segment: Segment, asked: Sequence[int]) -> int:
+        """Lay a segment out for inference, with the values of these nodes kept; return the bytes of values that stay."""
+        frame, count, batches, n0 = self.frame, segment.count, segment.batches, segment.n0
+        space = Block(count + 4 * count + 4 * batches + 8 * batches + 16 * plan.HOLES + 64)
+        keep_at, last_at = space.take(count), space.take(4 * batches)
+        ctypes.memset(keep_at, 0, count)
+        keep, reduced_of = space.view(keep_at, count, np.uint8), numbers(segment.saved, "dense", segment.n1 - n0)
+        for n in asked:
+            root = int(self.root[n])
+            if root >= n0 and reduced_of[root - n0] >= 0:
+                keep[reduced_of[root - n0]] = 1
+        frame.set(keep=keep_at, last=last_at, batch_of=space.take(4 * count), released=space.take(8 * batches))
+        frame.set(holes=space.take(16 * plan.HOLES))
+        stays, copies, total, words, lists = plan.frugal_layout(frame)
+        segment.last = space.view(last_at, batches, np.int32)
+        self._place(segment, total, words, lists, copies)
+        return int(stays)
+
+    def _cut(self, marks: tuple[tuple[int, int], ...]) -> None:
+        """Go back to these marks of the arenas that hold what belongs to segments."""
+        for arena, mark in zip((self.values, self.tables, self.rooms), marks, strict=True):
+            arena.cut(mark)
 
     def restore(self, graph: Graph, upto: int) -> None:
         """Compute everything once more, and keep it from now on."""
@@ -333,23 +291,13 @@ class Execution:
             self.restore(graph, self.done - 1)
         self.keeps = True
 
-    def _run(
-        self,
-        graph: Graph,
-        table: np.ndarray,
-        words: int,
-        lists: np.ndarray,
-        scratch: int,
-        segment: Segment,
-        backward: Backward | None,
-        meanwhile: Callable[[], None] | None = None,
-    ) -> None:
+    def _run(self, job: Job, meanwhile: Callable[[], None] | None = None) -> None:
         if CHECKED and not self.machine.card:
             from autobatch.check import run_checked
 
-            run_checked(self, graph, table, words, scratch, segment, backward)
+            run_checked(job)
         else:
-            self.machine.run(Job(self, graph, table, words, lists, scratch, segment, backward), meanwhile)
+            self.machine.run(job, meanwhile)
 
     def value_address(self, index: int) -> int:
         """Address of the value of a node, or of a parameter (a negative index), whose numbers are about to be read."""
@@ -406,8 +354,7 @@ class Execution:
         """Plan the backward tables of all segments that the loss may depend on, the last one first."""
         draft = self._draft(graph, loss, full)
         for table in draft.tables:
-            if len(draft.tables) > 1:
-                self.frame.set(**table[1])
+            self.frame.load(table[1])
             self._plan_nodes(draft, *table)
             self._plan_parameters(draft, *table)
         return draft.backward
@@ -433,21 +380,19 @@ class Execution:
         for s in segments:
             self.machine.compile(s.present.tolist(), self.kind, True)
             self._tell()
-            work = Block(12 * s.present.size + 4 * s.at.size + 8 * (s.n1 - s.n0) + 64)
-            fields = {**s.fields, "n1": min(s.n1, n), "block_at": work.take(8 * s.present.size)}
-            fields["slot"], fields["batches"] = work.take(8 * (s.n1 - s.n0)), work.take(4 * s.at.size)
-            fields["ends"] = work.take(4 * s.present.size + 4)
-            frame.set(**fields, start=end)
+            work = Block(12 * s.types + 4 * s.batches + 8 * (s.n1 - s.n0) + 64)
+            frame.load(s.saved)
+            frame.set(n1=min(s.n1, n), start=end, block_at=work.take(8 * s.types), slot=work.take(8 * (s.n1 - s.n0)))
+            frame.set(batches=work.take(4 * s.batches), ends=work.take(4 * s.types + 4))
             end, scratch, wide, words, lists = plan.gradient_layout(frame)
             scratch_size, widest = max(scratch_size, scratch), max(widest, wide)
-            layouts.append((s, fields, work, words, lists))
+            layouts.append((s, frame.save(), work, words, lists))
         base, scratch = self.gradients.take(end), self.gradients.take(scratch_size + SCALARS)
         sink = self.gradients.take(widest)
         frame.set(gradient_base=base, scratch=scratch + SCALARS, sink=sink)
         space = self._work_on_card(graph, nodes) if self.machine.card else self._seen(nodes)
-        for _, fields, _, _, _ in layouts:
-            if len(layouts) > 1:
-                frame.set(**fields)
+        for _, saved, _, _, _ in layouts:
+            frame.load(saved)
             plan.gradient_places(frame)
         result = Backward(loss, full, active, gradient, [], (0, 0, 0), scratch, sink, (base, base + end))
         if active[loss] == 3:
@@ -458,17 +403,17 @@ class Execution:
                 size = int(TYPES.info[self.types[root], plan.SIZE]) * self.itemsize
                 result.seed = int(gradient[loss]), int(gradient[root]), size
         tables = []
-        for s, fields, _, words, lists in reversed(layouts):
-            tables.append((s, fields, self.backward_tables.take(8 * words), self.backward_tables.take(8 * lists)))
+        for s, saved, _, words, lists in reversed(layouts):
+            tables.append((s, saved, self.backward_tables.take(8 * words), self.backward_tables.take(8 * lists)))
         return Draft(result, tables, (state, space, layouts))
 
-    def _plan_nodes(self, draft: Draft, segment: Segment, fields: dict[str, int], table: int, lists: int) -> None:
+    def _plan_nodes(self, draft: Draft, segment: Segment, saved: bytes, table: int, lists: int) -> None:
         """Write what of a table forms gradients of nodes."""
         self.frame.set(table=table, lists=lists)
         w, r, rounds = plan.backward_table(self.frame)
         self.frame.set(w=w, r=r, rounds=rounds)
 
-    def _plan_parameters(self, draft: Draft, segment: Segment, fields: dict[str, int], table: int, lists: int) -> None:
+    def _plan_parameters(self, draft: Draft, segment: Segment, saved: bytes, table: int, lists: int) -> None:
         """Write the rest of a table, directly after `_plan_nodes`: gradients of parameters."""
         frame, result = self.frame, draft.backward
         if self.machine.card:
@@ -480,15 +425,15 @@ class Execution:
             frame.set(w=w)
             w, r = plan.rows_table(frame)
         result.products += products
-        result.tables.append((_integers(table, w), w, _integers(lists, r), segment))
+        result.tables.append(((table, w, lists, r), segment))
 
     def _run_planned(self, graph: Graph, backward: Backward) -> None:
         """Run the tables of a backward pass."""
         self._seed(backward)
         if not self.machine.card:
             _touch_all(graph)
-        for table, words, lists, segment in backward.tables:
-            self._run(graph, table, words, lists, backward.scratch, segment, backward)
+        for where, segment in backward.tables:
+            self._run(Job(self, graph, where, backward.scratch, segment, backward))
         if self.machine.card:
             _touch_all(graph)
 
@@ -595,7 +540,7 @@ class Execution:
         self.flushed_entries = 0, 0
         self.segments.clear()
         self.backward = self.ahead = None
-        for arena in (self.values, self.tables, self.gradients, self.backward_tables):
+        for arena in (self.values, self.tables, self.rooms, self.gradients, self.backward_tables):
             arena.cut((0, 0))
         if self.inputs is not None:
             self.inputs.forget()
@@ -604,9 +549,7 @@ class Execution:
         """Forget all nodes from number `nodes` on (they were recorded above a checkpoint, which evaluated what lies below)."""
         background.finish()
         while self.segments and self.segments[-1].n0 >= nodes:
-            segment = self.segments.pop()
-            self.values.cut(segment.arena[0])
-            self.tables.cut(segment.arena[1])
+            self._cut(self.segments.pop().marks)
         if self.segments and self.segments[-1].n1 > nodes:  # all was computed again, across the checkpoint
             self.invalidate()
         self.backward = self.ahead = None
@@ -617,7 +560,11 @@ class Execution:
 
     def memory(self) -> dict[str, int]:
         """Bytes used and reserved, by purpose; and the most that values used at any time."""
-        arenas = {"values": [self.values], "gradients": [self.gradients], "tables": [self.tables, self.backward_tables]}
+        arenas = {
+            "values": [self.values],
+            "gradients": [self.gradients],
+            "tables": [self.tables, self.rooms, self.backward_tables],
+        }
         held = {
             f"{name}_{what}": sum(getattr(a, what) for a in of) for name, of in arenas.items() for what in ("used", "reserved")
         }
@@ -636,7 +583,7 @@ class Execution:
         self.done = self.flushed = self.flushed_args = self.freed = self.peak = 0
         self.keeps = False
         self.flushed_entries = 0, 0
-        for arena in (self.values, self.tables, self.gradients, self.backward_tables):
+        for arena in (self.values, self.tables, self.rooms, self.gradients, self.backward_tables):
             arena.release(pool)
         if self.inputs is not None:
             self.inputs.release()
@@ -650,15 +597,6 @@ def _grown(array: np.ndarray, size: int) -> np.ndarray:
     grown = np.zeros(size, array.dtype)
     grown[: array.size] = array
     return grown
-
-
-_NOTHING = np.empty(0, np.int64)
-
-
-def _integers(address: int, count: int) -> np.ndarray:
-    """Return an int64 array at an address in an arena."""
-    buffer: Any = (ctypes.c_int64 * count).from_address(address)
-    return np.frombuffer(buffer, np.int64)
 
 
 def _gradients(graph: Graph) -> list[tuple[Any, np.ndarray, np.ndarray | None]]:
@@ -686,10 +624,6 @@ class _Scratch:
 
     arrays = {name: np.array([1, 0] + [0] * 6, name) for name in DTYPES}  # noqa: RUF012
     addresses = {name: address_of(array) for name, array in arrays.items()}  # noqa: RUF012
-
-
-def _scratch(dtype: str) -> int:
-    return _Scratch.addresses[dtype]
 
 
 class _Idle(threading.local):

@@ -12,6 +12,11 @@ A pass is a compiled function whose parameters are names of fields. Callers fill
 A number is the field itself, an array its address; in front of the body of a pass each parameter is bound to the one or to a
 pointer. Passing forty arrays instead cost 3 µs a call for unpacking them, and an index into an array compiles several times as
 slowly as one into a pointer: compilation is what a user waits for first.
+
+A pass that makes arrays itself has `frame` as its first parameter, takes their memory from the front of `room`, and writes
+their addresses into the frame: each field that Python sets costs 0.1 µs, as much as scheduling two nodes.
+
+The first fields are those of a segment (`execute.py`): all that later passes ask of it. `save` and `load` copy them.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ import ctypes
 import functools
 import inspect
 import linecache
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -28,10 +34,14 @@ import numpy as np
 
 from autobatch.kernels._errors import InternalError
 from autobatch.kernels._jit import bytes_at, compiled, int32s, integers
-from autobatch.memory import address_of
+from autobatch.memory import address_of, array_at
 
+SEGMENT = """
+n0 n1 n_types n_batches value_base copies nodes kinds first edges joins present dense order type_start batch_type batch_begin
+batch_end value_at batch_at gather_first gather_at at forward block_at slot batches ends
+""".split()
 NUMBERS = """
-n0 n1 a0 n_types n_batches itemsize dtype value_base gradient_base start scratch sink loss full w r
+n0 n1 n_types n_batches itemsize dtype value_base gradient_base start scratch sink loss full w r room most
 copy_rows zero_rows add_rows add_to_table copies card rounds add_groups add_overlapping piece product
 """.split()
 INT32 = """
@@ -43,8 +53,9 @@ info operands needs positions address value_at gather_first gather_at input_addr
 gradient parameter_values parameter_gradients parameter_touched batch_at holes
 """.split()
 UINT8 = "joins active touched keep".split()
-FIELDS = {name: k for k, name in enumerate([*NUMBERS, *INT32, *INT64, *UINT8])}
+FIELDS = {name: k for k, name in enumerate(dict.fromkeys([*SEGMENT, *NUMBERS, *INT32, *INT64, *UINT8]))}
 _POINTERS = {**dict.fromkeys(INT32, "int32s"), **dict.fromkeys(INT64, "integers"), **dict.fromkeys(UINT8, "bytes_at")}
+_DTYPES = {**dict.fromkeys(INT32, "int32"), **dict.fromkeys(INT64, "int64"), **dict.fromkeys(UINT8, "uint8")}
 _SCOPE = {"int32s": int32s, "integers": integers, "bytes_at": bytes_at}
 
 
@@ -66,6 +77,28 @@ class Frame:
                 self._arrays[name] = value
                 value = address_of(value)
             words[numbers[name]] = value
+
+    def get(self, name: str) -> int:
+        """Return a field: a number, or the address of an array."""
+        return self._words[FIELDS[name]]
+
+    def save(self) -> bytes:
+        """Return the fields of a segment, for `load`, and for `field` and `numbers`."""
+        return ctypes.string_at(self.address, 8 * len(SEGMENT))
+
+    def load(self, saved: bytes) -> None:
+        """Set the fields of a segment to what they were."""
+        ctypes.memmove(self.address, saved, len(saved))
+
+
+def field(saved: bytes, name: str) -> int:
+    """Return a field of a saved segment."""
+    return int.from_bytes(saved[8 * FIELDS[name] : 8 * FIELDS[name] + 8], sys.byteorder, signed=True)
+
+
+def numbers(saved: bytes, name: str, count: int) -> np.ndarray:
+    """Return an array that a saved segment has, of which `count` numbers count; it lies where it was, and nobody keeps it."""
+    return array_at(field(saved, name), count, _DTYPES[name])
 
 
 class Block:
@@ -110,7 +143,7 @@ class over_frame:
         tree = ast.parse("".join(inspect.getblock(self._lines[first:])))
         definition = tree.body[0]
         assert isinstance(definition, ast.FunctionDef)
-        names = [a.arg for a in definition.args.args]
+        names = [a.arg for a in definition.args.args if a.arg != "frame"]
         binding = ["frame = integers(frame)"]
         for name in names:
             word = f"frame[{FIELDS[name]}]"

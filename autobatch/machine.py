@@ -148,33 +148,34 @@ class Machine:
 
     def run_fixed(self, table: Any, words: int, dtype: str, using: Any) -> None:
         """Run the first words of a table, given as twin; `using`: whatever holds the memory that it works on."""
-        if not background.follow(table.array, words, dtype, using):
-            run(table.array, words, 0)
+        if not background.follow(table.address, words, dtype, (table, using)):
+            run(table.address, words, 0)
 
     def settle(self) -> None:
         """Return when tables of trainers may be written to."""
         background.wait_for_updates()
 
 
+Where = tuple[int, int, int, int]  # address and length of a table, and of the lists that it points to
+
+
 class Job:
-    """A table to run, and what belongs to it."""
+    """A table to run, and what belongs to it.
 
-    __slots__ = ("backward", "execution", "graph", "lists", "scratch", "segment", "table", "words")
+    Attributes
+    ----------
+    execution, graph : whose table it is.
+    table, words, lists, entries : where it lies.
+    scratch : address of the work space of its kernels.
+    segment : what the table runs.
+    backward : the backward pass that it belongs to; None: it is the segment's forward table.
+    """
 
-    def __init__(
-        self,
-        execution: Any,
-        graph: Graph,
-        table: np.ndarray,
-        words: int,
-        lists: np.ndarray,
-        scratch: int,
-        segment: Any,
-        backward: Any,
-    ) -> None:
-        self.execution, self.graph = execution, graph
-        self.table, self.words, self.lists, self.scratch = table, words, lists, scratch
-        self.segment, self.backward = segment, backward
+    __slots__ = ("backward", "entries", "execution", "graph", "lists", "scratch", "segment", "table", "words")
+
+    def __init__(self, execution: Any, graph: Graph, where: Where, scratch: int, segment: Any, backward: Any) -> None:
+        self.execution, self.graph, self.scratch, self.segment, self.backward = execution, graph, scratch, segment, backward
+        self.table, self.words, self.lists, self.entries = where
 
 
 PROCESSOR = Machine()

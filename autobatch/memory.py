@@ -144,10 +144,19 @@ def pooled() -> int:
     return sum(c.nbytes for chunks in _POOL.chunks.values() for c in chunks)
 
 
+def array_at(address: int, count: int, dtype: str) -> np.ndarray:
+    """Return an array of `count` numbers that lie at an address; who calls keeps them there."""
+    buffer: Any = (ctypes.c_uint8 * (count * _DTYPES[dtype].itemsize)).from_address(address)
+    return np.frombuffer(buffer, _DTYPES[dtype])
+
+
+_DTYPES = {name: np.dtype(name) for name in ("uint8", "int32", "int64", "float32", "float64")}
+
+
 def read(address: int, count: int, dtype: str) -> np.ndarray:
     """Return a copy of `count` numbers at an address."""
-    out = np.empty(count, dtype)
-    ctypes.memmove(out.ctypes.data, address, out.nbytes)
+    out = np.empty(count, _DTYPES[dtype])
+    ctypes.memmove(address_of(out), address, out.nbytes)
     return out
 
 

@@ -32,7 +32,7 @@ Each pass takes its parameters from a frame (`frame.py`): arrays come as pointer
 tables of types and operands are addressed flat: `t` and `o` are the places where a row begins.
 """
 
-from autobatch.frame import over_frame
+from autobatch.frame import FIELDS, over_frame
 from autobatch.graph import (
     ARGUMENTS,
     BACK,
@@ -73,7 +73,10 @@ from autobatch.kernels._jit import (
     ITEMS,
     SLOTS,
     address_of,
+    bytes_at,
     inline,
+    int32s,
+    integers,
     move_slot,
     write_head,
     write_slot,
@@ -92,6 +95,15 @@ _TABLE_WORDS = SLOTS + 8 + 1  # rows added to a table
 TABLE_GROUPS_WORDS = SLOTS + 12 + 1  # the same in groups
 _GROUPS_WORDS = SLOTS + 8 + 1  # rows added to few places
 
+# Fields that passes write.
+_ROOM, _N_TYPES = FIELDS["room"], FIELDS["n_types"]
+_NODES, _KINDS, _FIRST, _EDGES = FIELDS["nodes"], FIELDS["kinds"], FIELDS["first"], FIELDS["edges"]
+_JOINS, _PRESENT, _DENSE = FIELDS["joins"], FIELDS["present"], FIELDS["dense"]
+_ORDER, _TYPE_START, _BATCH_TYPE = FIELDS["order"], FIELDS["type_start"], FIELDS["batch_type"]
+_BATCH_BEGIN, _BATCH_END = FIELDS["batch_begin"], FIELDS["batch_end"]
+_VALUE_AT, _BATCH_AT, _AT = FIELDS["value_at"], FIELDS["batch_at"], FIELDS["at"]
+_GATHER_FIRST, _GATHER_AT = FIELDS["gather_first"], FIELDS["gather_at"]
+
 
 # Survey ---------------------------------------------------------------------------------------------------------------
 
@@ -104,16 +116,35 @@ def _of(n, t, at, args, info):
     return args[at], args[at + 1]
 
 
+@inline
+def _whole(bytes_):
+    """So many bytes of the room that the next array is aligned."""
+    return (bytes_ + 7) // 8 * 8
+
+
+def room_of_survey(nodes: int, entries: int, most: int) -> int:
+    """Return how many bytes of room `survey` takes for so many nodes, entries of arguments, and types at most."""
+    return 16 * nodes + 4 * entries + 5 * most + 64
+
+
 @over_frame
-def survey(n0, n1, a0, types, args, info, positions, root, local, nodes, kinds, first, edges, joins, present, dense):
+def survey(frame, n0, n1, most, types, args, info, dtype, positions, root, local, room):
     """Reduce the nodes n0 to n1 - 1 to the graph that is scheduled: ops only, views looked through.
 
-    Fills positions (where the arguments of each node begin), root (the node in whose memory it lies, or a parameter), and the
-    reduced graph: nodes, kinds (local types, numbered by first appearance), first, edges, joins, present (local type -> type).
-    `local` is all -1 and is left so. Returns how many nodes, edges, local types, and arguments of these types there are, and
-    whether there is but one order and no two nodes can run together: each node reads the one before, or each has its own type.
+    Fills positions (where the arguments of each node begin), root (the node in whose memory it lies, or a parameter). Makes
+    `dense`, and the reduced graph: nodes, kinds (local types, numbered by first appearance), first, edges, joins, present
+    (local type -> type). `local` is all -1 and is left so, `most` how many types there may be.
+
+    Returns how many nodes, edges, local types, and arguments of these types there are, whether there is but one order and no
+    two nodes can run together (each node reads the one before, or each has its own type), and whether all types have kernels.
     """
-    at, count, m, T, operands, links = a0, 0, 0, 0, 0, 0
+    size = n1 - n0
+    end = room + 16 * size + 4
+    frame[_NODES], frame[_KINDS], frame[_DENSE], frame[_FIRST] = room, room + 4 * size, room + 8 * size, room + 12 * size
+    frame[_PRESENT], frame[_JOINS], frame[_EDGES] = end, end + 4 * most, _whole(end + 5 * most)
+    nodes, kinds, dense, first = int32s(room), int32s(room + 4 * size), int32s(room + 8 * size), int32s(room + 12 * size)
+    present, joins, edges = int32s(end), bytes_at(end + 4 * most), int32s(_whole(end + 5 * most))
+    at, count, m, T, operands, links, known = positions[n0] if n0 else 0, 0, 0, 0, 0, 0, True
     for n in range(n0, n1):
         type_ = types[n]
         t = type_ * TYPE_COLUMNS
@@ -128,6 +159,7 @@ def survey(n0, n1, a0, types, args, info, positions, root, local, nodes, kinds, 
                 present[T] = type_
                 joins[T] = info[t + JOINS]
                 operands += info[t + ARGUMENTS]
+                known &= info[t + FORWARD + dtype] != 0
                 T += 1
             first[count] = m
             linked = False
@@ -152,7 +184,8 @@ def survey(n0, n1, a0, types, args, info, positions, root, local, nodes, kinds, 
     positions[n1] = at
     for l in range(T):
         local[present[l]] = -1
-    return count, m, T, operands, links == count - 1 or T == count
+    frame[_N_TYPES] = T
+    return count, m, T, operands, links == count - 1 or T == count, known
 
 
 # Forward --------------------------------------------------------------------------------------------------------------
@@ -163,14 +196,56 @@ def _aligned(n):
     return (n + (ALIGN - 1)) // ALIGN * ALIGN
 
 
+def room_in_order(nodes: int, types: int) -> int:
+    """Return how many bytes of room `in_order` takes."""
+    return 16 * nodes + 4 * types + 64
+
+
 @over_frame
-def layout(n_types, n_batches, present, type_start, batch_type, batch_begin, info, operands, itemsize, value_at, batch_at,
-           gather_first, gather_at):  # fmt: skip
+def in_order(frame, n_batches, n_types, kinds, room):
+    """Make the schedule of a segment that runs node by node, as recorded: that of policy "none" (`schedule.py`)."""
+    n, column = n_batches, _whole(4 * n_batches)
+    frame[_ORDER], frame[_BATCH_TYPE], frame[_BATCH_BEGIN] = room, room + column, room + 2 * column
+    frame[_BATCH_END], frame[_TYPE_START] = room + 3 * column, room + 4 * column
+    order, batch_type, batch_begin = int32s(room), int32s(room + column), int32s(room + 2 * column)
+    batch_end, start = int32s(room + 3 * column), int32s(room + 4 * column)
+    frame[_ROOM] = room + 4 * column + _whole(4 * n_types + 4)
+    for l in range(n_types + 1):
+        start[l] = 0
+    for i in range(n):
+        start[kinds[i]] += 1
+    for l in range(n_types):
+        start[l + 1] += start[l]
+    for i in range(n - 1, -1, -1):  # start[l] is the end of type l at first, and its beginning at last
+        l = kinds[i]
+        p = start[l] - 1
+        start[l] = p
+        order[p], batch_type[i], batch_begin[i], batch_end[i] = i, l, p, p + 1
+
+
+def room_of_layout(types: int, arguments: int, batches: int) -> int:
+    """Return how many bytes of room a layout takes, for so many arguments of all types."""
+    return 8 * (2 * types + arguments + 2 * batches)
+
+
+@inline
+def _make_places(frame, n_types, n_batches, room):
+    """Make the arrays of places: one a type, one a batch, and `gather_at`, one an argument of each type."""
+    frame[_VALUE_AT], frame[_GATHER_FIRST] = room, room + 8 * n_types
+    frame[_BATCH_AT], frame[_AT] = room + 16 * n_types, room + 16 * n_types + 8 * n_batches
+    frame[_GATHER_AT] = room + 16 * n_types + 16 * n_batches
+
+
+@over_frame
+def layout(frame, n_types, n_batches, present, type_start, batch_type, batch_begin, info, operands, itemsize, room):
     """Give each type its block of values, and each DENSE argument of a type its block for copies.
 
-    Fills value_at[l], batch_at[b], gather_first[l] and gather_at (offsets in bytes); returns the bytes of all blocks, and upper
-    bounds for the words of the table and of the lists of addresses.
+    Makes value_at[l], batch_at[b], gather_first[l] and gather_at (offsets in bytes), and room for at[b]; returns the bytes of
+    all blocks, and upper bounds for the words of the table and of the lists of addresses.
     """
+    _make_places(frame, n_types, n_batches, room)
+    value_at, batch_at = integers(frame[_VALUE_AT]), integers(frame[_BATCH_AT])
+    gather_first, gather_at = integers(frame[_GATHER_FIRST]), integers(frame[_GATHER_AT])
     at, lists, words, g = 0, 0, 0, 0
     for l in range(n_types):
         t, count = present[l] * TYPE_COLUMNS, type_start[l + 1] - type_start[l]
@@ -195,19 +270,21 @@ def layout(n_types, n_batches, present, type_start, batch_type, batch_begin, inf
 
 
 @over_frame
-def frugal_layout(n_batches, present, order, first, edges, batch_type, batch_begin, batch_end, info, operands, itemsize, keep,
-                  batch_at, batch_of, last, released, holes):  # fmt: skip
+def frugal_layout(frame, n_types, n_batches, present, order, first, edges, batch_type, batch_begin, batch_end, info, operands,
+                  itemsize, keep, batch_of, last, released, holes, room):  # fmt: skip
     """Give each batch a block of values that is free for others after the last batch that reads it.
 
         | batches with a node to keep | batches that come and go | copies of DENSE arguments, of one batch at a time |
 
-    `keep[i]` tells which nodes of the reduced graph stay; nodes without a reader are added to them here. Fills batch_at[b]
-    (offsets in bytes) and last[b], the batch after which b is free (n_batches: it stays). Each new block goes into the first
-    hole that is large enough. `batch_of` (one a node), `released` (two a batch) and `holes` (HOLES pairs of start and end, one
-    after the other in memory) are work space; of more holes the smallest is given up.
+    `keep[i]` tells which nodes of the reduced graph stay; nodes without a reader are added to them here. Makes batch_at[b]
+    (offsets in bytes) and room for at[b], and fills last[b], the batch after which b is free (n_batches: it stays). Each new
+    block goes into the first hole that is large enough. `batch_of` (one a node), `released` (two a batch) and `holes` (HOLES
+    pairs of start and end, one after the other in memory) are work space; of more holes the smallest is given up.
 
     Returns the end of what stays, of what comes and goes, and of the copies, and upper bounds as `layout`.
     """
+    _make_places(frame, n_types, n_batches, room)
+    batch_at = integers(frame[_BATCH_AT])
     words, lists, copies, next_ = 0, 0, 0, n_batches
     for b in range(n_batches):
         t, n, width = present[batch_type[b]] * TYPE_COLUMNS, batch_end[b] - batch_begin[b], 0
@@ -316,9 +393,9 @@ def forget(n0, n1, n_batches, root, dense, batch_of, last, address):
 
 
 @over_frame
-def misses(n0, n1, a0, types, args, info, address):
+def misses(n0, n1, types, args, info, positions, address):
     """Return whether one of the nodes n0 to n1 - 1 reads an older one without a value."""
-    at = a0
+    at = positions[n0] if n0 else 0
     for n in range(n0, n1):
         t = types[n] * TYPE_COLUMNS
         for k in range(info[t + RECORDED]):

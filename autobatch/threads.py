@@ -138,7 +138,7 @@ class _Board:
         ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)(address)(address_of(product), one)
         self._products[dtype] = address
 
-    def write(self, at: int, table: np.ndarray, words: int, dtype: str, threads: int, blas: int) -> None:
+    def write(self, at: int, table: int, words: int, dtype: str, threads: int, blas: int) -> None:
         """Write what there is to know of a table to run into the words from `at` on; see to it that there are helpers."""
         if self.helpers < threads - 1:
             self.hire(threads - 1)
@@ -146,11 +146,11 @@ class _Board:
             self._learn(dtype)
         # in the order of the names in `_threads.py`
         self.words[at : at + 7] = (
-            *(address_of(table), words, address_of(self.leader[dtype]), min(threads, self.helpers + 1)),
+            *(table, words, address_of(self.leader[dtype]), min(threads, self.helpers + 1)),
             *(address_of(self.leaf[dtype]), self._products[dtype], blas),
         )
 
-    def run(self, table: np.ndarray, words: int, dtype: str, threads: int) -> None:
+    def run(self, table: int, words: int, dtype: str, threads: int) -> None:
         """Run a table with helpers."""
         self.write(_threads.NOW, table, words, dtype, threads, of_blas())
         if self.words[_threads.SET_BLAS]:
@@ -165,7 +165,7 @@ class _Board:
             for library, number in before:
                 library.set_num_threads(number)
 
-    def put_in_queue(self, table: np.ndarray, words: int, dtype: str, threads: int, blas: int) -> None:
+    def put_in_queue(self, table: int, words: int, dtype: str, threads: int, blas: int) -> None:
         """Have a table run by helpers, behind those that are in the queue already, while the caller goes on."""
         _threads.wait_for_queue(self.words, _threads.ROOM - 1)
         at = _threads.ORDERS + 8 * (int(self.words[_threads.QUEUED]) % _threads.ROOM)
@@ -254,7 +254,7 @@ def board() -> _Board:
     return _Process.board
 
 
-def run_table(table: np.ndarray, words: int, scratch: int, dtype: str, work: int) -> None:
+def run_table(table: int, words: int, scratch: int, dtype: str, work: int) -> None:
     """Run a table, with helpers if it is worth it and they are free.
 
     Parameters

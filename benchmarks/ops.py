@@ -334,9 +334,9 @@ class Program:
 
     def kernels(self):
         """Run the kernels of the nodes again, and nothing else; return the seconds it took."""
-        segment, scratch = self.execution.segments[-1], execute._scratch("float32")
+        segment, scratch = self.execution.segments[-1], execute._Scratch.addresses["float32"]
         start = time.perf_counter()
-        run(segment.table, segment.words, scratch)
+        run(segment.table_at, segment.words, scratch)
         return time.perf_counter() - start
 
     def both(self):

@@ -268,8 +268,8 @@ def interpreter(repetitions, count=100_000):
     table = np.zeros((count, words), np.int64)
     table[:, 0], table[:, 1] = nothing.address("float32"), words
     table = table.ravel()
-    run(table, table.size, 0)
-    return nanoseconds(lambda: run(table, table.size, 0), count, max(5, repetitions))
+    run(table.ctypes.data, table.size, 0)
+    return nanoseconds(lambda: run(table.ctypes.data, table.size, 0), count, max(5, repetitions))
 
 
 def process(cache, repetitions):

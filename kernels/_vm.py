@@ -15,7 +15,7 @@ def run(table, words, scratch):
 
     Parameters
     ----------
-    table : int64 array, instructions one after the other.
+    table : int, address of int64 words: instructions one after the other.
     words : int, where to stop; the end of an instruction.
     scratch : int, address of the work space that kernels get as their second argument; 0 where none of them uses it.
 
@@ -24,9 +24,8 @@ def run(table, words, scratch):
     A kernel may write into instructions after its own (`update_rows` does: it fills in how many rows there are), and how long
     its own is: what comes before that is left out (`update_clip`).
     """
-    start = table.ctypes.data
     at = 0
     while at < words:
-        ins = integers(start + 8 * at)
+        ins = integers(table + 8 * at)
         call(ins[KERNEL], ins, scratch)
         at += ins[LENGTH] & WORDS

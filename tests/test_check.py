@@ -20,6 +20,7 @@ from autobatch.kernels._errors import InternalError
 from autobatch.kernels._jit import ACCUMULATE, FLAGS, ITEMS, KERNEL, SIZES, SLOTS, integers, item, kernel
 from autobatch.kernels._op import OPS, Lowering, Op, Operand
 from autobatch.kernels._rows import zero_rows
+from autobatch.memory import array_at
 from autobatch.schedule import POLICIES
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -121,10 +122,10 @@ def test_every_op_in_its_memory(checked, op):
 # Tables with a wrong word ---------------------------------------------------------------------------------------------
 
 
-def verified(*arguments):
+def verified(job):
     """The calls of a table, checked but not run."""
-    checker = check._Checker(*arguments)
-    if arguments[-1] is None:
+    checker = check._Checker(job)
+    if job.backward is None:
         checker.check_places()
         return list(checker.forward())
     checker.check_gradient_places()
@@ -132,12 +133,12 @@ def verified(*arguments):
 
 
 def tables(monkeypatch, visit):
-    """Run the program in debug mode and call visit(table, arguments of `run_checked`) before each table runs."""
+    """Run the program in debug mode and call visit(table, job) before each table runs."""
     plain = check.run_checked
 
-    def run_checked(*arguments):
-        visit(arguments[2], arguments)
-        plain(*arguments)
+    def run_checked(job):
+        visit(array_at(job.table, job.words, "int64"), job)
+        plain(job)
 
     monkeypatch.setattr(check, "run_checked", run_checked)
     model, graph, loss = program()
@@ -155,8 +156,8 @@ def test_every_word_counts(checked, monkeypatch):
     """A table with one word changed is refused before it runs, but for what only shows when it runs (the test after this)."""
     rng, refused, passed = random.Random(1), [], []
 
-    def visit(table, arguments):
-        starts = [(c.instruction.at, c.what, c.instruction.words.copy()) for c in verified(*arguments)]
+    def visit(table, job):
+        starts = [(c.instruction.at, c.what, c.instruction.words.copy()) for c in verified(job)]
         for _ in range(200):
             at, what, words = rng.choice(starts)
             word = rng.randrange(len(words))
@@ -165,7 +166,7 @@ def test_every_word_counts(checked, monkeypatch):
             table[at + word] += rng.choice([1, -1, 4, 8, -8, 64, 1 << 20, 1 << 40, -int(words[word]) - 1])
             if table[at + word] != words[word]:
                 try:
-                    verified(*arguments)
+                    verified(job)
                 except InternalError as error:
                     assert "please report this" in str(error)
                     refused.append(what)
@@ -186,10 +187,10 @@ def test_what_only_shows_when_it_runs(checked, monkeypatch, what):
     for n in range(100):
         seen = {"n": 0, "changed": False}
 
-        def visit(table, arguments, n=n, seen=seen):
-            if arguments[-1] is None:
+        def visit(table, job, n=n, seen=seen):
+            if job.backward is None:
                 return
-            for call in verified(*arguments):
+            for call in verified(job):
                 at, words = call.instruction.at, call.instruction.words
                 place, by = {
                     "zeros left out": (ITEMS, -1 if "zero" in call.what and words[ITEMS] > 1 else 0),
@@ -218,11 +219,11 @@ def test_what_only_shows_when_it_runs(checked, monkeypatch, what):
 def corrupted(monkeypatch, op, change, backward=False):
     """The text of the error after `change(table, at, segment)` of the instruction of an op."""
 
-    def visit(table, arguments):
-        if (arguments[-1] is not None) == backward:
-            for call in verified(*arguments):
+    def visit(table, job):
+        if (job.backward is not None) == backward:
+            for call in verified(job):
                 if call.what == op:
-                    change(table, call.instruction.at, arguments[5])
+                    change(table, call.instruction.at, job.segment)
                     return
 
     with pytest.raises(InternalError) as caught:
@@ -312,9 +313,9 @@ def test_a_kernel_at_no_known_address_is_named(checked, monkeypatch):
 
 
 def test_a_gradient_that_is_not_formed_is_named(checked, monkeypatch):
-    def visit(table, arguments):
-        if arguments[-1] is not None:
-            for call in verified(*arguments):
+    def visit(table, job):
+        if job.backward is not None:
+            for call in verified(job):
                 if call.what == "gradient of argument 4 of lstm_step":
                     table[call.instruction.at + ITEMS] -= 1
                     return

@@ -51,6 +51,7 @@ from autobatch.kernels._lanes import items, joined, lanes
 from autobatch.kernels._tiles import block_x, thread_x
 from autobatch.kernels._vm import run as run_table
 from autobatch.kernels.cell import cell_forward, cell_gradient, cell_prepare
+from autobatch.memory import array_at
 
 # Kernels of these tests -----------------------------------------------------------------------------------------------
 
@@ -742,7 +743,7 @@ def test_real_cells_become_their_steps(monkeypatch):
     expanded = []
 
     def run_expanded(job, meanwhile=None):
-        table, words, itemsize = job.table, job.words, job.execution.itemsize
+        table, words, itemsize = array_at(job.table, job.words, "int64"), job.words, job.execution.itemsize
         of, planned, kept, at = records_of_a_processor(job.execution.dtype), table.copy(), [], 0
         while at < words:
             kept.append(of(int(planned[at]), int(planned[at + SIZES]), int(planned[at + FLAGS])))
@@ -760,7 +761,7 @@ def test_real_cells_become_their_steps(monkeypatch):
             at, rows = at + int(out[at + 1]), rows + 1
         assert rows == size.launches
         expanded.append((len(kept), rows))
-        run_table(out, out.size, job.scratch)
+        run_table(out.ctypes.data, out.size, job.scratch)
 
     monkeypatch.setattr(machine.PROCESSOR, "run", run_expanded)
     for got, wanted in zip(graph(), expected, strict=True):

@@ -29,7 +29,7 @@ def counts(loss):
     """What a graph takes once it ran forward and backward: words of tables, bytes of values and gradients, batches."""
     execution = ab.current_graph().execution
     forward = sum(s.words for s in execution.segments)
-    backward = sum(words for _, words, _, _ in execution.backward.tables)
+    backward = sum(where[1] for where, _ in execution.backward.tables)
     first, last = execution.backward.slots
     values = ab.memory()["values_used"]
     return {"forward": forward, "backward": backward, "values": values, "gradients": last - first, "batches": execution.batches}

@@ -83,7 +83,8 @@ def test_a_rule_makes_the_same_steps_on_a_card(name, dtype):
     values, sizes = np.array(numbers), np.array([size], np.int64)
     words = [kernel.address(dtype), SLOTS + 2 * count + 2, n, sizes.ctypes.data, 0]
     words += [w for a in arrays for w in (a.ctypes.data, step)] + [values.ctypes.data, 0]
-    run(np.array(words, np.int64), len(words), 0)
+    table = np.array(words, np.int64)
+    run(table.ctypes.data, len(words), 0)
 
     card = Card(dtype)
     slots = [(card.address(a), step) for a in copies] + [(card.address(numbers_of_card(numbers, dtype)), 0)]
