@@ -30,6 +30,7 @@ from autobatch.graph import (
     PARAMETERS,
     PREPARE,
     READS,
+    READY,
     SETTINGS,
     TYPES,
     WRITES,
@@ -212,9 +213,8 @@ class Card(Machine):
             self.operands = _grown(self.operands, len(operands))
         rows, last = slice(self._types, count), TYPES.records[count - 1]
         self.info[rows] = info[rows]
-        self.info[rows, FORWARD : FORWARD + 2] = self.info[rows, PREPARE : PREPARE + 2] = self.info[
-            rows, NUMBERS : NUMBERS + 1
-        ] = 0
+        for column, count_of_it in ((FORWARD, 2), (PREPARE, 2), (READY, 2), (NUMBERS, 1)):
+            self.info[rows, column : column + count_of_it] = 0
         first = int(info[self._types, OPERANDS]) if self._types < count else 0
         end = int(info[count - 1, OPERANDS]) + len(last.shapes)
         if self._types < count and end > first:
@@ -259,6 +259,7 @@ class Card(Machine):
                             self.operands[at, BACKWARD + kind] = self._record(
                                 operand.backward, dtype, lowering.sizes, largest
                             ).address
+                    self.info[t, READY + kind] = 1
                 self._done.add((t, kind, backward))
 
     def _sizes(self, record: NodeType) -> list[int]:

@@ -24,7 +24,7 @@ from autobatch.frame import Block, Frame, numbers
 from autobatch.graph import DTYPES, IMMEDIATES, PER_UNIT, ROW, STOP, TYPES, VIEW, Graph
 from autobatch.kernels._errors import DeviceMemoryError
 from autobatch.machine import PROCESSOR, Job, Machine, Where
-from autobatch.memory import Arena, address_of, own_pool
+from autobatch.memory import ALIGN, Arena, address_of, array_at, own_pool
 from autobatch.schedule import Schedule, in_pieces, recalled
 from autobatch.segment import Segment
 
@@ -39,14 +39,25 @@ class Backward:
 
     loss: int
     full: bool
-    active: np.ndarray
-    gradient: np.ndarray
-    tables: list[tuple[Where, Segment]]
-    seed: tuple[int, int, int]
+    nodes: int
+    active_at: int
+    gradient_at: int
     scratch: int
     sink: int
     slots: tuple[int, int]  # first and last+1 address of all gradients
+    seed: tuple[int, int, int]
+    tables: list[tuple[Where, Segment]] = dataclasses.field(default_factory=list)
     products: int = 0
+
+    @property
+    def active(self) -> np.ndarray:
+        """3 for each node that has a gradient."""
+        return array_at(self.active_at, self.nodes, "uint8")
+
+    @property
+    def gradient(self) -> np.ndarray:
+        """Its address."""
+        return array_at(self.gradient_at, self.nodes, "int64")
 
 
 @dataclasses.dataclass(slots=True)
@@ -56,13 +67,12 @@ class Draft:
     Attributes
     ----------
     backward : what it will be.
-    tables : of each segment, the last first: what the passes are told about it, where its table lies, and where its lists do.
-    blocks : memory that the frame points to.
+    tables : of each segment, the last first: what the passes are told about it (nothing if there is but one, since they have
+        been), where its table lies, and where its lists do.
     """
 
     backward: Backward
     tables: list[tuple[Segment, bytes, int, int]]
-    blocks: tuple[Any, ...]
 
 
 class Execution:
@@ -354,7 +364,8 @@ class Execution:
         """Plan the backward tables of all segments that the loss may depend on, the last one first."""
         draft = self._draft(graph, loss, full)
         for table in draft.tables:
-            self.frame.load(table[1])
+            if len(draft.tables) > 1:
+                self.frame.load(table[1])
             self._plan_nodes(draft, *table)
             self._plan_parameters(draft, *table)
         return draft.backward
@@ -362,50 +373,39 @@ class Execution:
     def _draft(self, graph: Graph, loss: int, full: bool) -> Draft:
         """Find which nodes have gradients, where they lie, and how large the tables may be."""
         self._tell()
-        n, frame = loss + 1, self.frame
+        n, frame, take = loss + 1, self.frame, self.backward_tables.take
         segments = [s for s in self.segments if s.n0 < n]
-        nodes = max(n, *(s.n1 for s in segments))  # the last segment may go on behind the loss
-        state = Block(22 * nodes + 64)
-        gradient_at, source_at = state.take(8 * nodes), state.take(4 * nodes)
-        covered_at, active_at, touched_at = state.take(8 * nodes), state.take(nodes), state.take(nodes)
-        ctypes.memset(active_at, 0, touched_at + nodes - active_at)
-        gradient, source = state.view(gradient_at, nodes, np.int64), state.view(source_at, nodes, np.int32)
-        active, touched = state.view(active_at, nodes, np.uint8), state.view(touched_at, nodes, np.uint8)
-        frame.set(loss=loss, full=full, active=active_at, touched=touched_at, covered=covered_at)
-        frame.set(gradient=gradient_at, source=source_at)
+        nodes = max(n, segments[-1].n1) if segments else n  # the last segment may go on behind the loss
+        frame.set(n_nodes=nodes, loss=loss, full=full, room=take(plan.room_of_gradients(nodes)))
         plan.mark(frame)
         # Memory for all gradients, then for one batch of them before they are added where they belong (behind the scalars
         # for BLAS), and a place for what nobody wants.
         layouts, end, scratch_size, widest = [], 0, 0, 0
         for s in segments:
-            self.machine.compile(s.present.tolist(), self.kind, True)
-            self._tell()
-            work = Block(12 * s.types + 4 * s.batches + 8 * (s.n1 - s.n0) + 64)
             frame.load(s.saved)
-            frame.set(n1=min(s.n1, n), start=end, block_at=work.take(8 * s.types), slot=work.take(8 * (s.n1 - s.n0)))
-            frame.set(batches=work.take(4 * s.batches), ends=work.take(4 * s.types + 4))
-            end, scratch, wide, words, lists = plan.gradient_layout(frame)
+            room = take(plan.room_of_gradient_layout(s.n1 - s.n0, s.types, s.batches))
+            frame.set(n1=min(s.n1, n), start=end, room=room)
+            end, scratch, wide, words, lists, known = plan.gradient_layout(frame)
+            if not known:
+                self.machine.compile(s.present.tolist(), self.kind, True)
+                self._tell()
             scratch_size, widest = max(scratch_size, scratch), max(widest, wide)
-            layouts.append((s, frame.save(), work, words, lists))
-        base, scratch = self.gradients.take(end), self.gradients.take(scratch_size + SCALARS)
-        sink = self.gradients.take(widest)
+            layouts.append((s, frame.save() if len(segments) > 1 else b"", words, lists))
+        slots, work = _aligned(end), _aligned(scratch_size + SCALARS)
+        base = self.gradients.take(slots + work + widest)
+        scratch, sink = base + slots, base + slots + work
         frame.set(gradient_base=base, scratch=scratch + SCALARS, sink=sink)
-        space = self._work_on_card(graph, nodes) if self.machine.card else self._seen(nodes)
-        for _, saved, _, _, _ in layouts:
-            frame.load(saved)
+        if self.machine.card:
+            self._work_on_card(graph, nodes)
+        else:
+            self._seen(nodes)
+        for _, saved, _, _ in layouts:
+            if len(layouts) > 1:
+                frame.load(saved)
             plan.gradient_places(frame)
-        result = Backward(loss, full, active, gradient, [], (0, 0, 0), scratch, sink, (base, base + end))
-        if active[loss] == 3:
-            root = int(source[loss])
-            result.seed = int(gradient[loss]), 0, 0
-            if root >= 0:
-                touched[root] = 1
-                size = int(TYPES.info[self.types[root], plan.SIZE]) * self.itemsize
-                result.seed = int(gradient[loss]), int(gradient[root]), size
-        tables = []
-        for s, saved, _, words, lists in reversed(layouts):
-            tables.append((s, saved, self.backward_tables.take(8 * words), self.backward_tables.take(8 * lists)))
-        return Draft(result, tables, (state, space, layouts))
+        places = frame.get("active"), frame.get("gradient")
+        result = Backward(loss, full, nodes, *places, scratch, sink, (base, base + end), plan.seed(frame))
+        return Draft(result, [(s, saved, take(8 * words), take(8 * lists)) for s, saved, words, lists in reversed(layouts)])
 
     def _plan_nodes(self, draft: Draft, segment: Segment, saved: bytes, table: int, lists: int) -> None:
         """Write what of a table forms gradients of nodes."""
@@ -437,25 +437,21 @@ class Execution:
         if self.machine.card:
             _touch_all(graph)
 
-    def _seen(self, nodes: int) -> Block:
+    def _seen(self, nodes: int) -> None:
         """Hand over the work space of the pass for the processor."""
-        owners = nodes + len(self._told[4])
-        work = Block(4 * owners)
-        at = work.take(4 * owners)
-        ctypes.memset(at, 0, 4 * owners)
+        size = 4 * (nodes + len(self._told[4]))
+        at = self.backward_tables.take(size)
+        ctypes.memset(at, 0, size)
         self.frame.set(seen=at, rounds=0)
-        return work
 
-    def _work_on_card(self, graph: Graph, nodes: int) -> Block:
+    def _work_on_card(self, graph: Graph, nodes: int) -> None:
         """Hand over the work space of the passes for a card."""
         owners = nodes + len(self._told[3])
         rows = max((p.dims[-1] for p in (getattr(q, "of", q) for q in graph.tables)), default=0)
-        work = Block(8 * owners + 4 * rows + 64)
-        seen, group, row_seen = work.take(4 * owners), work.take(4 * owners), work.take(4 * rows)
+        seen, group, row_seen = (self.backward_tables.take(4 * size) for size in (owners, owners, rows))
         ctypes.memset(seen, 0, 4 * owners)
         ctypes.memset(row_seen, 0xFF, 4 * rows)
         self.frame.set(seen=seen, group=group, row_seen=row_seen, rounds=0)
-        return work
 
     def _seed(self, backward: Backward) -> None:
         """Set the gradient of the loss to 1, in a slot that is otherwise zero; set the scalars of the scratch."""
@@ -576,7 +572,7 @@ class Execution:
         if not background.postponed(functools.partial(self._release, *home)):
             self._release(*home)
 
-    def _release(self, pool: dict[str, list[np.ndarray]], idle: list[Execution]) -> None:
+    def _release(self, pool: dict[str, list[Any]], idle: list[Execution]) -> None:
         self.segments.clear()
         self.trains = self.trains and self.backward is not None
         self.backward = self.ahead = None
@@ -617,6 +613,10 @@ def _put_back(saved: list[tuple[Any, np.ndarray, np.ndarray | None]]) -> None:
         p.gradients[:] = gradients
         if touched is not None:
             p.touched[:] = touched
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGN) * ALIGN
 
 
 class _Scratch:

@@ -41,7 +41,7 @@ n0 n1 n_types n_batches value_base copies nodes kinds first edges joins present 
 batch_end value_at batch_at gather_first gather_at at forward block_at slot batches ends
 """.split()
 NUMBERS = """
-n0 n1 n_types n_batches itemsize dtype value_base gradient_base start scratch sink loss full w r room most
+n0 n1 n_types n_batches itemsize dtype value_base gradient_base start scratch sink loss full w r room most n_nodes
 copy_rows zero_rows add_rows add_to_table copies card rounds add_groups add_overlapping piece product
 """.split()
 INT32 = """

@@ -35,6 +35,7 @@ import numpy as np
 
 from autobatch.kernels._errors import ArgumentError, InternalError, OperandError, ShapeError, StaleExpressionError, message
 from autobatch.kernels._op import SHARED, Lowering, Op, Shape
+from autobatch.memory import address_of
 from autobatch.pieces import FEW, Entries, Place, write
 
 POLICIES = ("none", "depth", "agenda", "ratio")
@@ -46,10 +47,11 @@ LARGEST = 2**31 - 1  # numbers of one node: starts of views are 32 bits wide
 
 # Columns of the table of types; addresses of kernels for float32 and float64 stand side by side, 0 until compiled.
 KIND, ARGUMENTS, IMMEDIATES, SIZE, OPERANDS, NUMBERS, TABLE, JOINS = range(8)
-FORWARD, PREPARE, RECORDED, OUTPUTS, BACK, START, WORK, TYPE_COLUMNS = 8, 10, 12, 13, 14, 15, 16, 17
+FORWARD, PREPARE, RECORDED, OUTPUTS, BACK, START, WORK, READY, TYPE_COLUMNS = 8, 10, 12, 13, 14, 15, 16, 17, 19
 # RECORDED: arguments that are recorded for each node, the first ones. OUTPUTS: numbers of the value that others read, likewise.
 # BACK: of a part, how many nodes before it the one stands that it is a view of, and START: from which number on. 0: no part.
 # WORK: what an item costs, in units of which a thread does about two a nanosecond: numbers read and written, PER_UNIT products.
+# READY: 1 where the kernels of the backward pass are there, for float32 and float64.
 # Columns of the table of operands, one row for each argument of each type.
 READS, WRITES, ELEMENTS, COLUMNS, NEEDS, NEED_COUNT, HAS_GRADIENT, SOURCE, BACKWARD = range(
     9
@@ -189,6 +191,7 @@ class NodeTypes:
                     for k, operand in enumerate(lowering.operands):
                         if operand.backward is not None:
                             self.operands[self.info[t, OPERANDS] + k, BACKWARD + dtype] = operand.backward.address(name)
+                    self.info[t, READY + dtype] = 1
                 done.add(2 * t + backward)
 
 
@@ -573,7 +576,7 @@ class Graph:
         place = self.input_chunk[start : start + n]
         place[:] = values
         self.input_room -= n
-        self.input_addresses.append(place.ctypes.data)
+        self.input_addresses.append(address_of(place))
         return len(self.input_addresses) - 1, place
 
     add_given = add_input  # the same for numbers that differ from call to call; a cell cannot have them inside

@@ -18,16 +18,28 @@ GUARD = 4096  # bytes at the end of a chunk that nobody is given: in debug mode 
 _SMALLEST = 1 << 20  # bytes
 
 
-_EMPTY = np.empty(0, np.uint8)
+class _Chunk:
+    """A piece of memory of an arena: `start` and `end` of what may be handed out, aligned, and the guard behind it."""
+
+    __slots__ = ("address", "array", "end", "size", "start")
+
+    def __init__(self, size: int) -> None:
+        self.array, self.size = np.empty(size, np.uint8), size
+        self.address = address = address_of(self.array)
+        self.start, self.end = -(-address // ALIGN) * ALIGN, address + size - GUARD
+
+
+def _size(chunk: _Chunk) -> int:
+    return chunk.size
 
 
 class _Pool(threading.local):
     """Free chunks of the calling thread, by purpose."""
 
     def __init__(self) -> None:
-        self.chunks: dict[str, list[np.ndarray]] = {}
+        self.chunks: dict[str, list[_Chunk]] = {}
 
-    def of(self, purpose: str) -> list[np.ndarray]:
+    def of(self, purpose: str) -> list[_Chunk]:
         """Return the free chunks for a purpose."""
         return self.chunks.setdefault(purpose, [])
 
@@ -47,15 +59,16 @@ class Arena:
 
     def __init__(self, purpose: str = "") -> None:
         self._purpose = purpose
-        self._chunks: list[np.ndarray] = []
+        self._chunks: list[_Chunk] = []
         self._at = self._end = self._start = 0
 
     def take(self, size: int) -> int:
         """Return the address of `size` bytes, aligned to 64; their content is arbitrary."""
-        size = (size + ALIGN - 1) // ALIGN * ALIGN
-        if self._at + size > self._end:
-            self._grow(size)
+        size = size + (ALIGN - 1) & -ALIGN
         at = self._at
+        if at + size > self._end:
+            self._grow(size)
+            at = self._at
         self._at = at + size
         return at
 
@@ -72,46 +85,47 @@ class Arena:
             self._open(self._chunks[-1])
             self._at = at if count else self._start
 
-    def _open(self, chunk: np.ndarray) -> None:
-        address = address_of(chunk)
-        self._start = -(-address // ALIGN) * ALIGN
-        self._end = address + chunk.nbytes - GUARD
-        self._at = self._start
+    def _open(self, chunk: _Chunk) -> None:
+        self._at = self._start = chunk.start
+        self._end = chunk.end
 
     def _grow(self, size: int) -> None:
         pool = _POOL.of(self._purpose)
-        pool.sort(key=lambda c: c.nbytes)
+        if len(pool) > 1:
+            pool.sort(key=_size)
         needed = size + ALIGN + GUARD
         # The largest, even for a small need: the graph that asked for little just now asks for more later, and a graph that
         # ends with several chunks has them joined, in memory that is touched for the first time.
-        chunk = pool.pop() if pool else _EMPTY
-        if chunk.nbytes < needed:
+        chunk = pool.pop() if pool else None
+        if chunk is None or chunk.size < needed:
             # It is given up for a larger one: kept, the pool would hold one of every size there ever was.
-            chunk = np.empty(max(_SMALLEST, self.reserved, needed, chunk.nbytes * 5 // 4), np.uint8)
+            chunk = _Chunk(max(_SMALLEST, self.reserved, needed, chunk.size * 5 // 4 if chunk else 0))
         self._chunks.append(chunk)
         self._open(chunk)
 
     @property
     def reserved(self) -> int:
         """Bytes held."""
-        return sum(c.nbytes for c in self._chunks)
+        return sum([c.size for c in self._chunks])
 
     @property
     def used(self) -> int:
         """Bytes handed out; chunks but the last count as a whole."""
-        return sum(c.nbytes for c in self._chunks[:-1]) + self._at - self._start
+        return sum([c.size for c in self._chunks[:-1]]) + self._at - self._start
 
     def spans(self) -> list[tuple[int, int]]:
         """Return first and last+1 address of each chunk; of the last one only the part handed out, and a guard behind it."""
-        ends = [c.ctypes.data + c.nbytes for c in self._chunks[:-1]] + [self._at + GUARD]
-        return [(c.ctypes.data, end) for c, end in zip(self._chunks, ends, strict=False)]
+        ends = [c.address + c.size for c in self._chunks[:-1]] + [self._at + GUARD]
+        return [(c.address, end) for c, end in zip(self._chunks, ends, strict=False)]
 
-    def release(self, pool: dict[str, list[np.ndarray]] | None = None) -> None:
+    def release(self, pool: dict[str, list[_Chunk]] | None = None) -> None:
         """Give all chunks back to a pool, that of this thread if no other is given."""
-        if len(self._chunks) > 1:
-            total = self.reserved
-            self._chunks = [np.empty(total, np.uint8)]
-        (_POOL.chunks if pool is None else pool).setdefault(self._purpose, []).extend(self._chunks)
+        chunks = self._chunks
+        if not chunks:
+            return
+        if len(chunks) > 1:
+            chunks = [_Chunk(self.reserved)]
+        (_POOL.chunks if pool is None else pool).setdefault(self._purpose, []).extend(chunks)
         self._chunks = []
         self._at = self._end = self._start = 0
 
@@ -129,7 +143,7 @@ def address_of(array: np.ndarray) -> int:
         return int(array.ctypes.data)
 
 
-def own_pool() -> dict[str, list[np.ndarray]]:
+def own_pool() -> dict[str, list[_Chunk]]:
     """Return the free chunks of the calling thread, by purpose."""
     return _POOL.chunks
 
@@ -141,7 +155,7 @@ def free_pool() -> None:
 
 def pooled() -> int:
     """Return the bytes that this thread keeps for its next graph."""
-    return sum(c.nbytes for chunks in _POOL.chunks.values() for c in chunks)
+    return sum(c.size for chunks in _POOL.chunks.values() for c in chunks)
 
 
 def array_at(address: int, count: int, dtype: str) -> np.ndarray:

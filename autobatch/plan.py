@@ -54,6 +54,7 @@ from autobatch.graph import (
     OUTPUTS,
     PREPARE,
     READS,
+    READY,
     RECORDED,
     ROW,
     SIZE,
@@ -103,6 +104,9 @@ _ORDER, _TYPE_START, _BATCH_TYPE = FIELDS["order"], FIELDS["type_start"], FIELDS
 _BATCH_BEGIN, _BATCH_END = FIELDS["batch_begin"], FIELDS["batch_end"]
 _VALUE_AT, _BATCH_AT, _AT = FIELDS["value_at"], FIELDS["batch_at"], FIELDS["at"]
 _GATHER_FIRST, _GATHER_AT = FIELDS["gather_first"], FIELDS["gather_at"]
+_GRADIENT, _COVERED, _SOURCE = FIELDS["gradient"], FIELDS["covered"], FIELDS["source"]
+_ACTIVE, _TOUCHED = FIELDS["active"], FIELDS["touched"]
+_BLOCK_AT, _SLOT, _BATCHES, _ENDS = FIELDS["block_at"], FIELDS["slot"], FIELDS["batches"], FIELDS["ends"]
 
 
 # Survey ---------------------------------------------------------------------------------------------------------------
@@ -544,12 +548,24 @@ def forward_table(n_batches, args, positions, info, operands, nodes, order, type
 # Backward -------------------------------------------------------------------------------------------------------------
 
 
-@over_frame
-def mark(loss, full, types, args, positions, info, operands, active):
-    """Set active[n] to 3 for the nodes that get a gradient: bit 1, it is wanted there; bit 2, the loss depends on it.
+def room_of_gradients(nodes: int) -> int:
+    """Return how many bytes of room `mark` takes for a backward pass over so many nodes."""
+    return 22 * nodes
 
-    Wanted: the node depends on a parameter that trains; with `full`, everywhere.
+
+@over_frame
+def mark(frame, n_nodes, loss, full, types, args, positions, info, operands, room):
+    """Make the arrays of a backward pass, one a node, and set active[n] to 3 for the nodes that get a gradient.
+
+    Bit 1: it is wanted there, since the node depends on a parameter that trains; with `full`, everywhere. Bit 2: the loss
+    depends on it. Of the others, `touched` is 0 everywhere, and gradient (its address), source (the node in whose slot it
+    lies) and covered are arbitrary.
     """
+    frame[_GRADIENT], frame[_COVERED], frame[_SOURCE] = room, room + 8 * n_nodes, room + 16 * n_nodes
+    frame[_ACTIVE], frame[_TOUCHED] = room + 20 * n_nodes, room + 21 * n_nodes
+    active, touched = bytes_at(room + 20 * n_nodes), bytes_at(room + 21 * n_nodes)
+    for n in range(n_nodes):
+        active[n] = touched[n] = 0
     for n in range(loss + 1):
         t, at = types[n] * TYPE_COLUMNS, positions[n]
         kind = info[t + KIND]
@@ -581,18 +597,28 @@ def mark(loss, full, types, args, positions, info, operands, active):
                 active[a] |= 2
 
 
+def room_of_gradient_layout(nodes: int, types: int, batches: int) -> int:
+    """Return how many bytes of room `gradient_layout` takes for a segment."""
+    return 8 * nodes + 12 * types + 4 * batches + 16
+
+
 @over_frame
-def gradient_layout(n0, n1, n_types, n_batches, types, info, operands, itemsize, card, nodes, order, type_start, present,
-                    batch_type, batch_begin, batch_end, active, local, start, block_at, slot):  # fmt: skip
+def gradient_layout(frame, n0, n1, n_types, n_batches, types, info, operands, itemsize, dtype, card, nodes, order, type_start,
+                    present, batch_type, batch_begin, batch_end, active, local, start, room):  # fmt: skip
     """Give each type with an active node its block of gradients, and each active leaf a slot, from offset `start` on.
 
-    Fills block_at[l] (offset, -1 without), slot[n - n0] (offset of a leaf's slot). Returns the end of the last block, the bytes
-    of scratch and of the widest argument that is not shared, and upper bounds for the words of the table and of the lists.
+    Makes block_at[l] (offset, -1 without), slot[n - n0] (offset of a leaf's slot), and room for the work space of
+    `weight_table`. Returns the end of the last block, the bytes of scratch and of the widest argument that is not shared, upper
+    bounds for the words of the table and of the lists, and whether all types have their kernels.
     """
-    at, scratch, widest, words, lists = start, 0, 0, 0, 0
+    work = room + 8 * n_types + 8 * (n1 - n0)
+    frame[_BLOCK_AT], frame[_SLOT], frame[_ENDS], frame[_BATCHES] = room, room + 8 * n_types, work, work + 4 * n_types + 4
+    block_at, slot = integers(room), integers(room + 8 * n_types)
+    at, scratch, widest, words, lists, known = start, 0, 0, 0, 0, True
     for l in range(n_types):
         block_at[l] = -1
         t = present[l] * TYPE_COLUMNS
+        known &= info[t + READY + dtype] != 0
         for p in range(type_start[l], type_start[l + 1]):
             if active[nodes[order[p]]] == 3:
                 block_at[l] = at
@@ -646,7 +672,7 @@ def gradient_layout(n0, n1, n_types, n_batches, types, info, operands, itemsize,
             words += TABLE_GROUPS_WORDS if card else _TABLE_WORDS
             lists += 1
             local[type_] = -1
-    return at, scratch, widest, words, lists
+    return at, scratch, widest, words, lists, known
 
 
 @over_frame
@@ -675,6 +701,21 @@ def gradient_places(n0, n1, n_types, types, args, positions, info, itemsize, nod
                 gradient[n], source[n] = parameter_gradients[(-a - 1) >> 1] + start * itemsize, a
         elif kind != OP:
             gradient[n], source[n] = gradient_base + slot[n - n0], n
+
+
+@over_frame
+def seed(loss, types, info, active, touched, gradient, source, itemsize):
+    """Find where the gradient of the loss begins the pass: its address, 0 if it has none, and the slot that is otherwise zero.
+
+    Returns the address, and address and bytes of the slot (zeros if it lies in that of a parameter).
+    """
+    if active[loss] != 3:
+        return 0, 0, 0
+    root = source[loss]
+    if root < 0:
+        return gradient[loss], 0, 0
+    touched[root] = 1
+    return gradient[loss], gradient[root], info[types[root] * TYPE_COLUMNS + SIZE] * itemsize
 
 
 @inline
