@@ -154,4 +154,14 @@ class over_frame:
         ast.increment_lineno(ast.fix_missing_locations(tree), first)
         scope = {**self.function.__globals__, **_SCOPE}
         exec(compile(tree, inspect.getfile(self.function), "exec"), scope)
-        return compiled(scope[self.function.__name__])
+        function = scope[self.function.__name__]
+        function.__source__ = _constants(self.function.__module__)
+        return compiled(function)
+
+
+@functools.cache
+def _constants(module: str) -> str:
+    """Return what the passes of a module know as constants, for the stamp of the cache: fields, and columns of tables."""
+    own = vars(sys.modules[module])
+    scopes = [own, *(vars(sys.modules[v.py_func.__module__]) for v in own.values() if hasattr(v, "py_func"))]
+    return repr((FIELDS, sorted({(name, v) for scope in scopes for name, v in scope.items() if type(v) is int})))

@@ -34,7 +34,7 @@ from laws import (
 from strategies import SEEDS, examples, graphs
 
 import autobatch as ab
-from autobatch import execute
+from autobatch import execute, frame, plan, plan_card
 from autobatch.graph import OP, TYPES
 from autobatch.kernels._jit import ITEMS, KERNEL, LENGTH
 from autobatch.kernels._rows import zero_rows
@@ -622,6 +622,27 @@ def test_node_by_node_is_what_the_policy_none_says():
                     continue
                 expected = schedule("none", s.kinds, s.first, s.edges, s.types, s.joins)
                 assert all(np.array_equal(a, b) for a, b in zip(s.schedule, expected, strict=True))
+
+
+def test_a_pass_is_compiled_anew_where_the_frame_or_a_table_has_changed(monkeypatch):
+    """What is on the disk knows the places of fields and columns: with others it would read and write anywhere."""
+
+    def stamp():
+        frame._constants.cache_clear()
+        return frame.over_frame(plan_card.row_groups.function)._dispatcher._cache._cache_file._source_stamp
+
+    before = stamp()
+    assert stamp() == before
+    with monkeypatch.context() as patch:
+        patch.setitem(frame.FIELDS, "card", frame.FIELDS["card"] + 1)
+        assert stamp() != before
+    with monkeypatch.context() as patch:
+        patch.setattr(plan_card, "TYPE_COLUMNS", 100)
+        assert stamp() != before
+    with monkeypatch.context() as patch:
+        patch.setattr(plan, "SOURCE", 100)  # which only a helper from there knows
+        assert stamp() != before
+    assert stamp() == before
 
 
 def test_values_asked_for_one_by_one_are_computed_together():
