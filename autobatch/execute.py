@@ -106,7 +106,9 @@ class Execution:
         self.asked, self.trains = -1, False  # which node was asked for last; whether its backward was what came next
         self.frame = Frame()
         self._told: tuple[np.ndarray, ...] = ()
-        self.frame.set(itemsize=self.itemsize, dtype=self.kind, card=int(machine.card), **machine.kernels(dtype))
+        self.frame.itemsize, self.frame.dtype, self.frame.card = self.itemsize, self.kind, machine.card
+        for name, address in machine.kernels(dtype).items():
+            setattr(self.frame, name, address)
         self._share()
         self._tell()
 
@@ -123,7 +125,7 @@ class Execution:
 
     def _share(self) -> None:
         """Hand the arrays of the graph to the frame, after they grew."""
-        self.frame.set(types=self.types, args=self.args, root=self.root, positions=self.positions, address=self.address)
+        self.frame.hold(types=self.types, args=self.args, root=self.root, positions=self.positions, address=self.address)
 
     def _tell(self) -> None:
         """Hand the tables of the process to the frame: they are replaced when they grow, and the frame keeps those it has."""
@@ -131,8 +133,8 @@ class Execution:
         if self._told and all(map(operator.is_, told, self._told)):
             return
         self._told = tables = told
-        self.frame.set(info=tables[0], operands=tables[1], needs=tables[2], local=np.full(len(tables[0]), -1, np.int32))
-        self.frame.set(parameter_values=tables[3], parameter_gradients=tables[4], parameter_touched=tables[5])
+        self.frame.hold(info=tables[0], operands=tables[1], needs=tables[2], local=np.full(len(tables[0]), -1, np.int32))
+        self.frame.hold(parameter_values=tables[3], parameter_gradients=tables[4], parameter_touched=tables[5])
 
     def _flush(self, graph: Graph) -> None:
         """Take over what was recorded since the last time."""
@@ -181,7 +183,7 @@ class Execution:
         self._tell()
         frame = self.frame
         if self.freed:
-            frame.set(n0=n0, n1=n1)
+            frame.n0, frame.n1 = n0, n1
             if plan.misses(frame):
                 self.restore(graph, upto)
                 return
@@ -196,7 +198,7 @@ class Execution:
                 self._place(segment, *plan.layout(frame))
             if graph.input_addresses:
                 addresses, self.inputs = self.machine.inputs(graph, self.inputs)
-                frame.set(input_addresses=addresses)
+                frame.hold(input_addresses=addresses)
             plan.place(frame)
             segment.words, segment.entries, *work = plan.forward_table(frame)
             segment.work, segment.saved = tuple(work), frame.save()
@@ -218,6 +220,7 @@ class Execution:
             raise
         if frugal:
             self.freed += plan.forget(frame)
+            self._note_peak()
             self.values.cut((self.values.mark()[0], segment.base + stays))
             self.tables.cut(marks[1])
             segment.words = segment.entries = 0
@@ -229,7 +232,8 @@ class Execution:
         frame, size = self.frame, n1 - n0
         entries = self.flushed_args - (int(self.positions[n0]) if n0 else 0)
         most = min(size, len(TYPES.info))
-        frame.set(n0=n0, n1=n1, most=most, room=self.rooms.take(plan.room_of_survey(size, entries, most)))
+        frame.n0, frame.n1, frame.most = n0, n1, most
+        frame.room = self.rooms.take(plan.room_of_survey(size, entries, most))
         count, edges, types, arguments, single, known = plan.survey(frame)
         segment = Segment(n0, n1, count, edges, types, arguments)
         if not known or frugal or not single:
@@ -238,9 +242,8 @@ class Execution:
             self.machine.compile(segment.present.tolist(), self.kind, False)
             self._tell()
         if single or policy == "none":
-            segment.batches = count
-            room = plan.room_in_order(count, types) + plan.room_of_layout(types, arguments, count)
-            frame.set(n_batches=count, room=self.rooms.take(room))
+            segment.batches = frame.n_batches = count
+            frame.room = self.rooms.take(plan.room_in_order(count, types) + plan.room_of_layout(types, arguments, count))
             plan.in_order(frame)
             return segment
         order = recalled(policy, segment.kinds, segment.first, segment.edges, types, segment.joins)
@@ -248,22 +251,22 @@ class Execution:
             sizes = TYPES.info[segment.present, plan.SIZE] * self.itemsize
             order = in_pieces(order, segment.first, segment.edges, sizes)
         segment.order, segment.batches = order, order.batch_type.size
-        frame.set(
-            n_batches=segment.batches,
-            **{name: address_of(array) for name, array in zip(Schedule._fields, order, strict=True)},
-            room=self.rooms.take(plan.room_of_layout(types, arguments, segment.batches)),
-        )
+        frame.n_batches = segment.batches
+        for name, array in zip(Schedule._fields, order, strict=True):
+            setattr(frame, name, address_of(array))
+        frame.room = self.rooms.take(plan.room_of_layout(types, arguments, segment.batches))
         return segment
 
     def _place(self, segment: Segment, total: int, words: int, lists: int, copies: int = -1) -> None:
         """Take memory for the values of a segment and for its table, given the bytes and the words that they need."""
         background.wait()
         segment.base = self.values.take(total)
-        self.peak = max(self.peak, self.values.used)
         segment.table_at = table = self.tables.take(8 * (words + lists))
         segment.lists_at, segment.copies = table + 8 * words, copies
-        self.frame.set(value_base=segment.base, copies=copies, forward=table, table=table, lists=segment.lists_at)
-        self.frame.set(piece=threads.PIECE, product=threads.LARGE // PER_UNIT)
+        frame = self.frame
+        frame.value_base, frame.copies, frame.lists = segment.base, copies, segment.lists_at
+        frame.forward = frame.table = table
+        frame.piece, frame.product = threads.PIECE, threads.LARGE // PER_UNIT
 
     def _lay_out_frugally(self, segment: Segment, asked: Sequence[int]) -> int:
         """Lay a segment out for inference, with the values of these nodes kept; return the bytes of values that stay."""
@@ -276,8 +279,8 @@ class Execution:
             root = int(self.root[n])
             if root >= n0 and reduced_of[root - n0] >= 0:
                 keep[reduced_of[root - n0]] = 1
-        frame.set(keep=keep_at, last=last_at, batch_of=space.take(4 * count), released=space.take(8 * batches))
-        frame.set(holes=space.take(16 * plan.HOLES))
+        frame.keep, frame.last, frame.batch_of = keep_at, last_at, space.take(4 * count)
+        frame.released, frame.holes = space.take(8 * batches), space.take(16 * plan.HOLES)
         stays, copies, total, words, lists = plan.frugal_layout(frame)
         segment.last = space.view(last_at, batches, np.int32)
         self._place(segment, total, words, lists, copies)
@@ -285,6 +288,7 @@ class Execution:
 
     def _cut(self, marks: tuple[tuple[int, int], ...]) -> None:
         """Go back to these marks of the arenas that hold what belongs to segments."""
+        self._note_peak()
         for arena, mark in zip((self.values, self.tables, self.rooms), marks, strict=True):
             arena.cut(mark)
 
@@ -376,15 +380,15 @@ class Execution:
         n, frame, take = loss + 1, self.frame, self.backward_tables.take
         segments = [s for s in self.segments if s.n0 < n]
         nodes = max(n, segments[-1].n1) if segments else n  # the last segment may go on behind the loss
-        frame.set(n_nodes=nodes, loss=loss, full=full, room=take(plan.room_of_gradients(nodes)))
+        frame.n_nodes, frame.loss, frame.full, frame.room = nodes, loss, full, take(plan.room_of_gradients(nodes))
         plan.mark(frame)
         # Memory for all gradients, then for one batch of them before they are added where they belong (behind the scalars
         # for BLAS), and a place for what nobody wants.
         layouts, end, scratch_size, widest = [], 0, 0, 0
         for s in segments:
             frame.load(s.saved)
-            room = take(plan.room_of_gradient_layout(s.n1 - s.n0, s.types, s.batches))
-            frame.set(n1=min(s.n1, n), start=end, room=room)
+            frame.n1, frame.start = min(s.n1, n), end
+            frame.room = take(plan.room_of_gradient_layout(s.n1 - s.n0, s.types, s.batches))
             end, scratch, wide, words, lists, known = plan.gradient_layout(frame)
             if not known:
                 self.machine.compile(s.present.tolist(), self.kind, True)
@@ -394,7 +398,7 @@ class Execution:
         slots, work = _aligned(end), _aligned(scratch_size + SCALARS)
         base = self.gradients.take(slots + work + widest)
         scratch, sink = base + slots, base + slots + work
-        frame.set(gradient_base=base, scratch=scratch + SCALARS, sink=sink)
+        frame.gradient_base, frame.scratch, frame.sink = base, scratch + SCALARS, sink
         if self.machine.card:
             self._work_on_card(graph, nodes)
         else:
@@ -403,26 +407,24 @@ class Execution:
             if len(layouts) > 1:
                 frame.load(saved)
             plan.gradient_places(frame)
-        places = frame.get("active"), frame.get("gradient")
-        result = Backward(loss, full, nodes, *places, scratch, sink, (base, base + end), plan.seed(frame))
+        places = frame.active, frame.gradient, scratch, sink, (base, base + end)
+        result = Backward(loss, full, nodes, *places, plan.seed(frame))
         return Draft(result, [(s, saved, take(8 * words), take(8 * lists)) for s, saved, words, lists in reversed(layouts)])
 
     def _plan_nodes(self, draft: Draft, segment: Segment, saved: bytes, table: int, lists: int) -> None:
         """Write what of a table forms gradients of nodes."""
-        self.frame.set(table=table, lists=lists)
-        w, r, rounds = plan.backward_table(self.frame)
-        self.frame.set(w=w, r=r, rounds=rounds)
+        frame = self.frame
+        frame.table, frame.lists = table, lists
+        frame.w, frame.r, frame.rounds = plan.backward_table(frame)
 
     def _plan_parameters(self, draft: Draft, segment: Segment, saved: bytes, table: int, lists: int) -> None:
         """Write the rest of a table, directly after `_plan_nodes`: gradients of parameters."""
         frame, result = self.frame, draft.backward
         if self.machine.card:
-            w, r, products = plan_card.weight_lists(frame)
-            frame.set(w=w, r=r)
+            frame.w, frame.r, products = plan_card.weight_lists(frame)
             w, r = plan_card.row_groups(frame)
         else:
-            w, products = plan.weight_table(frame)
-            frame.set(w=w)
+            frame.w, products = plan.weight_table(frame)
             w, r = plan.rows_table(frame)
         result.products += products
         result.tables.append(((table, w, lists, r), segment))
@@ -442,7 +444,7 @@ class Execution:
         size = 4 * (nodes + len(self._told[4]))
         at = self.backward_tables.take(size)
         ctypes.memset(at, 0, size)
-        self.frame.set(seen=at, rounds=0)
+        self.frame.seen, self.frame.rounds = at, 0
 
     def _work_on_card(self, graph: Graph, nodes: int) -> None:
         """Hand over the work space of the passes for a card."""
@@ -451,7 +453,8 @@ class Execution:
         seen, group, row_seen = (self.backward_tables.take(4 * size) for size in (owners, owners, rows))
         ctypes.memset(seen, 0, 4 * owners)
         ctypes.memset(row_seen, 0xFF, 4 * rows)
-        self.frame.set(seen=seen, group=group, row_seen=row_seen, rounds=0)
+        frame = self.frame
+        frame.seen, frame.group, frame.row_seen, frame.rounds = seen, group, row_seen, 0
 
     def _seed(self, backward: Backward) -> None:
         """Set the gradient of the loss to 1, in a slot that is otherwise zero; set the scalars of the scratch."""
@@ -532,6 +535,7 @@ class Execution:
     def invalidate(self) -> None:
         """Forget all values; they are computed again when asked for."""
         background.finish()
+        self._note_peak()
         self.done = self.flushed = self.flushed_args = self.freed = 0
         self.flushed_entries = 0, 0
         self.segments.clear()
@@ -554,8 +558,13 @@ class Execution:
             self.flushed = self.flushed_args = 0
             self.flushed_entries = 0, 0
 
+    def _note_peak(self) -> None:
+        """Take note of how much memory values use, before they use less."""
+        self.peak = max(self.peak, self.values.used)
+
     def memory(self) -> dict[str, int]:
         """Bytes used and reserved, by purpose; and the most that values used at any time."""
+        self._note_peak()
         arenas = {
             "values": [self.values],
             "gradients": [self.gradients],

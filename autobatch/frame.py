@@ -2,7 +2,8 @@
 
 A pass is a compiled function whose parameters are names of fields. Callers fill fields in and hand over the frame:
 
-    frame.set(n0=0, n1=64, types=array)
+    frame.n0, frame.n1 = 0, 64
+    frame.hold(types=array)
     plan.survey(frame)            # def survey(n0, n1, types, ...)
 
     word     | 0  | 1  | 2            | ...
@@ -14,7 +15,7 @@ pointer. Passing forty arrays instead cost 3 µs a call for unpacking them, and 
 slowly as one into a pointer: compilation is what a user waits for first.
 
 A pass that makes arrays itself has `frame` as its first parameter, takes their memory from the front of `room`, and writes
-their addresses into the frame: each field that Python sets costs 0.1 µs, as much as scheduling two nodes.
+their addresses into the frame: each field that Python sets costs 0.04 µs, as much as scheduling a node.
 
 The first fields are those of a segment (`execute.py`): all that later passes ask of it. `save` and `load` copy them.
 """
@@ -59,36 +60,39 @@ _DTYPES = {**dict.fromkeys(INT32, "int32"), **dict.fromkeys(INT64, "int64"), **d
 _SCOPE = {"int32s": int32s, "integers": integers, "bytes_at": bytes_at}
 
 
-class Frame:
-    """Values of the fields; an array that is set by reference stays alive until its field is set again."""
+class Frame(ctypes.Structure):
+    """The fields as attributes: numbers, and addresses of arrays in memory that someone else keeps.
 
-    __slots__ = ("_arrays", "_words", "address")
+    Attributes
+    ----------
+    here : the address of the frame.
+    """
 
-    def __init__(self) -> None:
-        self._words = (ctypes.c_int64 * len(FIELDS))()
-        self._arrays: dict[str, np.ndarray] = {}
-        self.address = ctypes.addressof(self._words)
+    _fields_ = tuple((name, ctypes.c_int64) for name in FIELDS)
 
-    def set(self, **fields: Any) -> None:
-        """Set fields: numbers (an address among them, of memory that someone else keeps) and arrays."""
-        words, numbers = self._words, FIELDS
-        for name, value in fields.items():
-            if value.__class__ is np.ndarray:
-                self._arrays[name] = value
-                value = address_of(value)
-            words[numbers[name]] = value
+    def __new__(cls) -> Frame:
+        """Return a frame of zeros."""
+        memory = bytearray(8 * len(FIELDS))
+        frame = cls.from_buffer(memory)
+        frame._memory, frame.here, frame._held = memory, ctypes.addressof(frame), {}
+        return frame
 
-    def get(self, name: str) -> int:
-        """Return a field: a number, or the address of an array."""
-        return self._words[FIELDS[name]]
+    def hold(self, **arrays: np.ndarray) -> None:
+        """Set fields to arrays, each of which stays alive until its field is set this way again."""
+        self._held.update(arrays)
+        for name, array in arrays.items():
+            setattr(self, name, address_of(array))
 
     def save(self) -> bytes:
         """Return the fields of a segment, for `load`, and for `field` and `numbers`."""
-        return ctypes.string_at(self.address, 8 * len(SEGMENT))
+        return bytes(self._memory[:_OF_SEGMENT])
 
     def load(self, saved: bytes) -> None:
         """Set the fields of a segment to what they were."""
-        ctypes.memmove(self.address, saved, len(saved))
+        self._memory[:_OF_SEGMENT] = saved
+
+
+_OF_SEGMENT = 8 * len(SEGMENT)
 
 
 def field(saved: bytes, name: str) -> int:
@@ -135,7 +139,7 @@ class over_frame:
         functools.update_wrapper(self, function)
 
     def __call__(self, frame: Frame) -> Any:
-        return self._dispatcher(frame.address)
+        return self._dispatcher(frame.here)
 
     @functools.cached_property
     def _dispatcher(self) -> Any:

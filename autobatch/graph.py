@@ -612,6 +612,8 @@ class Graph:
     def address_array(self) -> np.ndarray:
         """Return an array that begins with the addresses of all inputs; what was in it before is not copied again."""
         count, known = len(self.input_addresses), self._addresses_known
+        if count == known:
+            return self._addresses
         if count > self._addresses.size:
             grown = np.empty(max(count, 2 * self._addresses.size), np.int64)
             grown[:known] = self._addresses[:known]

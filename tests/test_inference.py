@@ -10,7 +10,6 @@ from strategies import SEEDS, examples, graphs
 
 import autobatch as ab
 from autobatch import execute, plan, schedule
-from autobatch.frame import FIELDS
 from autobatch.schedule import POLICIES
 
 policies = pytest.mark.parametrize("policy", POLICIES)
@@ -230,7 +229,7 @@ def test_debug_mode_sees_a_batch_that_lies_where_another_is_needed(monkeypatch):
 
     def wrong(frame):
         result = layout(frame)
-        places = ctypes.cast(frame._words[FIELDS["batch_at"]], ctypes.POINTER(ctypes.c_int64))
+        places = ctypes.cast(frame.batch_at, ctypes.POINTER(ctypes.c_int64))
         places[1] = places[0]
         return result
 
