@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from autobatch import background, plan, plan_card, threads
+from autobatch import background, plan, threads
 from autobatch.devices import configured_machine
 from autobatch.frame import Block, Frame, numbers
-from autobatch.graph import DTYPES, IMMEDIATES, PER_UNIT, ROW, STOP, TYPES, VIEW, Graph
+from autobatch.graph import DTYPES, IMMEDIATES, PER_UNIT, ROW, SIZE, STOP, TYPES, VIEW, Graph
 from autobatch.kernels._errors import DeviceMemoryError
 from autobatch.machine import PROCESSOR, Job, Machine, Where
 from autobatch.memory import ALIGN, Arena, address_of, array_at, own_pool
@@ -204,7 +204,7 @@ class Execution:
             segment.work, segment.saved = tuple(work), frame.save()
             self.segments.append(segment)
             plan_backward = None
-            if self.trains and len(self.segments) == 1 and not frugal and TYPES.info[self.types[index], plan.SIZE] == 1:
+            if self.trains and len(self.segments) == 1 and not frugal and TYPES.info[self.types[index], SIZE] == 1:
                 plan_backward = functools.partial(self._look_ahead, graph, index)
             self.machine.begin(graph, False)
             where = segment.table_at, segment.words, segment.lists_at, segment.entries
@@ -248,7 +248,7 @@ class Execution:
             return segment
         order = recalled(policy, segment.kinds, segment.first, segment.edges, types, segment.joins)
         if frugal:
-            sizes = TYPES.info[segment.present, plan.SIZE] * self.itemsize
+            sizes = TYPES.info[segment.present, SIZE] * self.itemsize
             order = in_pieces(order, segment.first, segment.edges, sizes)
         segment.order, segment.batches = order, order.batch_type.size
         frame.n_batches = segment.batches
@@ -421,8 +421,8 @@ class Execution:
         """Write the rest of a table, directly after `_plan_nodes`: gradients of parameters."""
         frame, result = self.frame, draft.backward
         if self.machine.card:
-            frame.w, frame.r, products = plan_card.weight_lists(frame)
-            w, r = plan_card.row_groups(frame)
+            frame.w, frame.r, products = plan.weight_lists(frame)
+            w, r = plan.row_groups(frame)
         else:
             frame.w, products = plan.weight_table(frame)
             w, r = plan.rows_table(frame)

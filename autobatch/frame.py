@@ -1,4 +1,4 @@
-"""What the passes of `plan.py` are told: numbers and arrays by name, in one piece of memory.
+"""What the passes of `plan/` are told: numbers and arrays by name, in one piece of memory.
 
 A pass is a compiled function whose parameters are names of fields. Callers fill fields in and hand over the frame:
 
@@ -25,8 +25,10 @@ from __future__ import annotations
 import ast
 import ctypes
 import functools
+import hashlib
 import inspect
 import linecache
+import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -165,7 +167,12 @@ class over_frame:
 
 @functools.cache
 def _constants(module: str) -> str:
-    """Return what the passes of a module know as constants, for the stamp of the cache: fields, and columns of tables."""
+    """Return what the passes of a module know beside their own text, for the stamp of the cache.
+
+    That is fields, columns of tables, and the files with the helpers that are inlined.
+    """
     own = vars(sys.modules[module])
-    scopes = [own, *(vars(sys.modules[v.py_func.__module__]) for v in own.values() if hasattr(v, "py_func"))]
-    return repr((FIELDS, sorted({(name, v) for scope in scopes for name, v in scope.items() if type(v) is int})))
+    modules = {module, *(v.py_func.__module__ for v in own.values() if hasattr(v, "py_func"))}
+    numbers = {(name, v) for m in modules for name, v in vars(sys.modules[m]).items() if type(v) is int}
+    files = [pathlib.Path(inspect.getfile(sys.modules[m])).read_bytes() for m in sorted(modules)]
+    return repr((FIELDS, sorted(numbers), hashlib.sha256(b"".join(files)).hexdigest()))

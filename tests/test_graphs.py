@@ -34,12 +34,14 @@ from laws import (
 from strategies import SEEDS, examples, graphs
 
 import autobatch as ab
-from autobatch import execute, frame, plan, plan_card
+from autobatch import execute, frame
 from autobatch.graph import OP, TYPES
 from autobatch.kernels._jit import ITEMS, KERNEL, LENGTH
 from autobatch.kernels._rows import zero_rows
 from autobatch.memory import array_at
 from autobatch.pieces import FEW
+from autobatch.plan import card as plan_card
+from autobatch.plan import words
 from autobatch.schedule import POLICIES, schedule
 
 policies = pytest.mark.parametrize("policy", POLICIES)
@@ -640,7 +642,7 @@ def test_a_pass_is_compiled_anew_where_the_frame_or_a_table_has_changed(monkeypa
         patch.setattr(plan_card, "TYPE_COLUMNS", 100)
         assert stamp() != before
     with monkeypatch.context() as patch:
-        patch.setattr(plan, "SOURCE", 100)  # which only a helper from there knows
+        patch.setattr(words, "SOURCE", 100)  # which only a helper from there knows
         assert stamp() != before
     assert stamp() == before
 

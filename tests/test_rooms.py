@@ -23,7 +23,7 @@ ROOMS = [
     *"dynet boxes drawing softmax_builders bulk rnn persist trainers dynet_config cg operators".split(),
     *"cell functions inputs shortcuts arguments".split(),
     *"params files initializers expression tensor seeds execute check devices card machine".split(),
-    *"background plan_card plan segment frame schedule threads cuda graph pieces memory integers".split(),
+    *"background plan segment frame schedule threads cuda graph pieces memory integers".split(),
 ]
 # From here down nobody knows an op.
 ENGINE = ROOMS[ROOMS.index("execute") :]

@@ -27,7 +27,8 @@ from autobatch.graph import (
 )
 from autobatch.kernels._jit import ACCUMULATE, SLOTS, address_of, inline, integers, write_head, write_slot
 from autobatch.kernels._op import SHARED
-from autobatch.plan import TABLE_GROUPS_WORDS, _argument
+from autobatch.plan.gradients import TABLE_GROUPS_WORDS
+from autobatch.plan.words import argument
 
 
 @inline
@@ -95,7 +96,7 @@ def weight_lists(n_types, n_batches, args, positions, info, operands, needs, nod
                 count += 1
         for k in range(info[t + ARGUMENTS]):
             o = (info[t + OPERANDS] + k) * OPERAND_COLUMNS
-            parameter = _argument(args, positions[nodes[order[type_start[l]]]], k, info, t, operands, o)
+            parameter = argument(args, positions[nodes[order[type_start[l]]]], k, info, t, operands, o)
             if operands[o + WRITES] != SHARED or not operands[o + HAS_GRADIENT] or parameter % 2 == 0:
                 continue
             needed = operands[o + NEED_COUNT]
