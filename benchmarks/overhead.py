@@ -154,6 +154,7 @@ def planning(repetitions):
     """ns a node for each pass between recording and running, on op-level Tree-LSTMs of 64 random trees, losses at all nodes."""
     import autobatch as ab
     from autobatch import execute, plan
+    from autobatch.machine import Machine
     from autobatch.schedule import forget
 
     model = ab.ParameterCollection()
@@ -178,7 +179,9 @@ def planning(repetitions):
         return h, c
 
     passes = {
-        execute: ["recalled", "run"],
+        execute: ["recalled"],
+        execute.Execution: ["_flush"],
+        Machine: ["run"],
         plan: """survey layout place forward_table mark gradient_layout gradient_places backward_table weight_table
         rows_table""".split(),
     }
@@ -218,10 +221,8 @@ def planning(repetitions):
             for name, seconds in spent.items():
                 direction = "forward" if name in ahead else "backward"
                 if repetition and (name == "recalled" or not again):
-                    key = (
-                        direction,
-                        {"recalled": "schedule of a structure seen before" if again else "schedule"}.get(name, name),
-                    )
+                    schedule = "schedule of a structure seen before" if again else "schedule"
+                    key = direction, {"recalled": schedule, "_flush": "lists to arrays"}.get(name, name)
                     best[key] = min(best.get(key, float("inf")), seconds / nodes * 1e9)
     finally:
         for module, name, function in originals:
@@ -252,6 +253,42 @@ def tiny(repetitions, policies=("ratio", "none")):
                 loss.backward()
                 ab.wait()
                 best[nodes, policy] = min(best.get((nodes, policy), float("inf")), (time.perf_counter() - start) * 1e6)
+    return best
+
+
+def values(repetitions, count=100):
+    """us of a value that is asked for as soon as it is recorded, recording included, by program: {program: us}."""
+    import autobatch as ab
+
+    model = ab.ParameterCollection()
+    table, W, b = model.add_lookup_parameters((50, 32)), model.add_parameters((20, 64)), model.add_parameters((20,))
+    lstm = ab.VanillaLSTMBuilder(1, 32, 64, model)
+    numbers = np.linspace(-1, 1, 64)
+
+    def one_node():
+        x = ab.scalarInput(1.0)
+        for _ in range(count):
+            x = x + 0.5
+            x.value()
+
+    def layer():
+        x = ab.inputVector(numbers)
+        for _ in range(count):
+            ab.tanh(W * ab.tanh(x) + b).npvalue()
+
+    def decoder():
+        state, word = lstm.initial_state(), 0
+        for _ in range(count):
+            state = state.add_input(table[word])
+            word = int(np.argmax((W * state.output() + b).npvalue()))
+
+    best = {}
+    for _ in range(5 * repetitions):
+        for name, program in {"a node": one_node, "a layer, 4 nodes": layer, "a step of a decoder, 4 nodes": decoder}.items():
+            ab.renew_cg()
+            start = time.perf_counter()
+            program()
+            best[name] = min(best.get(name, float("inf")), (time.perf_counter() - start) / count * 1e6)
     return best
 
 
@@ -305,6 +342,8 @@ def main(argv=None):
     rows[f"schedule + plan, {nodes:,} nodes"] = forward, 60, "ns a node"
     for (nodes, policy), us in tiny(repetitions).items():
         rows[f"value and backward, {nodes} node{'s' * (nodes > 1)}, policy {policy}"] = us, None, "us"
+    for name, us in values(repetitions).items():
+        rows[f"value of {name}"] = us, None, "us"
     rows["interpreter, empty kernel"] = interpreter(repetitions), 50, "ns an instruction"
     with tempfile.TemporaryDirectory() as cache:
         if not args.quick:

@@ -16,6 +16,7 @@ if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
 compare = importlib.import_module("benchmarks.compare")
+overhead = importlib.import_module("benchmarks.overhead")
 performance = importlib.import_module("benchmarks.performance")
 tasks = importlib.import_module("benchmarks.tasks")
 TASKS = {name: tasks.load(name) for name in tasks.NAMES}
@@ -363,3 +364,13 @@ def test_wrong_arguments_are_refused(arguments, capsys):
         compare.main(arguments)
     assert exit.value.code == 2
     assert "error: " in capsys.readouterr().err
+
+
+def test_what_the_library_itself_costs(monkeypatch):
+    """Each part of the benchmark still finds what it measures; a process of its own is left out."""
+    monkeypatch.setattr(overhead, "process", lambda cache, repetitions: (1.0, 0.5))
+    figures = overhead.main(["--quick"])
+    assert all(figure > 0 for name, (figure, _) in figures.items() if not name.startswith("collector"))
+    for name in ("survey", "schedule", "forward_table", "backward_table", "weight_table", "lists to arrays"):
+        assert sum(row.endswith(f": {name}") for row in figures) == 1, name
+    assert {"value of a node", "value and backward, 1 node, policy ratio"} <= set(figures)
