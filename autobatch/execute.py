@@ -106,6 +106,7 @@ class Execution:
         self.asked, self.trains = -1, False  # which node was asked for last; whether its backward was what came next
         self.frame = Frame()
         self._told: tuple[np.ndarray, ...] = ()
+        self._input_addresses: Any = None
         self.frame.itemsize, self.frame.dtype, self.frame.card = self.itemsize, self.kind, machine.card
         for name, address in machine.kernels(dtype).items():
             setattr(self.frame, name, address)
@@ -198,7 +199,9 @@ class Execution:
                 self._place(segment, *plan.layout(frame))
             if graph.input_addresses:
                 addresses, self.inputs = self.machine.inputs(graph, self.inputs)
-                frame.hold(input_addresses=addresses)
+                if addresses is not self._input_addresses:
+                    self._input_addresses = addresses
+                    frame.hold(input_addresses=addresses)
             plan.place(frame)
             segment.words, segment.entries, *work = plan.forward_table(frame)
             segment.work, segment.saved = tuple(work), frame.save()

@@ -275,7 +275,8 @@ class Node(Expression):
 
 def _shaped(flat: np.ndarray, shape: Shape) -> np.ndarray:
     dims = shape.dims if shape.batch == 1 else (*shape.dims, shape.batch)
-    return flat.astype(np.float64).reshape(dims, order="F")
+    numbers = flat.astype(np.float64)
+    return numbers if len(dims) == 1 else numbers.reshape(dims, order="F")
 
 
 # Recording ------------------------------------------------------------------------------------------------------------

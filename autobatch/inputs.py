@@ -279,8 +279,11 @@ def _constant(name: str, dim: Any, val: Any, batch_size: Any, device: Any) -> Ex
     check_device(name, device)
     if isinstance(dim, list):
         raise OperandError(f"{name}: dims {dim} in a list\n  expected  a number or a tuple of numbers")
-    shape = _new_shape(name, dim, batch_size)
-    value = ex.as_float(name, "the value", val)
+    return filled(_new_shape(name, dim, batch_size), ex.as_float(name, "the value", val))
+
+
+def filled(shape: Shape, value: float) -> Expression:
+    """Return the node of the current graph whose numbers are all `value`: one for each shape and value."""
     graph = current_graph()
     key = (shape, value if value or not np.signbit(value) else "-0.0")  # 0.0 and -0.0 are equal as keys
     index = graph.zeros.get(key)

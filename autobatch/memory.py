@@ -160,8 +160,9 @@ def pooled() -> int:
 
 def array_at(address: int, count: int, dtype: str) -> np.ndarray:
     """Return an array of `count` numbers that lie at an address; who calls keeps them there."""
-    buffer: Any = (ctypes.c_uint8 * (count * _DTYPES[dtype].itemsize)).from_address(address)
-    return np.frombuffer(buffer, _DTYPES[dtype])
+    kind = _DTYPES[dtype]
+    buffer: Any = (ctypes.c_uint8 * (count * kind.itemsize)).from_address(address)
+    return np.frombuffer(buffer, kind)
 
 
 _DTYPES = {name: np.dtype(name) for name in ("uint8", "int32", "int64", "float32", "float64")}
@@ -169,9 +170,7 @@ _DTYPES = {name: np.dtype(name) for name in ("uint8", "int32", "int64", "float32
 
 def read(address: int, count: int, dtype: str) -> np.ndarray:
     """Return a copy of `count` numbers at an address."""
-    out = np.empty(count, _DTYPES[dtype])
-    ctypes.memmove(address_of(out), address, out.nbytes)
-    return out
+    return array_at(address, count, dtype).copy()
 
 
 def write(address: int, values: np.ndarray) -> None:

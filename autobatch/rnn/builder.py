@@ -11,7 +11,7 @@ from autobatch.expression import Expression, Node, describe, input_type, is_numb
 from autobatch.functions.arithmetic import cmult
 from autobatch.functions.noise import dropout
 from autobatch.graph import _THREAD, TYPES, Graph, current_graph
-from autobatch.inputs import constant, inputVector
+from autobatch.inputs import constant, filled, inputVector
 from autobatch.integers import as_integer
 from autobatch.kernels._errors import ArgumentError, OperandError
 from autobatch.kernels._op import Shape
@@ -304,7 +304,7 @@ class RNNBuilder:
         graph = current_graph()
         shape = Shape((self.hidden_dim,), batch)
         index = graph.zeros.get((shape, 0.0))
-        return constant(shape.dims, 0.0, batch) if index is None else known(graph, index, input_type(shape))
+        return filled(shape, 0.0) if index is None else known(graph, index, input_type(shape))
 
     def __repr__(self) -> str:
         return f"{self.whoami()}(layers={self.layers}, input_dim={self.input_dim}, hidden_dim={self.hidden_dim})"
