@@ -9,8 +9,10 @@ are what the project promises on an ordinary processor.
 
 import argparse
 import gc
+import importlib.util
 import json
 import os
+import pathlib
 import random
 import subprocess
 import sys
@@ -256,25 +258,26 @@ def tiny(repetitions, policies=("ratio", "none")):
     return best
 
 
-def values(repetitions, count=100):
-    """us of a value that is asked for as soon as it is recorded, recording included, by program: {program: us}."""
-    import autobatch as ab
+def small(dy, repetitions, count=100):
+    """us of small programs that nothing can be gained from by batching, recording included: {program: us}.
 
-    model = ab.ParameterCollection()
-    table, W, b = model.add_lookup_parameters((50, 32)), model.add_parameters((20, 64)), model.add_parameters((20,))
-    lstm = ab.VanillaLSTMBuilder(1, 32, 64, model)
+    `dy` is the library: autobatch or DyNet.
+    """
+    model = dy.ParameterCollection()
+    table, W, b = model.add_lookup_parameters((50, 32)), model.add_parameters((20, 64)), model.add_parameters(20)
+    lstm, trainer = dy.VanillaLSTMBuilder(1, 32, 64, model), dy.SimpleSGDTrainer(model, 0.001)
     numbers = np.linspace(-1, 1, 64)
 
     def one_node():
-        x = ab.scalarInput(1.0)
+        x = dy.scalarInput(1.0)
         for _ in range(count):
             x = x + 0.5
             x.value()
 
     def layer():
-        x = ab.inputVector(numbers)
+        x = dy.inputVector(numbers)
         for _ in range(count):
-            ab.tanh(W * ab.tanh(x) + b).npvalue()
+            dy.tanh(W * dy.tanh(x) + b).npvalue()
 
     def decoder():
         state, word = lstm.initial_state(), 0
@@ -282,14 +285,50 @@ def values(repetitions, count=100):
             state = state.add_input(table[word])
             word = int(np.argmax((W * state.output() + b).npvalue()))
 
+    def learns_an_example():
+        for label in range(count):
+            dy.renew_cg()
+            loss = dy.pickneglogsoftmax(W * dy.tanh(dy.inputVector(numbers)) + b, label % 20)
+            loss.value()
+            loss.backward()
+            trainer.update()
+
+    def learns_a_sentence():
+        for label in range(count):
+            dy.renew_cg()
+            state = lstm.initial_state()
+            for word in range(5):
+                state = state.add_input(table[word])
+            loss = dy.pickneglogsoftmax(W * state.output() + b, label % 20)
+            loss.value()
+            loss.backward()
+            trainer.update()
+
+    programs = {
+        "value of a node, asked for at once": one_node,
+        "value of a layer, 4 nodes": layer,
+        "step of a decoder, 4 nodes, and the next word": decoder,
+        "update by one example, a layer and a loss": learns_an_example,
+        "update by one sentence of 5 words": learns_a_sentence,
+    }
     best = {}
     for _ in range(5 * repetitions):
-        for name, program in {"a node": one_node, "a layer, 4 nodes": layer, "a step of a decoder, 4 nodes": decoder}.items():
-            ab.renew_cg()
+        for name, program in programs.items():
+            dy.renew_cg()
             start = time.perf_counter()
             program()
             best[name] = min(best.get(name, float("inf")), (time.perf_counter() - start) / count * 1e6)
     return best
+
+
+def small_with_dynet(repetitions):
+    """What `small` says of DyNet, in a process of its own; nothing if it is not installed."""
+    if importlib.util.find_spec("_dynet") is None:
+        return {}
+    run = f"import json, dynet; from benchmarks import overhead; print(json.dumps(overhead.small(dynet, {repetitions})))"
+    root = str(pathlib.Path(__file__).resolve().parents[1])
+    out = subprocess.run([sys.executable, "-c", run], cwd=root, capture_output=True, text=True, check=True)
+    return json.loads(out.stdout)
 
 
 def interpreter(repetitions, count=100_000):
@@ -342,8 +381,11 @@ def main(argv=None):
     rows[f"schedule + plan, {nodes:,} nodes"] = forward, 60, "ns a node"
     for (nodes, policy), us in tiny(repetitions).items():
         rows[f"value and backward, {nodes} node{'s' * (nodes > 1)}, policy {policy}"] = us, None, "us"
-    for name, us in values(repetitions).items():
-        rows[f"value of {name}"] = us, None, "us"
+    import autobatch
+
+    for library, figures in (("", small(autobatch, repetitions)), (", DyNet", small_with_dynet(repetitions))):
+        for name, us in figures.items():
+            rows[f"{name}{library}"] = us, None, "us"
     rows["interpreter, empty kernel"] = interpreter(repetitions), 50, "ns an instruction"
     with tempfile.TemporaryDirectory() as cache:
         if not args.quick:

@@ -373,4 +373,4 @@ def test_what_the_library_itself_costs(monkeypatch):
     assert all(figure > 0 for name, (figure, _) in figures.items() if not name.startswith("collector"))
     for name in ("survey", "schedule", "forward_table", "backward_table", "weight_table", "lists to arrays"):
         assert sum(row.endswith(f": {name}") for row in figures) == 1, name
-    assert {"value of a node", "value and backward, 1 node, policy ratio"} <= set(figures)
+    assert {"value of a layer, 4 nodes", "value and backward, 1 node, policy ratio"} <= set(figures)
