@@ -434,8 +434,7 @@ def number(graph: Graph, value: Any) -> Expression:
     key = value if value else (math.copysign(1.0, value),)  # 0.0 and -0.0 are equal as keys
     index = graph.numbers.get(key)
     if index is None:
-        immediate, _ = graph.add_input(np.array([value]))
-        e: Expression = append(graph, scalar_type(), [immediate])
+        e: Expression = append(graph, scalar_type(), (graph.add_filled(1, value),))
         graph.numbers[key] = e.index
         return e
     e = Node()

@@ -338,6 +338,7 @@ class Graph:
         "__weakref__",
         "_addresses",
         "_addresses_known",
+        "_chunk_at",
         "_outer",
         "_patience",
         "_top",
@@ -394,7 +395,7 @@ class Graph:
         self._addresses, self._addresses_known = np.empty(64, np.int64), 0
         self.input_chunks: list[np.ndarray] = []
         self.input_chunk: np.ndarray = _EMPTY
-        self.input_room = 0
+        self.input_room = self._chunk_at = 0
         self.on_card: OnCard | None = None  # inputs whose numbers came from a card and stayed there
         self.kept: dict[Any, Any] = {}  # of builders: what they made for this graph; never an expression, which holds the graph
         self.steps: dict[Any, dict[int, Any]] = {}  # of builders: how to record a step once more
@@ -566,20 +567,29 @@ class Graph:
 
         Chunks of inputs never move, so an address holds as long as the graph.
         """
-        n = values.size
-        if n > self.input_room:
-            size = max(n, 4096, 2 * self.input_chunk.size if self.input_chunk.size < 1 << 22 else 0)
-            self.input_chunk = np.empty(size, self.dtype)
-            self.input_chunks.append(self.input_chunk)
-            self.input_room = size
-        start = self.input_chunk.size - self.input_room
-        place = self.input_chunk[start : start + n]
+        place = self._place_for_input(values.size)
         place[:] = values
-        self.input_room -= n
-        self.input_addresses.append(address_of(place))
         return len(self.input_addresses) - 1, place
 
     add_given = add_input  # the same for numbers that differ from call to call; a cell cannot have them inside
+
+    def add_filled(self, count: int, value: float) -> int:
+        """Add an input of `count` times the same number; return the immediate that names it."""
+        self._place_for_input(count)[:] = value
+        return len(self.input_addresses) - 1
+
+    def _place_for_input(self, count: int) -> np.ndarray:
+        """Return the place of a new input of `count` numbers."""
+        if count > self.input_room:
+            size = max(count, 4096, 2 * self.input_chunk.size if self.input_chunk.size < 1 << 22 else 0)
+            self.input_chunk = np.empty(size, self.dtype)
+            self.input_chunks.append(self.input_chunk)
+            self.input_room, self._chunk_at = size, address_of(self.input_chunk)
+        chunk = self.input_chunk
+        start = chunk.size - self.input_room
+        self.input_room -= count
+        self.input_addresses.append(self._chunk_at + start * chunk.itemsize)
+        return chunk[start : start + count]
 
     def _add_on_card(self, size: int, arena: Any) -> tuple[int, int]:
         """Make room for an input on the card; return its immediate, and where the bytes of it are to be copied."""

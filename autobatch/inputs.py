@@ -288,8 +288,7 @@ def filled(shape: Shape, value: float) -> Expression:
     key = (shape, value if value or not np.signbit(value) else "-0.0")  # 0.0 and -0.0 are equal as keys
     index = graph.zeros.get(key)
     if index is None:
-        immediate, _ = graph.add_input(np.full(shape.total, value))
-        e: Expression = append(graph, ex.input_type(shape), (immediate,))
+        e: Expression = append(graph, ex.input_type(shape), (graph.add_filled(shape.total, value),))
         graph.zeros[key] = e.index
         return e
     e = _new(Expression)

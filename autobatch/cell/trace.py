@@ -53,6 +53,10 @@ class Trace(Graph):
         self.constants.append(kept)
         return len(self.constants) - 1, kept
 
+    def add_filled(self, count: int, value: float) -> int:
+        """Take the same number `count` times as a constant of the cell."""
+        return self.add_input(np.full(count, value))[0]
+
     def add_given(self, values: np.ndarray) -> NoReturn:
         """Refuse an input: its numbers would be those of the first call forever."""
         raise TraceError(

@@ -478,7 +478,7 @@ class LookupParameters(Storage):
         """Return row i as an expression in the current graph: a view of the table, no copy. With `update`, it trains."""
         current = graph.current_graph()
         current.enter(self, rows=True)
-        number = graph.row_type(self.pid, self.row_dims, update)
+        number = self._row_type if update else graph.row_type(self.pid, self.row_dims, False)
         e: LookupExpression = append(current, number, (self._row(i),), LookupExpression)
         return e
 
