@@ -7,6 +7,7 @@ import itertools
 import subprocess
 import sys
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -816,3 +817,77 @@ def test_of_steps_only_what_nobody_reads_is_set_to_zero():
             zeroed.append((int(table[at + ITEMS]), int(table[at + table[at + LENGTH] - 1])))
         at += int(table[at + LENGTH])
     assert zeroed == [(1, 3)] * 8
+
+
+# Between the passes ---------------------------------------------------------------------------------------------------
+
+
+def test_a_frame_saves_what_belongs_to_a_segment():
+    one, other = frame.Frame(), frame.Frame()
+    one.n0, one.forward, one.loss = 3, 1 << 40, 7
+    saved = one.save()
+    assert (frame.field(saved, "n0"), frame.field(saved, "forward")) == (3, 1 << 40)
+    one.n0 = one.loss = other.loss = 9
+    one.load(saved)
+    other.load(saved)
+    assert (one.n0, one.loss, other.n0, other.forward, other.loss) == (3, 9, 3, 1 << 40, 9)
+
+
+def test_a_frame_holds_what_it_is_told_to():
+    told = frame.Frame()
+    array = np.arange(5, dtype=np.int32)
+    gone = weakref.ref(array)
+    told.hold(types=array)
+    assert told.types == array.ctypes.data
+    del array
+    assert gone() is not None
+    told.hold(types=np.arange(2, dtype=np.int32))
+    assert gone() is None
+
+
+@pytest.mark.parametrize("name", ["survey", "layout", "place", "forward_table"])
+def test_a_pass_that_fails_leaves_nothing_behind(monkeypatch, name):
+    """No segment, no memory; the next question is answered."""
+    x = ab.tanh(ab.inputVector([0.5, 1.0]))
+    x.value()
+    execution = ab.current_graph().execution
+    arenas = execution.values, execution.tables, execution.rooms
+    before = [a.used for a in arenas], execution.done, len(execution.segments)
+
+    def fails(told):
+        raise MemoryError
+
+    y = ab.exp(x)
+    with monkeypatch.context() as patch:
+        patch.setattr(execute.plan, name, fails)
+        with pytest.raises(MemoryError):
+            y.value()
+    assert ([a.used for a in arenas], execution.done, len(execution.segments)) == before
+    np.testing.assert_allclose(y.npvalue(), np.exp(np.tanh([0.5, 1.0])), rtol=1e-6)
+
+
+def test_gradients_through_many_segments():
+    """Values asked for at each step, then one backward: as in one segment, to the bit where nothing was batched otherwise."""
+    model = ab.ParameterCollection()
+    W = model.add_parameters((3, 3), init=0.3)
+    table = model.add_lookup_parameters((4, 3), init=ab.ConstInitializer(0.2))
+
+    def gradients(asks):
+        ab.renew_cg(autobatching="none")
+        x, losses = ab.inputVector([0.1, 0.2, 0.3]), []
+        for step in range(40):
+            x = ab.tanh(W * x + table[step % 4] + ab.inputVector([0.01 * step, 0.0, 0.1]))
+            losses.append(ab.sum_elems(ab.square(x)) * (1.0 + step))
+            if asks:
+                losses[-1].value()
+                x[1].value()
+        ab.esum(losses).backward()
+        found = W.grad_as_array().copy(), table.grad_as_array().copy()
+        W.scale_gradient(0)
+        table.scale_gradient(0)
+        return found, len(ab.current_graph().execution.segments)
+
+    (alone, one), (asked, many) = gradients(False), gradients(True)
+    assert one == 1 and many > 40
+    for a, b in zip(alone, asked, strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
