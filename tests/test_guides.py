@@ -1,6 +1,7 @@
 """The guides tell the truth: their blocks run and print what they say, and tables of the porting guide name what differs."""
 
 import inspect
+import json
 import pathlib
 import re
 
@@ -8,7 +9,8 @@ import pytest
 
 import autobatch as ab
 
-DOCS = pathlib.Path(__file__).resolve().parents[1] / "docs"
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
 GUIDE = (DOCS / "from-dynet.md").read_text(encoding="utf-8")
 
 
@@ -22,6 +24,20 @@ def test_blocks_run_and_print_what_the_guide_says(tmp_path, monkeypatch, capsys,
     for number, (code, shown) in enumerate(blocks, 1):
         exec(compile(code, f"block {number} of the guide", "exec"), names)
         assert capsys.readouterr().out == shown, f"block {number}"
+
+
+def test_the_notebook_runs_and_prints_what_it_shows(capsys):
+    """Numbers that training led to may differ from processor to processor, in the last digits and by some more."""
+    book = json.loads((ROOT / "examples" / "tour.ipynb").read_text(encoding="utf-8"))
+    cells = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
+    assert len(cells) >= 8 and [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    number, names = r"\d+\.\d+", {}
+    for cell in cells:
+        exec(compile("".join(cell["source"]), f"cell {cell['execution_count']} of the notebook", "exec"), names)
+        printed, shown = capsys.readouterr().out, "".join(line for output in cell["outputs"] for line in output["text"])
+        assert re.sub(number, "#", printed) == re.sub(number, "#", shown)
+        found, expected = ([float(n) for n in re.findall(number, text)] for text in (printed, shown))
+        assert found == pytest.approx(expected, rel=0.3, abs=0.02)
 
 
 def test_blocks_of_the_guide_for_cards_run(capsys):
