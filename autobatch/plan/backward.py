@@ -253,37 +253,22 @@ def backward_table(n_batches, types, args, positions, info, operands, needs, nod
                     )
                     r += 4 * n + 1
                 elif not direct:
-                    if even:
-                        w = write_copy(
-                            table,
-                            w,
-                            add_rows,
-                            n,
-                            operands[o + ELEMENTS],
-                            flags & ACCUMULATE,
-                            to,
-                            stride,
-                            scratch,
-                            item,
-                            apart,
-                            piece,
-                        )
-                    else:
-                        places = address_of(lists) + 8 * r
-                        w = write_copy(
-                            table,
-                            w,
-                            add_rows,
-                            n,
-                            operands[o + ELEMENTS],
-                            flags & ACCUMULATE,
-                            places,
-                            -1,
-                            scratch,
-                            item,
-                            apart,
-                            piece,
-                        )
+                    if not even:
+                        to, stride = address_of(lists) + 8 * r, -1
+                    w = write_copy(
+                        table,
+                        w,
+                        add_rows,
+                        n,
+                        operands[o + ELEMENTS],
+                        flags & ACCUMULATE,
+                        to,
+                        stride,
+                        scratch,
+                        item,
+                        apart,
+                        piece,
+                    )
                 r += 2 * n
             i = j
     return w, r, rounds
