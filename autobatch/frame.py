@@ -131,38 +131,62 @@ class Block:
 
 
 class over_frame:
-    """Make a pass of a function whose parameters are fields: called with a frame, compiled at the first call."""
+    """Make a pass of a function whose parameters are fields: called with a frame, compiled at the first call.
+
+    One that asks for `card` is two: there `card` is no field but True or False, and what is for the other machine is left out
+    before it is compiled.
+    """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
-        self._lines = linecache.getlines(
-            inspect.getfile(function)
-        )  # as they are now: the file may change before the first call
+        self._lines = linecache.getlines(inspect.getfile(function))  # as now: the file may change before the first call
+        self._asks = "card" in inspect.signature(function).parameters
         functools.update_wrapper(self, function)
 
     def __call__(self, frame: Frame) -> Any:
-        return self._dispatcher(frame.here)
+        return (self._on_card if self._asks and frame.card else self._dispatcher)(frame.here)
 
     @functools.cached_property
     def _dispatcher(self) -> Any:
+        return self._compiled(False)
+
+    @functools.cached_property
+    def _on_card(self) -> Any:
+        return self._compiled(True)
+
+    def _compiled(self, card: bool) -> Any:
         first = self.function.__code__.co_firstlineno - 1
         tree = ast.parse("".join(inspect.getblock(self._lines[first:])))
         definition = tree.body[0]
         assert isinstance(definition, ast.FunctionDef)
-        names = [a.arg for a in definition.args.args if a.arg != "frame"]
+        names = [a.arg for a in definition.args.args if a.arg not in ("frame", "card")]
         binding = ["frame = integers(frame)"]
         for name in names:
             word = f"frame[{FIELDS[name]}]"
             binding.append(f"{name} = {_POINTERS[name]}({word})" if name in _POINTERS else f"{name} = {word}")
         definition.decorator_list = []
         definition.args.args = [ast.arg("frame")]
+        if self._asks:
+            definition = _Known({"card": card}).visit(definition)
+        definition.name += "_on_card" if card else ""  # by its name the cache knows it
         definition.body[0:0] = [ast.copy_location(b, definition) for b in ast.parse("; ".join(binding)).body]
         ast.increment_lineno(ast.fix_missing_locations(tree), first)
         scope = {**self.function.__globals__, **_SCOPE}
         exec(compile(tree, inspect.getfile(self.function), "exec"), scope)
-        function = scope[self.function.__name__]
+        function = scope[definition.name]
         function.__source__ = _constants(self.function.__module__)
         return compiled(function)
+
+
+class _Known(ast.NodeTransformer):
+    """Puts constants in the place of names; Python leaves out what is behind an `if False`."""
+
+    def __init__(self, values: dict[str, bool]) -> None:
+        self.values = values
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        """Return the constant that a name stands for, or the name."""
+        return ast.copy_location(ast.Constant(self.values[node.id]), node) if node.id in self.values else node
 
 
 @functools.cache

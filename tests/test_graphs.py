@@ -3,6 +3,7 @@
 Node by node in float64 is itself held against the references of the ops and finite differences of them.
 """
 
+import dis
 import itertools
 import subprocess
 import sys
@@ -891,3 +892,21 @@ def test_gradients_through_many_segments():
     assert one == 1 and many > 40
     for a, b in zip(alone, asked, strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
+
+
+def test_a_pass_knows_whether_it_plans_for_a_card(monkeypatch):
+    """It is compiled for each answer, without what is for the other, and kept on the disk by different names."""
+    made = {}
+
+    def compiled(function):
+        made[function.__name__] = function.__code__
+        return lambda here: function.__name__
+
+    monkeypatch.setattr(frame, "compiled", compiled)
+    told, pass_ = frame.Frame(), frame.over_frame(execute.plan.backward_table.function)
+    for told.card, name in ((0, "backward_table"), (1, "backward_table_on_card"), (0, "backward_table")):
+        assert pass_(told) == name
+        read = {i.argval for i in dis.get_instructions(made[name]) if i.opname.startswith("LOAD")}
+        assert "card" not in read and ("write_groups" in read) == bool(told.card)
+    told.card = 1
+    assert frame.over_frame(execute.plan.survey.function)(told) == "survey"  # which does not ask
