@@ -52,15 +52,15 @@ class Entries:
 
 
 @compiled
-def _arrange(numbers: Any, nodes: int, entries: int, all_nodes: int, all_entries: int) -> Any:
+def _arrange(
+    numbers: Any, nodes: int, entries: int, all_nodes: int, all_entries: int, of_types: Any, of_args: Any, places: Any
+) -> None:
     """Find out where everything goes.
 
-    `numbers` are the four integers of each piece; nodes and entries before `nodes` and `entries` have been written. Returns
+    `numbers` are the four integers of each piece; nodes and entries before `nodes` and `entries` have been written. Fills in
     segments of the list of types and of that of arguments (for `copy_list`), and where each piece begins in both arrays.
     """
     count = len(numbers) // 4
-    of_types, of_args = np.empty(3 * count + 3, np.int64), np.empty(3 * count + 3, np.int64)
-    places = np.empty((count, 2), np.int64)
     at, source, node = 0, entries, nodes
     for p in range(count + 1):
         before, first = (numbers[4 * p], numbers[4 * p + 1]) if p < count else (all_entries, all_nodes)
@@ -72,7 +72,6 @@ def _arrange(numbers: Any, nodes: int, entries: int, all_nodes: int, all_entries
             places[p, 0], places[p, 1] = first - nodes, at
             at += numbers[4 * p + 2]
             node = first + numbers[4 * p + 3]
-    return of_types, of_args, places
 
 
 def write(
@@ -86,7 +85,9 @@ def write(
 ) -> None:
     """Write what stands in two lists, behind the first nodes and entries, and between them in pieces, into two arrays."""
     numbers = listed([n for piece in pieces for n in piece[:4]], np.int64)
-    of_types, of_args, places = _arrange(numbers, nodes, entries, len(types_list), len(args_list))
+    of_types, of_args = np.empty((2, 3 * len(pieces) + 3), np.int64)
+    places = np.empty((len(pieces), 2), np.int64)
+    _arrange(numbers, nodes, entries, len(types_list), len(args_list), of_types, of_args, places)
     copy_list(types_list, types, of_types)
     copy_list(args_list, args, of_args)
     kinds = {piece[4].__class__ for piece in pieces}
