@@ -35,7 +35,19 @@ CHECKED = os.environ.get("AUTOBATCH_CHECK", "0") not in ("", "0")
 
 @dataclasses.dataclass(slots=True)
 class Backward:
-    """The gradients of one backward pass."""
+    """The gradients of one backward pass.
+
+    Attributes
+    ----------
+    loss, full : of which node, and whether of all nodes or of those that a parameter lies behind.
+    nodes : how many it knows.
+    active_at, gradient_at : where `active` and `gradient` lie.
+    scratch, sink : work space of kernels, and the place for what nobody wants.
+    slots : first and last+1 address of all gradients.
+    seed : where the gradient of the loss begins the pass, see `plan.seed`.
+    tables : what it runs, in order, and the segments that it belongs to.
+    products : gradients of weights formed as products.
+    """
 
     loss: int
     full: bool
@@ -44,7 +56,7 @@ class Backward:
     gradient_at: int
     scratch: int
     sink: int
-    slots: tuple[int, int]  # first and last+1 address of all gradients
+    slots: tuple[int, int]
     seed: tuple[int, int, int]
     tables: list[tuple[Where, Segment]] = dataclasses.field(default_factory=list)
     products: int = 0
