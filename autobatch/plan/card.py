@@ -28,7 +28,7 @@ from autobatch.graph import (
 from autobatch.kernels._jit import ACCUMULATE, SLOTS, address_of, inline, integers, write_head, write_slot
 from autobatch.kernels._op import SHARED
 from autobatch.plan.gradients import TABLE_GROUPS_WORDS
-from autobatch.plan.words import argument
+from autobatch.plan.words import argument, sort_batches
 
 
 @inline
@@ -74,15 +74,7 @@ def weight_lists(n_types, n_batches, args, positions, info, operands, needs, nod
     As `plan.weight_table`, but for a card. Returns the words of the table and of the lists, and the number of instructions.
     """
     products = 0
-    for l in range(n_types + 1):
-        ends[l] = 0
-    for b in range(n_batches):
-        ends[batch_type[b]] += 1
-    for l in range(n_types):
-        ends[l + 1] += ends[l]
-    for b in range(n_batches - 1, -1, -1):
-        ends[batch_type[b]] -= 1
-        batches[ends[batch_type[b]]] = b
+    sort_batches(n_types, n_batches, batch_type, batches, ends)
     for l in range(n_types):
         if block_at[l] < 0:
             continue

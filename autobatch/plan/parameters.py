@@ -23,7 +23,7 @@ from autobatch.graph import (
 from autobatch.kernels._jit import ACCUMULATE, ITEMS, SLOTS, address_of, inline, move_slot, write_head, write_slot
 from autobatch.kernels._op import DENSE, SHARED
 from autobatch.plan.gradients import TABLE_WORDS
-from autobatch.plan.words import argument, write_copy
+from autobatch.plan.words import argument, sort_batches, write_copy
 
 THIN = 256  # columns: weight gradients formed from thinner runs than this are worth a copy of their operands
 
@@ -92,15 +92,7 @@ def weight_table(n_types, n_batches, args, positions, info, operands, needs, nod
     how many products there are.
     """
     products = 0
-    for l in range(n_types + 1):
-        ends[l] = 0
-    for b in range(n_batches):
-        ends[batch_type[b]] += 1
-    for l in range(n_types):
-        ends[l + 1] += ends[l]
-    for b in range(n_batches - 1, -1, -1):
-        ends[batch_type[b]] -= 1
-        batches[ends[batch_type[b]]] = b
+    sort_batches(n_types, n_batches, batch_type, batches, ends)
     for l in range(n_types):
         if block_at[l] < 0:
             continue

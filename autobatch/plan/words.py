@@ -18,6 +18,7 @@ def whole(bytes_):
 
 @inline
 def aligned(n):
+    """So many bytes that the next block is aligned."""
     return (n + (ALIGN - 1)) // ALIGN * ALIGN
 
 
@@ -39,6 +40,20 @@ def argument(args, at, k, info, t, operands, o):
 def address_of_value(a, address, parameter_values):
     """Address of the value of an argument."""
     return address[a] if a >= 0 else parameter_values[(-a - 1) >> 1]
+
+
+@inline
+def sort_batches(n_types, n_batches, batch_type, batches, ends):
+    """Fill in the batches of each type l in order, ``batches[ends[l]]`` to ``batches[ends[l + 1] - 1]``."""
+    for l in range(n_types + 1):
+        ends[l] = 0
+    for b in range(n_batches):
+        ends[batch_type[b]] += 1
+    for l in range(n_types):
+        ends[l + 1] += ends[l]
+    for b in range(n_batches - 1, -1, -1):
+        ends[batch_type[b]] -= 1
+        batches[ends[batch_type[b]]] = b
 
 
 @inline
