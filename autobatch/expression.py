@@ -36,6 +36,7 @@ from autobatch.graph import (
 from autobatch.kernels._errors import ArgumentError, DeviceError, OperandError, TraceError
 from autobatch.kernels._op import OPS, Op, Shape
 from autobatch.memory import read
+from autobatch.recorder import native
 from autobatch.tensor import CardTensor, Tensor
 
 _new = object.__new__
@@ -271,6 +272,10 @@ class Node(Expression):
     __slots__ = ()
 
     __init__ = object.__init__  # type: ignore[assignment]
+
+
+if native is not None:
+    native.prepare(Expression, Node, Graph)
 
 
 def _shaped(flat: np.ndarray, shape: Shape) -> np.ndarray:

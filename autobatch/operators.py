@@ -18,6 +18,7 @@ from autobatch.functions.selection import _PICKS, pick
 from autobatch.kernels import select
 from autobatch.kernels._errors import ArgumentError, IndexRangeError, OperandError
 from autobatch.kernels._op import OPS, Shape
+from autobatch.recorder import short
 from autobatch.shortcuts import _part
 
 _PICKS_OF_FIRST = _PICKS[0]
@@ -73,7 +74,7 @@ def _operator(symbol: str, name: str, number_name: str | None = None) -> Callabl
         e.type = number
         return e
 
-    return function
+    return short("operated", function, table, number_table)
 
 
 def _reflected(symbol: str, name: str) -> Callable[[Expression, Any], Expression]:
@@ -101,7 +102,7 @@ def _reflected(symbol: str, name: str) -> Callable[[Expression, Any], Expression
         e.type = number
         return e
 
-    return function
+    return short("reflected", function, table)
 
 
 def _operand(symbol: str, x: Any) -> Any:
@@ -259,7 +260,7 @@ def _install() -> None:
         "__rmatmul__": lambda self, other: _matmul(check_expression("@", other), self),
         "__neg__": _negate,
         "__pos__": lambda self: self,
-        "__getitem__": _get,
+        "__getitem__": short("picked", _get, _PICKS_OF_FIRST, True),
     }
     for name, function in operators.items():
         setattr(Expression, name, function)

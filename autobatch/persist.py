@@ -13,7 +13,6 @@ from __future__ import annotations
 import io
 import pickle
 import sys
-import types
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ from autobatch import background, files
 from autobatch.expression import Expression, describe
 from autobatch.kernels._errors import ArgumentError, MissingFileError, ModelFileError, OperandError
 from autobatch.params import LookupParameters, ParameterCollection, Parameters, Storage, room_for
+from autobatch.recorder import FUNCTIONS
 
 _DEEPEST = 200  # lists within lists of a spec
 _DYNET = ("_dynet", "dynet")  # modules that its classes lie in
@@ -48,7 +48,7 @@ class _Pickler(_PythonPickler):
         else:
             super().save_global(obj, name)
 
-    dispatch = {**_PythonPickler.dispatch, type: save_global, types.FunctionType: save_global}  # noqa: RUF012
+    dispatch = {**_PythonPickler.dispatch, **dict.fromkeys((type, *FUNCTIONS), save_global)}  # noqa: RUF012
 
 
 _PythonUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]  # a wrong byte makes the one in C ask for 32 GB
@@ -63,7 +63,7 @@ class _Unpickler(_PythonUnpickler):
 
 def _is_operation(thing: Any, name: str) -> bool:
     """Whether something is an operation of this library, by its public name: a function that records nodes, and no other."""
-    if not isinstance(thing, types.FunctionType) or getattr(sys.modules["autobatch"], name, None) is not thing:
+    if not isinstance(thing, FUNCTIONS) or getattr(sys.modules["autobatch"], name, None) is not thing:
         return False
     return thing.__module__ == "autobatch.shortcuts" or thing.__module__.startswith("autobatch.functions.")
 
@@ -133,7 +133,7 @@ def _check_spec(thing: Any, spec: Any, depth: int = 0) -> None:
     fits = spec is None or isinstance(spec, (bool, int, float, str, bytes))
     if isinstance(spec, type):
         fits = hasattr(spec, "from_spec")
-    elif isinstance(spec, types.FunctionType):
+    elif isinstance(spec, FUNCTIONS):
         fits = _is_operation(spec, spec.__name__)
     elif isinstance(spec, (tuple, list, dict)) and depth < _DEEPEST:
         fits = True

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from autobatch.arguments import _list
 from autobatch.expression import Expression, Node, as_float, check_expression, record, remember
 from autobatch.kernels._op import OPS, Op
+from autobatch.recorder import short
 
 Function = TypeVar("Function", bound=Callable[..., Expression])
 
@@ -43,7 +44,7 @@ def _unary(name: str, op_name: str | None = None, **attributes: Any) -> Callable
         e.type = number
         return e
 
-    return _named(function, name, op)
+    return short("unary", _named(function, name, op), table)
 
 
 def _binary(name: str, op_name: str | None = None) -> Callable[[Any, Any], Expression]:
@@ -79,7 +80,7 @@ def _binary(name: str, op_name: str | None = None) -> Callable[[Any, Any], Expre
         e.type = number
         return e
 
-    return _named(function, name, op)
+    return short("binary", _named(function, name, op), table)
 
 
 def _with_number(name: str, parameter: str) -> Callable[[Expression, Any], Expression]:
@@ -106,7 +107,7 @@ def _with_number(name: str, parameter: str) -> Callable[[Expression, Any], Expre
         e.type = node_type
         return e
 
-    return function
+    return short("with_number", function, table)
 
 
 def _named(function: Any, name: str, op: Op) -> Any:
@@ -139,8 +140,8 @@ def _of_dim(name: str) -> Callable[[Function], Function]:
             e.type = number
             return e
 
-        function.__defaults__ = long_way.__defaults__  # type: ignore[attr-defined]
-        return function  # type: ignore[return-value]
+        defaults = function.__defaults__ = long_way.__defaults__  # type: ignore[attr-defined]
+        return short("of_dim", function, table, defaults and defaults[0])  # type: ignore[return-value]
 
     return before
 
@@ -219,7 +220,7 @@ def _of_list(op: Op, table: dict[Any, Any]) -> Callable[[Function], Function]:
             e.type = number
             return e
 
-        return function  # type: ignore[return-value]
+        return short("of_list", function, table, alike)  # type: ignore[return-value]
 
     return before
 

@@ -105,7 +105,9 @@ def each(function: Callable[..., Any], *columns: Any) -> Any:
         before = now
         if pattern is not None:
             break
-    rest = np.setdiff1d(np.arange(length), list(calls))
+    missing = np.ones(length, bool)
+    missing[list(calls)] = False
+    rest = np.flatnonzero(missing)
     if pattern is None or graph.types is None:
         for k in rest.tolist():
             call(k)
@@ -201,20 +203,24 @@ def _scan_builder(builder: RNNBuilder, graph: Graph, xs: Expressions, sizes: NDA
     state, longest = builder.initial_state(), int(np.argmax(sizes))
     starts = np.concatenate([[0], np.cumsum(sizes)])
     shown = slice(int(starts[longest]), int(starts[longest + 1]))
+    made = transduce_many(state, xs.type, xs.indices, sizes)
+    if made is not None:
+        computed(graph)
+        return expressions(graph, *made)
     outputs = state.transduce(list(xs[shown]))  # the longest shows how the others look
     numbers = np.empty(len(xs), np.int32)
     numbers[shown] = [e.index for e in outputs]
     others = np.ones(len(xs), bool)
     others[shown] = False
     if others.any():
-        left = np.delete(sizes, longest).tolist()
-        made = transduce_many(state, xs.type, xs.indices[others].tolist(), left)
+        left = np.delete(sizes, longest)
+        made = transduce_many(state, xs.type, xs.indices[others], left)
         if made is not None:
             numbers[others] = made[1]
         else:
             at, each_one = 0, list(xs[others.nonzero()[0]])
             found = []
-            for n in left:
+            for n in left.tolist():
                 found += [e.index for e in state.transduce(each_one[at : at + n])]
                 at += n
             numbers[others] = found

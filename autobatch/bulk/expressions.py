@@ -16,6 +16,7 @@ from autobatch.graph import TYPES, Graph, current_graph, graph_of
 from autobatch.kernels._errors import ArgumentError, IndexRangeError, OperandError, ShapeError
 from autobatch.kernels._op import Shape
 from autobatch.params import LookupParameters
+from autobatch.recorder import nodes
 
 _new = object.__new__
 _FAN = 16  # expressions that one node of a long sum adds
@@ -71,7 +72,8 @@ class Expressions:
         return e
 
     def __iter__(self) -> Iterator[Expression]:
-        return (self[k] for k in range(len(self)))
+        top = graph_of(self.graph, "this expression").top
+        return iter(nodes(Node, top, self.indices.tolist(), self.type))
 
     def __add__(self, other: Expressions) -> Expressions:
         if not isinstance(other, Expressions):
@@ -114,10 +116,10 @@ class Expressions:
             above = [] if not len(rest) else [esum(list(rest)) if len(rest) > 1 else rest[0]]
             if whole:
                 kind = esum(list(level[:_FAN]))
-                nodes = whole // _FAN - 1
+                more = whole // _FAN - 1
                 entries = level.indices[_FAN:whole]
-                first = graph.extend([kind.type], nodes, entries)
-                made = np.concatenate([[kind.index], np.arange(first, first + nodes), [e.index for e in above]])
+                first = graph.extend([kind.type], more, entries)
+                made = np.concatenate([[kind.index], np.arange(first, first + more), [e.index for e in above]])
                 computed(graph)
                 level = expressions(graph, kind.type, made.astype(np.int32))
             else:

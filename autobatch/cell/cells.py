@@ -21,6 +21,7 @@ from autobatch.expression import Expression, Node, append, describe, owner, part
 from autobatch.graph import OP, TYPES, Graph
 from autobatch.kernels._errors import TraceError
 from autobatch.kernels._op import Op, Shape
+from autobatch.recorder import short
 
 MOST_SIGNATURES = 1000  # of a cell; more are a static argument that ought to be none
 NOT_PLAIN, ONE, ROW, NESTED = range(4)  # some of it are arguments; one output; all outputs as a tuple; any other structure
@@ -116,6 +117,8 @@ class _Cell:
             exec(_fast_source([p.name for p in parameters]), scope)
             function = scope["call"]
         functools.update_wrapper(function, self.function)
+        if self.plain:
+            function = short("cell", function, self.by_types, len(parameters))
         function.explain = self.explain  # type: ignore[attr-defined]
         return function
 

@@ -11,6 +11,7 @@ from autobatch.expression import Expression, Node, check_expression, view
 from autobatch.graph import Graph
 from autobatch.kernels._errors import ShapeError
 from autobatch.kernels._op import OPS, Shape, common_batch, trimmed, wrong
+from autobatch.recorder import short
 from autobatch.shortcuts import _binary, _nary, _part, _unary
 
 _matmul = _binary("matmul")
@@ -87,13 +88,15 @@ def _affine(exprs: Any) -> Expression:
     e = _nary(_AFFINE, arguments, _AFFINE.types)
     if len(arguments) in (3, 5) and isinstance(e.graph, Graph):
         if [a.graph for a in arguments] == [None, *[None, e.graph] * (len(arguments) // 2)]:
-            ex.remember(_AFFINE_OF_THREE if len(arguments) == 3 else _AFFINE_OF_FIVE, [a.type for a in arguments], e.type)
+            ex.remember(_AFFINE_TYPES, [len(arguments), *[a.type for a in arguments]], e.type)
     return e
 
 
-# b and all W parameters, all x not: types of the arguments, one after the other -> node type
+# b and all W parameters, all x not: how many arguments, their types, one after the other -> node type
 _AFFINE_OF_THREE: dict[Any, Any] = {}
 _AFFINE_OF_FIVE: dict[Any, Any] = {}
+_AFFINE_TYPES = {3: _AFFINE_OF_THREE, 5: _AFFINE_OF_FIVE}
+affine_transform = short("of_list", affine_transform, _AFFINE_TYPES)
 
 
 def logdet(x: Expression) -> Expression:

@@ -10,6 +10,7 @@ from autobatch.arguments import _index, _integer, _sequence, _shape
 from autobatch.expression import Expression, Node, check_expression, is_number, record
 from autobatch.kernels._errors import ArgumentError, NegativeIndexError, OperandError
 from autobatch.kernels._op import OPS
+from autobatch.recorder import short
 from autobatch.shortcuts import _binary, _of_dim, _unary
 
 
@@ -106,6 +107,9 @@ def pickneglogsoftmax(x: Expression, v: int) -> Expression:
     e.index = index
     e.type = number
     return e
+
+
+pickneglogsoftmax = short("picked", pickneglogsoftmax, _PICKED.types)
 
 
 def pickneglogsoftmax_batch(x: Expression, vs: Sequence[int]) -> Expression:

@@ -12,6 +12,7 @@ from autobatch.graph import TYPES
 from autobatch.kernels import select
 from autobatch.kernels._errors import ArgumentError, OperandError, ShapeError
 from autobatch.kernels._op import OPS, Op, Shape
+from autobatch.recorder import short
 from autobatch.shortcuts import _nary, _of_list, _part
 
 _CONCATENATE, _TO_BATCH = OPS["concatenate"], OPS["concatenate_to_batch"]
@@ -44,6 +45,9 @@ def concatenate(xs: Sequence[Expression], d: int = 0) -> Expression:
     e.index = index
     e.type = number
     return e
+
+
+concatenate = short("of_list", concatenate, _CONCATENATE.types[0], _CONCATENATE.types[0].setdefault("alike", {}))
 
 
 def _along(xs: Sequence[Expression], d: int) -> Expression:
@@ -215,6 +219,9 @@ def pick(e: Expression, index: int = 0, dim: int = 0) -> Expression:
     picked = _selected(op, e, _index("pick", "the index", index, size) * stride, {"dim": dim}, select.pick_walk(shape, dim))
     _PICKS.setdefault(dim, {})[e.type] = picked.type, size, stride
     return _as(PickExpression, picked)
+
+
+pick = short("picked", pick, _PICKS[0], False, PickExpression)
 
 
 def _starts(op: str, shape: Shape, indices: Sequence[int], dim: int) -> list[int]:

@@ -41,6 +41,7 @@ from autobatch.kernels._errors import (
     message,
 )
 from autobatch.kernels._op import OPS
+from autobatch.recorder import short
 
 _ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 
@@ -586,3 +587,7 @@ class LookupParameters(Storage):
         return f"LookupParameter {self._name}"
 
     __str__ = __repr__
+
+
+_row = short("row", LookupParameters.__getitem__, LookupParameters, _THREAD, LookupExpression)
+LookupParameters.__getitem__ = _row  # type: ignore[method-assign]

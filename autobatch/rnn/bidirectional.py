@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
+from autobatch import recorder
 from autobatch.expression import Expression, Node, check_expression, describe, is_list
 from autobatch.functions.selection import concatenate
 from autobatch.kernels._errors import ArgumentError, OperandError
@@ -41,19 +42,14 @@ def _joined(fs: list[Expression], bs: list[Expression]) -> list[Expression]:
     types, more = graph.types, len(fs) - 1
     entries = [0] * (2 * more)
     try:
-        entries[::2] = [x.index for x in fs[1:] if x.type == f and x.graph is graph]
-        entries[1::2] = [y.index for y in bs[1:] if y.type == b and y.graph is graph]
+        entries[::2] = recorder.indices(fs[1:], f, graph)  # type: ignore[assignment]  # None is no list: a TypeError
+        entries[1::2] = recorder.indices(bs[1:], b, graph)  # type: ignore[assignment]
         graph.args += entries
     except (TypeError, ValueError):  # a checkpoint, or not all of them are alike
         return joined + [concatenate([x, y]) for x, y in zip(fs[1:], bs[1:], strict=True)]
     index = len(types)
     types += [kind] * more
-    for number in range(index, index + more):
-        e = Node()
-        e.graph = graph
-        e.index = number
-        e.type = kind
-        joined.append(e)
+    joined += recorder.nodes(Node, graph, range(index, index + more), kind)
     return joined
 
 

@@ -24,6 +24,7 @@ from autobatch.inputs import inputVector
 from autobatch.kernels._errors import ArgumentError
 from autobatch.kernels._op import OPS, Shape
 from autobatch.params import ParameterCollection, Parameters
+from autobatch.recorder import short
 from autobatch.rnn.builder import Inputs, RNNBuilder, known, masked, probability
 from autobatch.rnn.state import RNNState, make_state
 from autobatch.shortcuts import _nary
@@ -132,6 +133,10 @@ class _DeepLSTMState(_LSTMState):
         return _after(_DeepLSTMState, self, use, new_h, new_c, self._steps)
 
     add_input.__doc__ = RNNState.add_input.__doc__
+
+
+for _state in (_LSTMState, _DeepLSTMState):
+    _state.add_input = short("step", _state.add_input, _state, _THREAD)  # type: ignore[method-assign]
 
 
 def _after(kind: Any, before: RNNState, use: Any, h: Sequence[Expression], c: Sequence[Expression], steps: Any) -> RNNState:

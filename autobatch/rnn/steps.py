@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from autobatch import recorder
 from autobatch.expression import Expression, Node
 from autobatch.graph import IMMEDIATES, RECORDED, TYPES, Graph
 from autobatch.kernels._jit import compiled, int32s, integers
@@ -85,13 +86,59 @@ class Chain:
         nodes: list[int] = []
         for chain in pieces:
             xs = chain.xs
-            words += (chain.base, len(nodes), len(xs), chain.pair.address)
+            words += (chain.base, len(nodes), len(xs), len(nodes) + len(xs), chain.pair.address)
             nodes += xs
             nodes += chain.given
         _write(types, args, places, listed(words, np.int64), listed(nodes, np.int32))
 
 
-_WORDS = 4  # of a chain: first node, place of its inputs and how many, address of both patterns
+class Chains:
+    """The entries of the steps of many sequences, which begin from one state: a piece of a graph's arguments.
+
+    Parameters
+    ----------
+    pair : how the steps look.
+    base : first node.
+    xs : int32, numbers of the inputs, one sequence after the other.
+    sizes : integers, how many inputs each has.
+    given : numbers of the parts of the state before.
+    """
+
+    __slots__ = ("base", "firsts", "given", "pair", "sizes", "starts", "xs")
+
+    def __init__(self, pair: Pair, base: int, xs: np.ndarray, sizes: np.ndarray, given: Sequence[int]) -> None:
+        self.pair, self.base, self.xs, self.sizes, self.given = pair, base, xs, sizes, given
+        self.starts = np.cumsum(sizes) - sizes
+        self.firsts = base + self._before(len(pair.first.types), len(pair.rest.types))
+
+    def _before(self, first: int, rest: int) -> np.ndarray:
+        """Return how much comes before each sequence, of something that there is so often for first and other steps."""
+        return self.starts * rest + np.arange(len(self.sizes)) * (first - rest)
+
+    def outputs(self) -> np.ndarray:
+        """Return the numbers of the nodes that are the outputs of all steps."""
+        first, rest = self.pair.first, self.pair.rest
+        numbers = np.arange(len(self.xs), dtype=np.int32) * len(rest.types)
+        numbers += np.repeat(self.firsts + len(first.types) - len(rest.types) * (1 + self.starts), self.sizes).astype(np.int32)
+        numbers += rest.output
+        numbers[self.starts] = self.firsts + first.output
+        return numbers
+
+    @staticmethod
+    def write_all(types: np.ndarray, args: np.ndarray, places: np.ndarray, pieces: list[Chains]) -> None:
+        """Write all pieces, see `Chain.write_all`."""
+        for (node, at), piece in zip(places.tolist(), pieces, strict=True):
+            first, rest = piece.pair.first, piece.pair.rest
+            where = np.empty((len(piece.sizes), 2), np.int64)
+            where[:, 0] = node - piece.base + piece.firsts
+            where[:, 1] = at + piece._before(first.count, rest.count)
+            words = np.empty((len(piece.sizes), _WORDS), np.int64)
+            words[:, 0], words[:, 1], words[:, 2] = piece.firsts, piece.starts, piece.sizes
+            words[:, 3], words[:, 4] = len(piece.xs), piece.pair.address
+            _write(types, args, where, words.ravel(), np.append(piece.xs, np.array(piece.given, np.int32)))
+
+
+_WORDS = 5  # of a sequence: first node, place of its inputs and how many, place of the state before, address of both patterns
 
 
 @compiled
@@ -100,7 +147,7 @@ def _write(types: Any, out: Any, places: Any, words: Any, nodes: Any) -> None:
     for c in range(len(places)):
         node, at = places[c, 0], places[c, 1]
         base, xs, n = words[_WORDS * c], words[_WORDS * c + 1], words[_WORDS * c + 2]
-        given, both = xs + n, integers(words[_WORDS * c + 3])
+        given, both = words[_WORDS * c + 3], integers(words[_WORDS * c + 4])
         before = 0  # first node of the step before
         for k in range(n):
             pattern = 0 if k == 0 else 5
@@ -218,15 +265,15 @@ def _known(state: Any, kind: int) -> Any:
     return key, known
 
 
-def transduce(state: Any, xs: Sequence[Any]) -> list[Expression] | None:
+def transduce(state: Any, xs: list[Any]) -> list[Expression] | None:
     """Record all steps; return the outputs, None if they have to be recorded one by one."""
     builder, graph, h = state._builder, state._use[0], state._h
     try:
         kind = xs[0].type
-        indices: Any = [e.index for e in xs if e.type == kind and e.graph is graph]
     except AttributeError:
         return None
-    if len(indices) != len(xs):
+    indices: Any = recorder.indices(xs, kind, graph)
+    if indices is None:
         indices = _indices(graph, kind, xs)
     if indices is None or graph.types is None:
         return None
@@ -258,19 +305,9 @@ def transduce(state: Any, xs: Sequence[Any]) -> list[Expression] | None:
     first, rest = pair.first, pair.rest
     base = _record(graph, pair, indices, given)
     types, n, step = rest.types, len(indices) - 1, len(rest.types)
-    start, make = base + len(first.types) + rest.output, outputs.append
-    e = Node()
-    e.graph = graph
-    e.index = base + first.output
-    e.type = first.types[first.output]
-    make(e)
-    number = types[rest.output]
-    for index in range(start, start + n * step, step):
-        e = Node()
-        e.graph = graph
-        e.index = index
-        e.type = number
-        make(e)
+    start = base + len(first.types) + rest.output
+    outputs += recorder.nodes(Node, graph, (base + first.output,), first.types[first.output])
+    outputs += recorder.nodes(Node, graph, range(start, start + n * step, step), types[rest.output])
     return outputs
 
 
@@ -288,10 +325,15 @@ def _record(graph: Graph, pair: Pair, xs: Sequence[int], given: Sequence[int]) -
     return base
 
 
-def transduce_many(state: Any, kind: int, xs: list[int], sizes: Sequence[int]) -> tuple[int, np.ndarray] | None:
+def transduce_many(state: Any, kind: int, xs: np.ndarray, sizes: np.ndarray) -> tuple[int, np.ndarray] | None:
     """Record many sequences, whose inputs have one shape; return the type of the outputs and their numbers.
 
-    None if no sequence of the graph has shown the pattern yet.
+    None, and nothing recorded, if no sequence of the graph has shown how the steps look, or they have no pattern.
+
+    Parameters
+    ----------
+    xs : int32, numbers of all inputs, which are of type `kind`, one sequence after the other.
+    sizes : integers, how many each sequence has.
     """
     graph = state._use[0]
     _, known = _known(state, kind)
@@ -301,13 +343,14 @@ def transduce_many(state: Any, kind: int, xs: list[int], sizes: Sequence[int]) -
     given: list[int] = []
     if state._h:
         pair, given = goes_on, _parts(state)
+    types, base = graph.types, len(graph.types)
     first, rest = pair.first, pair.rest
-    numbers = np.empty(len(xs), np.int32)
-    start, step = 0, len(rest.types)
-    for n in sizes:
-        base = _record(graph, pair, xs[start : start + n], given)
-        numbers[start] = base + first.output
-        begin = base + len(first.types) + rest.output
-        numbers[start + 1 : start + n] = np.arange(begin, begin + (n - 1) * step, step)
-        start += n
-    return rest.types[rest.output], numbers
+    if first.types == rest.types:
+        types += rest.types * len(xs)
+    else:
+        for n in sizes.tolist():
+            types += first.types
+            types += rest.types * (n - 1)
+    chains, count = Chains(pair, base, xs, sizes, given), len(sizes) * (first.count - rest.count) + len(xs) * rest.count
+    graph.pieces.append((len(graph.args), base, count, len(types) - base, chains))
+    return rest.types[rest.output], chains.outputs()
