@@ -63,7 +63,8 @@ def plan(run, args):
     few = args.quick
 
     def call(batch=64, libraries=RIVALS, names=args.tasks, more=()):
-        minibatches = max(1, min(16, 256 // batch) // (4 if few else 1))
+        # Several in a round: what runs in the background is done while the next one is recorded, as in training.
+        minibatches = max(1 if few else 4, min(16, 256 // batch) // (4 if few else 1))
         numbers = {"batch": batch, "minibatches": minibatches, "rounds": 2 if few else 5}
         numbers |= {"threads": args.threads, "seed": args.seed}
         options = [text for name, n in numbers.items() for text in (f"--{name}", str(n))]

@@ -61,10 +61,11 @@ class Pattern:
 class Pair:
     """Patterns of the first step of a sequence and of all others, and the words of both where compiled code finds them."""
 
-    __slots__ = ("_words", "address", "first", "rest")
+    __slots__ = ("_words", "address", "even", "first", "rest")
 
     def __init__(self, first: Pattern, rest: Pattern) -> None:
         self.first, self.rest = first, rest
+        self.even = first.types == rest.types and first.output == rest.output  # whether all steps have equal nodes
         self._words = np.array([*first.words, *rest.words], np.int64)
         self.address = self._words.ctypes.data
 
@@ -303,26 +304,23 @@ def transduce(state: Any, xs: list[Any]) -> list[Expression] | None:
     if state._h:
         pair, given = goes_on, _parts(state)
     first, rest = pair.first, pair.rest
-    base = _record(graph, pair, indices, given)
-    types, n, step = rest.types, len(indices) - 1, len(rest.types)
-    start = base + len(first.types) + rest.output
-    outputs += recorder.nodes(Node, graph, (base + first.output,), first.types[first.output])
-    outputs += recorder.nodes(Node, graph, range(start, start + n * step, step), types[rest.output])
-    return outputs
-
-
-def _record(graph: Graph, pair: Pair, xs: Sequence[int], given: Sequence[int]) -> int:
-    """Record the steps of a sequence; return its first node."""
-    types, more, first, rest = graph.types, len(xs) - 1, pair.first, pair.rest
+    types, more = graph.types, len(indices) - 1
     chain = Chain()
     chain.pair = pair
     chain.base = base = len(types)
-    chain.xs = xs
+    chain.xs = indices
     chain.given = given
-    types += first.types
-    types += rest.types * more
-    graph.pieces.append((len(graph.args), base, first.count + more * rest.count, len(types) - base, chain))
-    return base
+    number, step = rest.types[rest.output], len(rest.types)
+    if pair.even:
+        new = rest.types * (more + 1)
+        made = recorder.nodes(Node, graph, range(base + rest.output, base + len(new), step), number)
+    else:
+        new = first.types + rest.types * more
+        made = recorder.nodes(Node, graph, (base + first.output,), first.types[first.output])
+        made += recorder.nodes(Node, graph, range(base + len(first.types) + rest.output, base + len(new), step), number)
+    types += new
+    graph.pieces.append((len(graph.args), base, first.count + more * rest.count, len(new), chain))
+    return outputs + made if outputs else made
 
 
 def transduce_many(state: Any, kind: int, xs: np.ndarray, sizes: np.ndarray) -> tuple[int, np.ndarray] | None:
@@ -345,7 +343,7 @@ def transduce_many(state: Any, kind: int, xs: np.ndarray, sizes: np.ndarray) -> 
         pair, given = goes_on, _parts(state)
     types, base = graph.types, len(graph.types)
     first, rest = pair.first, pair.rest
-    if first.types == rest.types:
+    if pair.even:
         types += rest.types * len(xs)
     else:
         for n in sizes.tolist():

@@ -79,6 +79,31 @@ class Program(tagger.Program):
         return self.dy.concatenate([forwards[-1], backwards[-1]])
 
 
+def sorted_out(batch):
+    """Frequent words, rare words, and where each word of a minibatch is if the frequent ones stand before the rare ones."""
+    words = [word for sentence, _ in batch for word in sentence]
+    rare = [word for word in words if not isinstance(word, int)]
+    frequent = [word for word in words if isinstance(word, int)]
+    is_rare = np.array([not isinstance(word, int) for word in words])
+    return frequent, rare, np.where(is_rare, len(frequent) + np.cumsum(is_rare) - 1, np.cumsum(~is_rare) - 1)
+
+
+class Bulk(Program, tagger.Bulk):
+    """The same for a whole minibatch given as arrays of integers."""
+
+    def vectors(self, batch):
+        dy = self.dy
+        frequent, rare, place = sorted_out(batch)
+        found = [dy.rows(self.words, frequent)] if frequent else []
+        if rare:
+            lengths = np.array([len(word) for word in rare])
+            letters, ends = dy.rows(self.letters, np.concatenate(rare)), np.cumsum(lengths)
+            forwards = dy.scan(self.letters_forwards, letters, lengths)[ends - 1]
+            backwards = dy.scan(self.letters_backwards, letters, lengths, reverse=True)[ends - lengths]
+            found.append(dy.each(lambda f, b: dy.concatenate([f, b]), forwards, backwards))
+        return (found[0] + found[1] if len(found) == 2 else found[0])[place]
+
+
 class HandBatched(tagger.HandBatched):
     """The letters of all rare words of a minibatch are a minibatch of their own."""
 
@@ -88,12 +113,7 @@ class HandBatched(tagger.HandBatched):
         self.readers = [self.lstm(f"letters {way}") for way in ("forwards", "backwards")]
 
     def prepare(self, batch):
-        words = [word for sentence, _ in batch for word in sentence]
-        rare = [word for word in words if not isinstance(word, int)]
-        frequent = [word for word in words if isinstance(word, int)]
-        # Rows of frequent words come first, then those of the rare ones; `place` is where the row of each word is.
-        is_rare = np.array([not isinstance(word, int) for word in words])
-        place = np.where(is_rare, len(frequent) + np.cumsum(is_rare) - 1, np.cumsum(~is_rare) - 1)
+        frequent, rare, place = sorted_out(batch)
         padded = Rectangles(self, [len(sentence) for sentence, _ in batch])
         spelled = Rectangles(self, [len(word) for word in rare]) if rare else None
         tags = np.concatenate([np.array(tags) for _, tags in batch])

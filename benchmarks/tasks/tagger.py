@@ -109,12 +109,14 @@ class Bulk(Program):
 
     def loss(self, batch):
         dy = self.dy
-        words, tags = (np.concatenate([sentence[k] for sentence in batch]) for k in (0, 1))
+        vectors, tags = self.vectors(batch), np.concatenate([tags for _, tags in batch])
         lengths = [len(words) for words, _ in batch]
-        vectors = dy.rows(self.words, words)
         forwards = dy.scan(self.forwards, vectors, lengths)
         backwards = dy.scan(self.backwards, vectors, lengths, reverse=True)
         return dy.each(self.loss_of, forwards, backwards, tags).sum() / len(tags)
+
+    def vectors(self, batch):
+        return self.dy.rows(self.words, np.concatenate([words for words, _ in batch]))
 
     def loss_of(self, forwards, backwards, tag):
         dy = self.dy
