@@ -153,7 +153,8 @@ def test_what_only_the_library_calls_checks_what_it_is_given():
         lambda: native.nodes(ab.Expression, None, 1, 3),
         lambda: native.nodes(ab.Expression, None, [1], None),
         lambda: native.nodes(),
-        lambda: native.indices((), 1, None),
+        lambda: native.indices((), None, set()),
+        lambda: native.indices([], None, 1),
         lambda: type(native.short("unary", len, {}))(),
     ):
         with pytest.raises((TypeError, AttributeError)):
@@ -162,8 +163,8 @@ def test_what_only_the_library_calls_checks_what_it_is_given():
         native.short("sideways", len, {})
     ab.renew_cg()
     x = ab.inputVector([1.0, 2.0])
-    assert native.indices([x, ab.tanh(x)], x.type, x.graph) is None and native.indices([], 1, None) == []
-    assert native.indices([x, x], x.type, x.graph) == [x.index] * 2 and native.indices([x, None], x.type, x.graph) is None
+    assert native.indices([x, ab.tanh(x)], x.graph, {x.type}) is None and native.indices([], None, set()) == []
+    assert native.indices([x, x], x.graph, {x.type}) == [x.index] * 2 and native.indices([x, None], x.graph, {x.type}) is None
     assert native.nodes(ab.Expression, x.graph, range(3, 1), x.type) == []
     # Half-made expressions, and tables that hold something else.
     for wrong in (object.__new__(ab.Expression), object(), None, 1, ab.Expression):

@@ -15,7 +15,7 @@ import functools
 import os
 import types
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from typing import Any, TypeVar
 
 VERSION = 1  # of `_recorder.c`
@@ -72,10 +72,10 @@ def nodes(kind: type, graph: Any, indices: Iterable[int], number: int) -> list[A
     return made
 
 
-def indices(es: list[Any], number: int, graph: Any) -> list[int] | None:
-    """Return the indices of expressions; None unless all are of one type, and of this graph."""
+def indices(es: list[Any], graph: Any, types: Set[int]) -> list[int] | None:
+    """Return the indices of expressions; None unless all are of this graph, and of one of these types."""
     try:
-        found = [e.index for e in es if e.type == number and e.graph is graph]
+        found = [e.index for e in es if e.type in types and e.graph is graph]
     except AttributeError:
         return None
     return found if len(found) == len(es) else None

@@ -692,28 +692,23 @@ static PyObject *nodes(PyObject *module, PyObject *const *args, Py_ssize_t n)
     return list;
 }
 
-PyDoc_STRVAR(indices_doc, "indices(es, number, graph)\n--\n\n"
-                          "Return the indices of a list of expressions; None unless all are of one type and of this graph.");
+PyDoc_STRVAR(indices_doc, "indices(es, graph, types)\n--\n\n"
+                          "Return the indices of a list of expressions; None unless all are of this graph and these types.");
 
 static PyObject *indices(PyObject *module, PyObject *const *args, Py_ssize_t n)
 {
-    if (n != 3 || Expression == NULL || !PyList_CheckExact(args[0]))
-        return PyErr_Format(PyExc_TypeError, "indices: a list, the number of a type, and a graph");
+    if (n != 3 || Expression == NULL || !PyList_CheckExact(args[0]) || !PyAnySet_Check(args[2]))
+        return PyErr_Format(PyExc_TypeError, "indices: a list, a graph, and a set of types");
     Py_ssize_t count = PyList_GET_SIZE(args[0]);
     PyObject *list = PyList_New(count);
     if (list == NULL)
         return NULL;
+    PyObject *last = NULL; /* a type that is in the set */
     for (Py_ssize_t k = 0; k < count; k++) {
         PyObject *e = PyList_GET_ITEM(args[0], k);
-        int alike = is_expression(e) && SLOT(e, GRAPH) == args[2];
-        if (alike && SLOT(e, TYPE) != args[1]) { /* the same number may be two objects */
-            alike = PyObject_RichCompareBool(SLOT(e, TYPE), args[1], Py_EQ);
-            if (alike < 0) {
-                Py_DECREF(list);
-                return NULL;
-            }
-        }
-        if (!alike) {
+        if (is_expression(e) && SLOT(e, GRAPH) == args[1] && (SLOT(e, TYPE) == last || is_in(args[2], SLOT(e, TYPE))))
+            last = SLOT(e, TYPE);
+        else {
             Py_DECREF(list);
             Py_RETURN_NONE;
         }

@@ -42,8 +42,8 @@ def _joined(fs: list[Expression], bs: list[Expression]) -> list[Expression]:
     types, more = graph.types, len(fs) - 1
     entries = [0] * (2 * more)
     try:
-        entries[::2] = recorder.indices(fs[1:], f, graph)  # type: ignore[assignment]  # None is no list: a TypeError
-        entries[1::2] = recorder.indices(bs[1:], b, graph)  # type: ignore[assignment]
+        entries[::2] = recorder.indices(fs[1:], graph, {f})  # type: ignore[assignment]  # None is no list: a TypeError
+        entries[1::2] = recorder.indices(bs[1:], graph, {b})  # type: ignore[assignment]
         graph.args += entries
     except (TypeError, ValueError):  # a checkpoint, or not all of them are alike
         return joined + [concatenate([x, y]) for x, y in zip(fs[1:], bs[1:], strict=True)]

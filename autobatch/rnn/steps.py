@@ -237,26 +237,23 @@ def _pattern(graph: Graph, start: tuple[int, int], end: tuple[int, int], x: int,
     return Pattern(types, np.array(entries, np.int32).reshape(-1, 2).T.copy(), np.array(states, np.int32), output)
 
 
-def _indices(graph: Graph, kind: int, xs: Sequence[Any]) -> list[int] | None:
-    """Return the numbers of the inputs; None if one of them is of another graph, or of another shape than a node type has."""
-    indices, fitting = [], _FITTING.get(kind)
-    if fitting is None:
-        fitting = _FITTING[kind] = {kind}
+def _indices(graph: Graph, xs: list[Any]) -> list[int] | None:
+    """Return the numbers of the inputs; None if one of them is of another graph, or of another shape than the first."""
     try:
-        for e in xs:
-            if e.graph is not graph:
-                return None
-            if e.type not in fitting:
-                if TYPES.records[e.type].shape != TYPES.records[kind].shape:
-                    return None
-                fitting.add(e.type)
-            indices.append(e.index)
-    except AttributeError:
+        fitting = _FITTING.get(xs[0].type)
+        if fitting is None:
+            fitting = _FITTING[xs[0].type] = {xs[0].type}
+        found = recorder.indices(xs, graph, fitting)
+        if found is None:
+            shape = TYPES.records[xs[0].type].shape
+            fitting.update(kind for kind in {e.type for e in xs} if TYPES.records[kind].shape == shape)
+            found = recorder.indices(xs, graph, fitting)
+    except (AttributeError, TypeError):
         return None
-    return indices
+    return found
 
 
-_FITTING: dict[int, set[int]] = {}  # node types of the shape of a type
+_FITTING: dict[int, set[int]] = {}  # by a type, types of the same shape that were seen beside it
 
 
 def _known(state: Any, kind: int) -> Any:
@@ -269,16 +266,10 @@ def _known(state: Any, kind: int) -> Any:
 def transduce(state: Any, xs: list[Any]) -> list[Expression] | None:
     """Record all steps; return the outputs, None if they have to be recorded one by one."""
     builder, graph, h = state._builder, state._use[0], state._h
-    try:
-        kind = xs[0].type
-    except AttributeError:
-        return None
-    indices: Any = recorder.indices(xs, kind, graph)
-    if indices is None:
-        indices = _indices(graph, kind, xs)
+    indices: Any = _indices(graph, xs)
     if indices is None or graph.types is None:
         return None
-    first_one = not h
+    kind, first_one = xs[0].type, not h
     short = builder, kind, first_one
     steps = graph.kept.get(short)
     if steps is not None and steps[0] is builder._rates:
