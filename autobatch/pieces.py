@@ -17,6 +17,7 @@ from numba import types as numba_types
 from numba.core.typing import signature
 
 from autobatch.kernels._jit import compiled
+from autobatch.recorder import native
 
 FEW = 128  # entries that NumPy takes over from a list before a compiled function begins
 
@@ -130,7 +131,7 @@ def _read(source: Any, out: Any, segments: Any) -> bool:
 
 def copy_list(source: list[int], out: np.ndarray, segments: np.ndarray) -> None:
     """Copy segments of a list of integers into an array, see `_read`."""
-    if not _read(id(source), out, segments):
+    if not (_read(id(source), out, segments) if native is None else native.copy(source, out, segments)):
         for start, at, length in segments.reshape(-1, 3).tolist():
             out[at : at + length] = source[start : start + length]  # which says what is wrong
 

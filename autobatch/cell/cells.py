@@ -28,13 +28,27 @@ NOT_PLAIN, ONE, ROW, NESTED = range(4)  # some of it are arguments; one output; 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+class Used:
+    """The parameters that a signature uses; a key of `graph.kept` once the graph knows them."""
+
+    __slots__ = ("parameters",)
+
+    def __init__(self, parameters: tuple[Any, ...]) -> None:
+        self.parameters = parameters
+
+    def enter(self, graph: Graph) -> None:
+        """Let a graph take note of them."""
+        for parameter in self.parameters:
+            graph.enter(parameter)
+        graph.kept[self] = True
+
+
 class Signature(NamedTuple):
     """What calls of one signature record."""
 
-    key: object  # in `graph.kept` once the parameters are known to a graph
+    used: Used
     types: tuple[int, ...]  # of the node and the parts that are its outputs
     result: Any  # what is returned, see `Traced`
-    entered: tuple[Any, ...]  # parameters to keep alive
     body: Body
     static: list[str]  # arguments that are static, for `explain`
     form: int  # of the result: NOT_PLAIN, ONE, ROW, NESTED
@@ -132,9 +146,9 @@ class _Cell:
                 key += named
                 graph = _scan(named.values(), key, entries, graph)
             signature = self.by_key[tuple(key)]
-            if signature.key not in graph.kept:
-                raise KeyError
             types = graph.types
+            if types is not None and signature.used not in graph.kept:
+                signature.used.enter(graph)
             index = len(types)
             types += signature.types
             args_of_graph = graph.args
@@ -167,10 +181,8 @@ class _Cell:
                 if signature is None:
                     signature = self._trace(bound, shapes, graph)
                     self.known[key, shapes] = signature
-        if signature.key not in graph.kept:
-            for parameter in signature.entered:
-                graph.enter(parameter)
-            graph.kept[signature.key] = True
+        if signature.used not in graph.kept:
+            signature.used.enter(graph)
         nodes = len(graph.recorded_types)
         outputs: list[Expression] = []
         try:
@@ -186,7 +198,7 @@ class _Cell:
             pair = signature.form == ROW and len(outputs) == 2
             if pair or signature.form == ONE:
                 rest = signature.types[1:] if pair else (signature.types[1], 0)
-                remember(self.by_types, types, (signature.key, pair, signature.types, *rest))
+                remember(self.by_types, types, (signature.used, pair, signature.types, *rest))
         if short is not None and signature.form:
             self.by_key[short] = signature
         return rebuilt(signature.result, lambda part: _output(part, outputs, expressions))
@@ -267,7 +279,7 @@ class _Cell:
             part_type(whole, shape, back, start, stopped) for back, (start, shape, stopped) in enumerate(body.outputs, 1)
         )
         parameters, form = tuple(traced.parameters), _form(traced.result)
-        return Signature(object(), (number, *views), traced.result, parameters, body, static, form)
+        return Signature(Used(parameters), (number, *views), traced.result, body, static, form)
 
     def explain(self) -> str:
         """Return what the cell became for each signature it was called with: steps, what they read and write, what is fused."""
@@ -361,9 +373,9 @@ def call({", ".join(names)}):
     try:
         _graph = {first}.graph
         {f"if {same}: raise KeyError" if same else ""}
-        _key, _pair, _new_types, _t, _w = _table{types}
-        if _key not in _graph.kept: raise KeyError
+        _used, _pair, _new_types, _t, _w = _table{types}
         _types = _graph.types
+        if _types is not None and _used not in _graph.kept: _used.enter(_graph)
         _index = len(_types)
         _args = _graph.args
         _types += _new_types

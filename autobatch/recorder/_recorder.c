@@ -16,7 +16,7 @@
 #define SLOTS 8   /* that a way knows of a class, at most */
 
 static PyTypeObject *Expression, *Node, *Graph;
-static PyObject *Graph_attribute, *Rates_attribute; /* "graph", "_rates" */
+static PyObject *Graph_attribute, *Rates_attribute, *Enter_attribute; /* their names: "graph" and so on */
 
 /* Where their slots lie: of an expression, and of a graph. */
 static const char *const OF_EXPRESSION[] = {"graph", "index", "type", NULL};
@@ -105,6 +105,23 @@ static inline int is_in(PyObject *set, PyObject *thing)
     return is == 1;
 }
 
+static int again; /* whether a graph has taken note of something meanwhile, so that the way may be open now */
+
+/* Call who.enter(what), or who.enter(what, more): code in Python, which may do anything, so that the way begins anew. */
+static void enter(PyObject *who, PyObject *what, PyObject *more)
+{
+    Py_INCREF(who);
+    Py_INCREF(what);
+    PyObject *done = PyObject_CallMethodObjArgs(who, Enter_attribute, what, more, NULL);
+    Py_DECREF(who);
+    Py_DECREF(what);
+    if (done != NULL)
+        again = 1;
+    else if (PyErr_ExceptionMatches(PyExc_Exception))
+        PyErr_Clear(); /* the function in Python says the same */
+    Py_XDECREF(done);
+}
+
 /* The open graph of expressions of which some may be parameters, known to it; NULL if there is none. */
 static PyObject *graph_of(PyObject *const *es, Py_ssize_t n)
 {
@@ -124,8 +141,10 @@ static PyObject *graph_of(PyObject *const *es, Py_ssize_t n)
     if (!is_open(graph))
         return NULL;
     for (Py_ssize_t k = 0; parameters && k < n; k++)
-        if (SLOT(es[k], GRAPH) == Py_None && !is_in(SLOT(graph, PARAMETERS), es[k]))
+        if (SLOT(es[k], GRAPH) == Py_None && !is_in(SLOT(graph, PARAMETERS), es[k])) {
+            enter(graph, es[k], NULL);
             return NULL;
+        }
     return graph;
 }
 
@@ -359,14 +378,18 @@ static PyObject *row(Short *self, PyObject *const *args, Py_ssize_t n)
         PyErr_Clear();
         return NULL;
     }
-    if (is_open(graph) && is_in(SLOT(graph, TABLES), args[0]))
-        e = recorded(self->kind, graph, number, args + 1, 1);
+    if (is_open(graph)) {
+        if (is_in(SLOT(graph, TABLES), args[0]))
+            e = recorded(self->kind, graph, number, args + 1, 1);
+        else
+            enter(graph, args[0], Py_True);
+    }
     Py_DECREF(graph);
     return e;
 }
 
-/* A call of a cell: table[type of x][type of y]... = (key in `kept` of the graph, whether it returns a pair, types of the node and
-   of its outputs, type of the first output, and of the second). */
+/* A call of a cell: table[type of x][type of y]... = (what is in `kept` of a graph that knows the parameters, whether it returns a
+   pair, types of the node and of its outputs, type of the first output, and of the second). */
 static PyObject *cell(Short *self, PyObject *const *args, Py_ssize_t n)
 {
     PyObject *graph = n == self->count && n > 0 ? graph_of(args, n) : NULL, *known = self->table;
@@ -378,8 +401,12 @@ static PyObject *cell(Short *self, PyObject *const *args, Py_ssize_t n)
         return NULL;
     PyObject *numbers = PyTuple_GET_ITEM(known, 2);
     int pair = PyTuple_GET_ITEM(known, 1) == Py_True;
-    if (found(SLOT(graph, KEPT), PyTuple_GET_ITEM(known, 0)) == NULL || !PyTuple_CheckExact(numbers))
+    if (!PyTuple_CheckExact(numbers))
         return NULL;
+    if (found(SLOT(graph, KEPT), PyTuple_GET_ITEM(known, 0)) == NULL) {
+        enter(PyTuple_GET_ITEM(known, 0), graph, NULL);
+        return NULL;
+    }
     PyObject *types = SLOT(graph, TYPES), *entries = SLOT(graph, ARGS);
     Py_ssize_t nodes = PyList_GET_SIZE(types), before = PyList_GET_SIZE(entries);
     PyObject *result = made_at(Node, graph, nodes + 1, PyTuple_GET_ITEM(known, 3));
@@ -497,9 +524,14 @@ static PyObject *step(Short *self, PyObject *const *args, Py_ssize_t n)
 static PyObject *short_call(PyObject *self, PyObject *const *args, size_t count, PyObject *names)
 {
     if (names == NULL || PyTuple_GET_SIZE(names) == 0) {
-        PyObject *result = ((Short *)self)->way((Short *)self, args, PyVectorcall_NARGS(count));
-        if (result != NULL || PyErr_Occurred())
-            return result;
+        for (int left = MOST; left >= 0; left--) { /* each time the graph may take note of one thing more */
+            again = 0;
+            PyObject *result = ((Short *)self)->way((Short *)self, args, PyVectorcall_NARGS(count));
+            if (result != NULL || PyErr_Occurred())
+                return result;
+            if (!again)
+                break;
+        }
     }
     return PyObject_Vectorcall(((Short *)self)->function, args, count, names);
 }
@@ -622,6 +654,8 @@ static PyObject *prepare(PyObject *module, PyObject *args)
         return NULL;
     if (Rates_attribute == NULL && (Rates_attribute = PyUnicode_InternFromString("_rates")) == NULL)
         return NULL;
+    if (Enter_attribute == NULL && (Enter_attribute = PyUnicode_InternFromString("enter")) == NULL)
+        return NULL;
     Py_XSETREF(Expression, (PyTypeObject *)Py_NewRef(expression));
     Py_XSETREF(Node, (PyTypeObject *)Py_NewRef(node));
     Py_XSETREF(Graph, (PyTypeObject *)Py_NewRef(graph));
@@ -717,11 +751,79 @@ static PyObject *indices(PyObject *module, PyObject *const *args, Py_ssize_t n)
     return list;
 }
 
+/* Lists of integers -------------------------------------------------------------------------------------------------- */
+
+/* Read an integer of up to 30 bits where it lies, others by the function that is there for it; 0 if it is none, or too large. */
+static inline int integer(PyObject *object, long long *value)
+{
+    if (!PyLong_CheckExact(object))
+        return 0;
+    PyLongObject *number = (PyLongObject *)object;
+#if PY_VERSION_HEX >= 0x030C0000
+    if (PyUnstable_Long_IsCompact(number)) {
+        *value = PyUnstable_Long_CompactValue(number);
+        return 1;
+    }
+#else
+    if (Py_SIZE(number) >= -1 && Py_SIZE(number) <= 1) {
+        *value = Py_SIZE(number) == 0 ? 0 : Py_SIZE(number) * (long long)number->ob_digit[0];
+        return 1;
+    }
+#endif
+    int overflow;
+    *value = PyLong_AsLongLongAndOverflow(object, &overflow);
+    return !overflow;
+}
+
+PyDoc_STRVAR(copy_doc, "copy(numbers, out, segments)\n--\n\n"
+                       "Copy segments of a list of integers into an int32 or int64 array: (place in the list, place in `out`,\n"
+                       "length) of each, an int64 array. False, with part of it done, if an entry does not fit.");
+
+static PyObject *copy(PyObject *module, PyObject *const *args, Py_ssize_t n)
+{
+    Py_buffer out, segments;
+    if (n != 3 || !PyList_CheckExact(args[0]))
+        return PyErr_Format(PyExc_TypeError, "copy: a list, and two arrays");
+    if (PyObject_GetBuffer(args[1], &out, PyBUF_WRITABLE | PyBUF_ND))
+        return NULL;
+    if (PyObject_GetBuffer(args[2], &segments, PyBUF_ND)) {
+        PyBuffer_Release(&out);
+        return NULL;
+    }
+    const int64_t *segment = segments.buf;
+    Py_ssize_t size = PyList_GET_SIZE(args[0]), room = out.len / out.itemsize, count = segments.len / 24;
+    int fits = 1, known = segments.itemsize == 8 && (out.itemsize == 4 || out.itemsize == 8);
+    for (Py_ssize_t s = 0; s < count && fits && known; s++, segment += 3) {
+        int64_t from = segment[0], to = segment[1], length = segment[2];
+        known = from >= 0 && to >= 0 && length >= 0 && length <= size - from && length <= room - to;
+        PyObject **items = ((PyListObject *)args[0])->ob_item + from;
+        long long value = 0;
+        for (int64_t k = 0; k < length && fits && known; k++) {
+#ifdef __GNUC__
+            __builtin_prefetch(items[k + 24 < length ? k + 24 : k]);
+#endif
+            fits = integer(items[k], &value);
+            if (out.itemsize == 8)
+                ((int64_t *)out.buf)[to + k] = value;
+            else {
+                fits &= value == (int32_t)value;
+                ((int32_t *)out.buf)[to + k] = (int32_t)value;
+            }
+        }
+    }
+    PyBuffer_Release(&out);
+    PyBuffer_Release(&segments);
+    if (!known)
+        return PyErr_Format(PyExc_ValueError, "copy: integers of another size, or a segment beyond the list or the array");
+    return PyBool_FromLong(fits);
+}
+
 static PyMethodDef methods[] = {
     {"prepare", prepare, METH_VARARGS, prepare_doc},
     {"short", new_short, METH_VARARGS, short_doc},
     {"nodes", (PyCFunction)(void (*)(void))nodes, METH_FASTCALL, nodes_doc},
     {"indices", (PyCFunction)(void (*)(void))indices, METH_FASTCALL, indices_doc},
+    {"copy", (PyCFunction)(void (*)(void))copy, METH_FASTCALL, copy_doc},
     {NULL},
 };
 
