@@ -11,13 +11,15 @@ import sys
 import sysconfig
 import textwrap
 
+import numpy as np
 import pytest
-from test_recording import MORE, at_hand, model  # noqa: F401  fixtures
+import test_recording
 
 import autobatch as ab
-from autobatch import recorder
+from autobatch import pieces, recorder
 
 ROOT = pathlib.Path(__file__).parent.parent
+MORE, model, at_hand = test_recording.MORE, test_recording.model, test_recording.at_hand
 in_c = pytest.mark.skipif(recorder.native is None, reason="recording is in Python here")
 
 
@@ -110,7 +112,7 @@ def test_arguments_by_name_and_wrong_ones():
 
 
 @pytest.mark.parametrize("name", MORE)
-def test_nothing_is_left_behind(name, at_hand):  # noqa: F811
+def test_nothing_is_left_behind(name, at_hand):
     def rounds(n):
         for _ in range(n):
             ab.renew_cg()
@@ -276,3 +278,57 @@ def test_finalizers_that_drop_the_graph_in_the_midst_of_recording():
         """,
     )
     assert done.returncode == 0 and done.stdout.strip() == "done", done.stdout[-2000:] + done.stderr[-3000:]
+
+
+@in_c
+def test_lists_become_arrays():
+    copy, numbers = recorder.native.copy, [0, 1, -1, 2**30 - 1, 2**30, -(2**31), 2**31 - 1, 7]
+    out = np.full(10, 99, np.int32)
+    assert copy(numbers, out, np.array([0, 1, 8, 2, 0, 1], np.int64))
+    assert out.tolist() == [-1, *numbers, 99]
+    wide, large = np.zeros(3, np.int64), [2**62, -(2**63), 2**63 - 1]
+    assert copy(large, wide, np.array([0, 0, 3], np.int64)) and wide.tolist() == large
+    assert copy([], out, np.empty(0, np.int64))
+    two = np.array([0, 0, 2], np.int64)
+    for odd in (1.0, True, np.int32(3)):
+        assert not copy([1, odd], out, two)
+        pieces.copy_list([1, odd], out, two)  # as NumPy takes it
+        assert out[1] == odd
+    for bad in (2**31, -(2**31) - 1, 2**70, None):
+        assert not copy([1, bad], out, two)
+        with pytest.raises((TypeError, OverflowError)):
+            pieces.copy_list([1, bad], out, two)
+    assert not copy([2**63], wide, np.array([0, 0, 1], np.int64))
+    for segment in ([0, 0, 9], [1, 0, 8], [0, 3, 8], [-1, 0, 1], [0, -1, 1], [0, 0, -1], [2**62, 0, 2**62], [0, 2**62, 8]):
+        with pytest.raises(ValueError, match="beyond"):
+            copy(numbers, out, np.array(segment, np.int64))
+    for wrong in (
+        lambda: copy((1,), out, wide),
+        lambda: copy(numbers, None, wide),
+        lambda: copy(numbers, out, [0, 0, 1]),
+        lambda: copy(numbers, np.zeros(9, np.int8), wide),
+        lambda: copy(numbers, out, wide.astype(np.int32)),
+    ):
+        with pytest.raises((TypeError, ValueError)):
+            wrong()
+    frozen = np.zeros(9, np.int32)
+    frozen.flags.writeable = False
+    with pytest.raises((ValueError, BufferError)):
+        copy(numbers, frozen, np.array([0, 0, 1], np.int64))
+
+
+def test_a_graph_takes_note_of_parameters_once():
+    model, wide = ab.ParameterCollection(), ab.ParameterCollection(dtype="float64")
+    W, b, table = model.add_parameters((3, 3)), model.add_parameters((3,)), model.add_lookup_parameters((5, 3))
+    layer = ab.cell(lambda x: ab.tanh(W * x + b))
+    for _ in range(3):  # of a kind seen before, in a graph that does not know them
+        g = ab.renew_cg()
+        x = ab.inputVector([1.0, 2.0, 3.0])
+        made = [W * x, x + b, ab.affine_transform([b, W, x]), layer(x), table[2], ab.esum([b, x])]
+        assert g.parameters == {W, b} and g.tables == {table} and len([e.npvalue() for e in made]) == 6
+        for wrong in (wide.add_parameters((3, 3)), wide.add_parameters((3,))):
+            for _ in range(2):
+                nodes = len(g)
+                with pytest.raises(ab.ArgumentError, match="float64"):
+                    wrong * x if wrong.dim()[0] == (3, 3) else wrong + x
+                assert len(g) == nodes and g.parameters == {W, b}
