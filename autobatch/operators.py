@@ -153,6 +153,8 @@ def _get(self: Expression, at: Any) -> Expression:
             e.type = number
             return e
     elif at.__class__ is slice:
+        if not _is_plain(at):
+            return _select(self, (at,))
         key = self.type, at.start, at.stop, at.step
         try:
             number, start = _SLICES[key]
@@ -165,6 +167,8 @@ def _get(self: Expression, at: Any) -> Expression:
                 _SLICES[key] = e.type, e.graph.args[-1]
             return e
     elif at.__class__ is tuple:
+        if not all(_is_plain(k) for k in at if k.__class__ is slice):
+            return _select(self, at)
         several = self.type, *[(slice, k.start, k.stop, k.step) if k.__class__ is slice else (k.__class__, k) for k in at]
         try:
             number, start = _SLICES[several]
@@ -180,6 +184,11 @@ def _get(self: Expression, at: Any) -> Expression:
         return _select(self, (at,))
     shape = _shape(self)
     return pick(self, _place(shape, at, shape.dims[0]))
+
+
+def _is_plain(at: slice) -> bool:
+    """Whether a slice is of integers: 1.0 and True are equal to 1 as keys, and one of them is no index."""
+    return all(k is None or type(k) is int for k in (at.start, at.stop, at.step))
 
 
 def _place(shape: Shape, at: Any, size: int) -> int:
@@ -260,7 +269,7 @@ def _install() -> None:
         "__rmatmul__": lambda self, other: _matmul(check_expression("@", other), self),
         "__neg__": _negate,
         "__pos__": lambda self: self,
-        "__getitem__": short("picked", _get, _PICKS_OF_FIRST, True),
+        "__getitem__": short("picked", _get, _PICKS_OF_FIRST, _SLICES),
     }
     for name, function in operators.items():
         setattr(Expression, name, function)

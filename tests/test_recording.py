@@ -82,6 +82,16 @@ MORE = {
     "x[-5]": lambda o: o["x"][-5],
     "x[True]": lambda o: o["x"][True],
     "W[1]": lambda o: o["W"][1],
+    "x[1:3]": lambda o: o["x"][1:3],
+    "x[:3]": lambda o: o["x"][:3],
+    "x[-2:]": lambda o: o["x"][-2:],
+    "x[:]": lambda o: o["x"][:],
+    "x[::2]": lambda o: o["x"][::2],
+    "x[2:1]": lambda o: o["x"][2:1],
+    "x[1.0:]": lambda o: o["x"][1.0:],
+    "W[1.0:, :2]": lambda o: o["W"][1.0:, :2],
+    "x[np.int64:]": lambda o: o["x"][np.int64(1) :],
+    "W[1:3]": lambda o: o["W"][1:3],
     "pick(x, 2)": lambda o: ab.pick(o["x"], 2),
     "pick(x, 4)": lambda o: ab.pick(o["x"], 4),
     "pick(x, -1)": lambda o: ab.pick(o["x"], -1),
@@ -143,6 +153,16 @@ def test_stale_operands_are_noticed_after_the_call_was_seen(name, at_hand):
     ab.renew_cg()
     if not isinstance(known[0], type) and old.used & {"x", "y", "z", "row"}:
         assert made(lambda: MORE[name](old))[0] is ab.StaleExpressionError
+
+
+def test_what_equals_an_integer_is_no_index(at_hand):
+    ab.renew_cg()
+    o = at_hand()
+    for _ in range(2):
+        assert o["x"][1:].dim() == ((3,), 1) and o["W"][1:, :2].dim() == ((3, 2), 1)
+        for wrong in (lambda: o["x"][1.0:], lambda: o["x"][:4.0], lambda: o["W"][1.0:, :2], lambda: o["x"][1.0]):
+            with pytest.raises(ab.OperandError, match=r"expected  (integers|an integer)"):
+                wrong()
 
 
 def test_a_row_can_be_exchanged(model):

@@ -221,7 +221,7 @@ def pick(e: Expression, index: int = 0, dim: int = 0) -> Expression:
     return _as(PickExpression, picked)
 
 
-pick = short("picked", pick, _PICKS[0], False, PickExpression)
+pick = short("picked", pick, _PICKS[0], None, PickExpression)
 
 
 def _starts(op: str, shape: Shape, indices: Sequence[int], dim: int) -> list[int]:

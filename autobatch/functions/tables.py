@@ -8,8 +8,11 @@ from typing import Any
 from autobatch import expression as ex
 from autobatch.expression import Expression
 from autobatch.functions.gradients import nobackprop
+from autobatch.graph import _THREAD
 from autobatch.kernels._errors import OperandError
 from autobatch.params import LookupParameters, Storage
+from autobatch.params.storage import LookupExpression
+from autobatch.recorder import short
 
 
 def parameter(*parameters: Any) -> Any:
@@ -44,6 +47,9 @@ def lookup(p: LookupParameters, index: int = 0, update: bool = True) -> Expressi
     if update is True and type(p) is LookupParameters:
         return p[index]
     return _table("lookup", p).row(index, bool(update))
+
+
+lookup = short("row", lookup, LookupParameters, _THREAD, LookupExpression)
 
 
 def lookup_batch(p: LookupParameters, indices: Sequence[int], update: bool = True) -> Expression:

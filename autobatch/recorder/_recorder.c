@@ -329,9 +329,35 @@ static PyObject *of_list(Short *self, PyObject *const *args, Py_ssize_t n)
     return e;
 }
 
-/* f(x, i): (number, size) = table[type of x], or (number, size, stride); with `more`, i may count from the end */
+/* x[a:b:c]: (number, start) = table[type of x, a, b, c] */
+static PyObject *sliced(PyObject *table, PyObject *x, PySliceObject *at)
+{
+    if (!is_expression(x))
+        return NULL;
+    int enabled = PyGC_Disable();
+    PyObject *key = PyTuple_Pack(4, SLOT(x, TYPE), at->start, at->stop, at->step);
+    if (enabled)
+        PyGC_Enable();
+    if (key == NULL)
+        return NULL;
+    int plain = 1; /* nothing whose hash is code in Python */
+    for (Py_ssize_t k = 1; k < 4; k++)
+        plain &= PyTuple_GET_ITEM(key, k) == Py_None || PyLong_CheckExact(PyTuple_GET_ITEM(key, k));
+    PyObject *known = plain ? found(table, key) : NULL, *graph = SLOT(x, GRAPH);
+    Py_DECREF(key);
+    if (known == NULL || !is_open(graph) || !PyTuple_CheckExact(known) || PyTuple_GET_SIZE(known) != 2 ||
+        !PyLong_CheckExact(PyTuple_GET_ITEM(known, 0)))
+        return NULL;
+    PyObject *entries[2] = {SLOT(x, INDEX), PyTuple_GET_ITEM(known, 1)};
+    return recorded(Node, graph, PyTuple_GET_ITEM(known, 0), entries, 2);
+}
+
+/* f(x, i): (number, size) = table[type of x], or (number, size, stride); with `more`, a dict of slices, i may be one of these, or
+   count from the end. */
 static PyObject *picked(Short *self, PyObject *const *args, Py_ssize_t n)
 {
+    if (n == 2 && PySlice_Check(args[1]))
+        return sliced(self->more, args[0], (PySliceObject *)args[1]);
     if (n != 2 || !PyLong_CheckExact(args[1]) || !is_expression(args[0]) || !is_open(SLOT(args[0], GRAPH)))
         return NULL;
     PyObject *known = found(self->table, SLOT(args[0], TYPE));
@@ -348,7 +374,7 @@ static PyObject *picked(Short *self, PyObject *const *args, Py_ssize_t n)
         PyErr_Clear();
         return NULL;
     }
-    if (at < 0 && self->more == Py_True)
+    if (at < 0 && self->more != Py_None)
         at += size;
     if (overflow || at < 0 || at >= size)
         return NULL;
