@@ -111,6 +111,19 @@ MORE = {
     "max_dim, no such dim": lambda o: ab.max_dim(o["x"], 1),
     "moment_elems": lambda o: ab.moment_elems(o["x"], 2),
     "sum_dim": lambda o: ab.sum_dim(o["z"], [0]),
+    "sum_dim, 1.0": lambda o: ab.sum_dim(o["z"], [0.0]),
+    "sum_dim, no such dim": lambda o: ab.sum_dim(o["z"], [3]),
+    "sum_dim, n": lambda o: ab.sum_dim(o["z"], [0], False, 2),
+    "sum_dim, batch, 1": lambda o: ab.sum_dim(o["z"], [0], 1),
+    "hinge": lambda o: ab.hinge(o["x"], 2),
+    "hinge, margin": lambda o: ab.hinge(o["x"], 2, 2.5),
+    "hinge, margin 3": lambda o: ab.hinge(o["x"], 2, 3),
+    "hinge, 4": lambda o: ab.hinge(o["x"], 4),
+    "hinge, -1": lambda o: ab.hinge(o["x"], -1),
+    "hinge, parameter": lambda o: ab.hinge(o["b"], 1),
+    "dropout, 2": lambda o: ab.dropout(o["x"], 2.0),
+    "dropout, NaN": lambda o: ab.dropout(o["x"], float("nan")),
+    "dropout, none": lambda o: ab.dropout(o["x"], None),
     "sum_dim, batch": lambda o: ab.sum_dim(o["z"], [0], True),
     "mean_dim, n": lambda o: ab.mean_dim(o["z"], [0], False, 3),
     "reshape": lambda o: ab.reshape(o["x"], (2, 2)),
@@ -413,3 +426,28 @@ def test_minibatches_of_several_sizes_in_one_graph(model):
     np.testing.assert_array_equal(one, again)
     np.testing.assert_array_equal(two, last)
     np.testing.assert_allclose(two[:, 0], one, rtol=1e-5)
+
+
+DRAWN = {
+    **{name: lambda x, p, name=name: getattr(ab, name)(x, p) for name in ("dropout", "dropout_batch", "block_dropout")},
+    "dropout_dim": lambda x, p: ab.dropout_dim(x, 0, p),
+    "noise": lambda x, p: ab.noise(x, p),
+    "random_normal": lambda x, p: x + ab.random_normal(4, p, 1.0),
+    "random_uniform": lambda x, p: x + ab.random_uniform(4, -p, 1.5),
+    "random_bernoulli": lambda x, p: x + ab.random_bernoulli(4, p),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_node_takes_one_key_however_it_is_recorded(name, at_hand):
+    """The n-th node gets the n-th key of the stream, by the short way, and in a graph that is recorded by the long one."""
+    seen = []
+    for sealed in (True, False, True):
+        ab.reset_random_seed(5)
+        graph = ab.renew_cg()
+        o = at_hand()
+        if sealed:
+            graph.seal()
+        made = [DRAWN[name](o["z"], p) for p in (0.25, 0.25, 0.5, 0.0, 1.0, 0.25) for _ in range(2)]
+        seen.append((graph.recorded_types, graph.all_args(), [e.npvalue().tobytes() for e in made]))
+    assert seen[0] == seen[1] == seen[2] and len(set(seen[0][2])) > 1

@@ -166,6 +166,9 @@ def hinge(x: Expression, v: int, m: float = 1.0) -> Expression:
     return e
 
 
+hinge = short("hinged", hinge, OPS["hinge"].types, 1.0)
+
+
 def hinge_batch(x: Expression, vs: Sequence[int], m: float = 1.0) -> Expression:
     """Return the `hinge` loss of each element of a minibatch with its own index, (1,)xB."""
     check_expression("hinge_batch", x)

@@ -18,6 +18,7 @@ from autobatch.expression import Expression, Node, check_expression, is_number, 
 from autobatch.graph import current_graph
 from autobatch.kernels._errors import ArgumentError, OperandError
 from autobatch.kernels._op import OPS, Op
+from autobatch.recorder import short
 
 # Dropout --------------------------------------------------------------------------------------------------------------
 
@@ -29,10 +30,9 @@ def _dropped(op: Op, table: dict[Any, Any], x: Expression, p: float, attributes:
         number, place = table[x.type], graph.numbers[p]
         if not 0 <= p <= 1:
             raise KeyError
-        key = seeds.draw()
-        index = len(types)
+        index, args = len(types), graph.args
+        key = seeds.draw()  # when nothing can fail any more: a node takes one key
         types.append(number)
-        args = graph.args
         args.append(x.index)
         args.append(place)
         args.append(key)
@@ -111,6 +111,9 @@ def block_dropout(x: Expression, p: float) -> Expression:
 
 _DROPOUT, _DROPOUT_DIM = OPS["dropout"], OPS["dropout_dim"]
 _DROPOUT_BATCH, _BLOCK_DROPOUT = OPS["dropout_batch"], OPS["block_dropout"]
+dropout = short("drawn", dropout, _DROPOUT.types, seeds.draw)
+dropout_batch = short("drawn", dropout_batch, _DROPOUT_BATCH.types, seeds.draw)
+block_dropout = short("drawn", block_dropout, _BLOCK_DROPOUT.types, seeds.draw)
 
 
 # Noise, random inputs -------------------------------------------------------------------------------------------------
@@ -148,10 +151,9 @@ def _drawn(op: Op, first: float, second: float, dim: Any, batch_size: Any) -> Ex
     graph = current_graph()
     try:
         types, numbers = graph.types, graph.numbers
-        number = op.types[dim, batch_size]
+        number, index = op.types[dim, batch_size], len(types)
         # The key of a zero, see `expression.number`.
         entries = numbers[first or (1.0,)], numbers[second or (1.0,)], seeds.draw()
-        index = len(types)
         types.append(number)
         graph.args += entries
         e = Node()

@@ -14,6 +14,7 @@ from autobatch.expression import Expression, Node, check_expression, record
 from autobatch.kernels import moments
 from autobatch.kernels._errors import NegativeIndexError, OperandError
 from autobatch.kernels._op import OPS, Op
+from autobatch.recorder import short
 from autobatch.shortcuts import _attributed, _of_dim, _unary
 
 sum_elems = _unary("sum_elems")
@@ -72,6 +73,9 @@ def sum_dim(x: Expression, d: Sequence[int], b: bool = False, n: int = 0) -> Exp
     if n.__class__ is not int or n < 0:
         _size("sum_dim", n)
     return _over(OPS["sum_dim"], x, d, b, 0)
+
+
+sum_dim = short("reduced", sum_dim, OPS["sum_dim"].types, 0)
 
 
 def mean_dim(x: Expression, d: Sequence[int], b: bool, n: int = 0) -> Expression:

@@ -387,6 +387,72 @@ static PyObject *picked(Short *self, PyObject *const *args, Py_ssize_t n)
     return e;
 }
 
+/* f(x, i, number): (number of a type, size) = table[type of x]; `more` is the number if it is not given */
+static PyObject *hinged(Short *self, PyObject *const *args, Py_ssize_t n)
+{
+    PyObject *value = n == 3 ? args[2] : self->more;
+    if (n < 2 || n > 3 || !PyLong_CheckExact(args[1]) || !(PyFloat_CheckExact(value) || PyLong_CheckExact(value)) ||
+        !is_expression(args[0]) || !is_open(SLOT(args[0], GRAPH)))
+        return NULL;
+    PyObject *known = found(self->table, SLOT(args[0], TYPE));
+    PyObject *place = number_found(SLOT(SLOT(args[0], GRAPH), NUMBERS), value);
+    if (place == NULL || known == NULL || !PyTuple_CheckExact(known) || PyTuple_GET_SIZE(known) != 2 ||
+        !PyLong_CheckExact(PyTuple_GET_ITEM(known, 0)) || !PyLong_CheckExact(PyTuple_GET_ITEM(known, 1)))
+        return NULL;
+    int overflow, too_large;
+    long long at = PyLong_AsLongLongAndOverflow(args[1], &overflow);
+    if (overflow || at < 0 || at >= PyLong_AsLongLongAndOverflow(PyTuple_GET_ITEM(known, 1), &too_large))
+        return NULL;
+    PyObject *entries[3] = {SLOT(args[0], INDEX), place, args[1]};
+    return recorded(Node, SLOT(args[0], GRAPH), PyTuple_GET_ITEM(known, 0), entries, 3);
+}
+
+/* f(x, p): table[type of x]; p from 0 to 1 is an input that nodes share, and more() draws the key of the node's random numbers */
+static PyObject *drawn(Short *self, PyObject *const *args, Py_ssize_t n)
+{
+    if (n != 2 || !PyFloat_CheckExact(args[1]) || !is_expression(args[0]) || !is_open(SLOT(args[0], GRAPH)))
+        return NULL;
+    double p = PyFloat_AS_DOUBLE(args[1]);
+    PyObject *graph = SLOT(args[0], GRAPH), *number = number_found(self->table, SLOT(args[0], TYPE));
+    PyObject *place = number == NULL ? NULL : number_found(SLOT(graph, NUMBERS), args[1]);
+    if (place == NULL || !(p >= 0 && p <= 1))
+        return NULL;
+    Py_INCREF(number); /* to draw is code in Python, which may do anything */
+    Py_INCREF(place);
+    PyObject *key = PyObject_CallNoArgs(self->more), *e = NULL;
+    if (key != NULL && PyLong_CheckExact(key) && SLOT(args[0], GRAPH) == graph && is_open(graph)) {
+        PyObject *entries[3] = {SLOT(args[0], INDEX), place, key};
+        e = recorded(Node, graph, number, entries, 3);
+    }
+    Py_DECREF(number);
+    Py_DECREF(place);
+    Py_XDECREF(key);
+    return e;
+}
+
+/* f(x, dims, batch): table[dims, batch, more][False][type of x]; `batch` may be left out */
+static PyObject *reduced(Short *self, PyObject *const *args, Py_ssize_t n)
+{
+    PyObject *batch = n == 3 ? args[2] : Py_False;
+    if (n < 2 || n > 3 || !PyBool_Check(batch) || !PyList_CheckExact(args[1]) || !is_expression(args[0]))
+        return NULL;
+    for (Py_ssize_t k = 0; k < PyList_GET_SIZE(args[1]); k++)
+        if (!PyLong_CheckExact(PyList_GET_ITEM(args[1], k)))
+            return NULL;
+    int enabled = PyGC_Disable();
+    PyObject *dims = PyList_AsTuple(args[1]), *key = dims == NULL ? NULL : PyTuple_Pack(3, dims, batch, self->more);
+    if (enabled)
+        PyGC_Enable();
+    Py_XDECREF(dims);
+    if (key == NULL)
+        return NULL;
+    PyObject *number = number_found(found(found(self->table, key), Py_False), SLOT(args[0], TYPE));
+    Py_DECREF(key);
+    if (number == NULL || !is_open(SLOT(args[0], GRAPH)))
+        return NULL;
+    return recorded(Node, SLOT(args[0], GRAPH), number, &SLOT(args[0], INDEX), 1);
+}
+
 static const char *const OF_TABLE[] = {"_row_type", "_size", NULL};
 
 /* table[i]: a row in the current graph. `table` is the class of tables, `more` what has the graph as its attribute `graph`. */
@@ -660,6 +726,9 @@ static const struct {
     {"of_dim", of_dim, NULL},
     {"of_list", of_list, NULL},
     {"picked", picked, NULL},
+    {"hinged", hinged, NULL},
+    {"drawn", drawn, NULL},
+    {"reduced", reduced, NULL},
     {"cell", cell, NULL},
     {"row", row, OF_TABLE},
     {"step", step, OF_STATE},
