@@ -1,9 +1,10 @@
 /* The short ways to record a node, in C.
 
-   A *way* is what a public function does for a kind of call seen before: it finds the node type in dicts, appends to the two
-   lists of the graph, and returns a new expression. On anything else (a new type, a stale graph, an argument of the wrong kind)
-   it has changed nothing, and the call goes to the function in Python that stands behind it, which knows all cases and says
-   what is wrong. So nothing here decides anything: without this file every call is the one in Python, and the result is the same.
+   A *way* is what a public function does for a kind of call seen before: it finds the node type in dicts, appends to the
+   two lists of the graph, and returns a new expression. On anything else (a new type, a stale graph, an argument of the
+   wrong kind) it has changed nothing, and the call goes to the function in Python that stands behind it, which knows all
+   cases and says what is wrong. So nothing here decides anything: without this file every call is the one in Python, and the
+   result is the same.
 
    Expressions and graphs are classes in Python with __slots__; `prepare` asks them where their slots lie. */
 
@@ -150,7 +151,7 @@ static PyObject *graph_of(PyObject *const *es, Py_ssize_t n)
     return graph;
 }
 
-/* A new expression of a node. No garbage is collected meanwhile: finalizers could drop the graph that is being recorded into. */
+/* A new expression of a node. No garbage is collected meanwhile: finalizers could drop the graph. */
 static PyObject *made(PyTypeObject *kind, PyObject *graph, PyObject *index, PyObject *number)
 {
     int enabled = PyGC_Disable();
@@ -352,8 +353,8 @@ static PyObject *sliced(PyObject *table, PyObject *x, PySliceObject *at)
     return recorded(Node, graph, PyTuple_GET_ITEM(known, 0), entries, 2);
 }
 
-/* f(x, i): (number, size) = table[type of x], or (number, size, stride); with `more`, a dict of slices, i may be one of these, or
-   count from the end. */
+/* f(x, i): (number, size) = table[type of x], or (number, size, stride); with `more`, a dict of slices, i may be one of
+   these, or count from the end. */
 static PyObject *picked(Short *self, PyObject *const *args, Py_ssize_t n)
 {
     if (n == 2 && PySlice_Check(args[1]))
@@ -407,7 +408,7 @@ static PyObject *hinged(Short *self, PyObject *const *args, Py_ssize_t n)
     return recorded(Node, SLOT(args[0], GRAPH), PyTuple_GET_ITEM(known, 0), entries, 3);
 }
 
-/* f(x, p): table[type of x]; p from 0 to 1 is an input that nodes share, and more() draws the key of the node's random numbers */
+/* f(x, p): table[type of x]; p from 0 to 1 is an input that nodes share, and more() draws the key of the random numbers */
 static PyObject *drawn(Short *self, PyObject *const *args, Py_ssize_t n)
 {
     if (n != 2 || !PyFloat_CheckExact(args[1]) || !is_expression(args[0]) || !is_open(SLOT(args[0], GRAPH)))
@@ -482,8 +483,8 @@ static PyObject *row(Short *self, PyObject *const *args, Py_ssize_t n)
     return e;
 }
 
-/* A call of a cell: table[type of x][type of y]... = (what is in `kept` of a graph that knows the parameters, whether it returns a
-   pair, types of the node and of its outputs, type of the first output, and of the second). */
+/* A call of a cell: table[type of x][type of y]... = (what is in `kept` of a graph that knows the parameters, whether it
+   returns a pair, types of the node and of its outputs, type of the first output, and of the second). */
 static PyObject *cell(Short *self, PyObject *const *args, Py_ssize_t n)
 {
     PyObject *graph = n == self->count && n > 0 ? graph_of(args, n) : NULL, *known = self->table;
@@ -531,22 +532,19 @@ static const char *const OF_STATE[] = {"_builder", "_prev", "_use", "_h", "_c", 
 enum { S_BUILDER, S_PREV, S_USE, S_H, S_C, S_OUTPUT, S_STEPS };
 #define OF(state, slot) SLOT(state, self->slots[slot])
 
-/* state.add_input(x) of an LSTM whose step was recorded before, for an input of this type: `table` is the class of the state, `more`
-   what has the current graph as its attribute `graph`; `_steps` of a state holds, for the type of x, (for each layer: the type of a
-   step, and the indices of Wx, Wh, b), the types of h and c, the index of the forget bias, and the rates of dropout. */
-static PyObject *step(Short *self, PyObject *const *args, Py_ssize_t n)
+/* What a step of an LSTM needs for an input of the type of x, borrowed: (for each layer: the type of a step, and the indices
+   of Wx, Wh, b), the types of h and c, the index of the forget bias, the rates of dropout. NULL if x or the state is of
+   another kind. */
+static PyObject *known_step(Short *self, PyObject *state, PyObject *x)
 {
-    if (n != 2 || !Py_IS_TYPE(args[0], (PyTypeObject *)self->table) || !is_expression(args[1]))
-        return NULL;
-    PyObject *state = args[0], *x = args[1], *graph = SLOT(x, GRAPH);
-    PyObject *hs = OF(state, S_H), *cs = OF(state, S_C), *use = OF(state, S_USE), *builder = OF(state, S_BUILDER);
+    PyObject *hs = OF(state, S_H), *cs = OF(state, S_C), *use = OF(state, S_USE), *graph = SLOT(x, GRAPH);
     PyObject *known = found(OF(state, S_STEPS), SLOT(x, TYPE));
-    if (!is_open(graph) || known == NULL || !PyTuple_CheckExact(known) || PyTuple_GET_SIZE(known) != 5 || hs == NULL ||
-        cs == NULL || !PyTuple_CheckExact(hs) || !PyTuple_CheckExact(cs) || builder == NULL || use == NULL ||
-        !PyTuple_CheckExact(use) || PyTuple_GET_SIZE(use) < 1 || PyTuple_GET_ITEM(use, 0) != graph)
+    if (!is_open(graph) || known == NULL || !PyTuple_CheckExact(known) || PyTuple_GET_SIZE(known) != 5 ||
+        !PyTuple_CheckExact(PyTuple_GET_ITEM(known, 0)) || hs == NULL || cs == NULL || use == NULL || !PyTuple_CheckExact(hs) ||
+        !PyTuple_CheckExact(cs) || !PyTuple_CheckExact(use) || PyTuple_GET_SIZE(use) < 1 || PyTuple_GET_ITEM(use, 0) != graph)
         return NULL;
     PyObject *layers = PyTuple_GET_ITEM(known, 0), *h_type = PyTuple_GET_ITEM(known, 1), *c_type = PyTuple_GET_ITEM(known, 2);
-    Py_ssize_t count = PyTuple_CheckExact(layers) ? PyTuple_GET_SIZE(layers) : 0;
+    Py_ssize_t count = PyTuple_GET_SIZE(layers);
     if (count < 1 || count > MOST || PyTuple_GET_SIZE(hs) != count || PyTuple_GET_SIZE(cs) != count)
         return NULL;
     for (Py_ssize_t k = 0; k < count; k++) {
@@ -555,14 +553,31 @@ static PyObject *step(Short *self, PyObject *const *args, Py_ssize_t n)
             SLOT(h, TYPE) != h_type || SLOT(c, TYPE) != c_type || !PyTuple_CheckExact(layer) || PyTuple_GET_SIZE(layer) != 4)
             return NULL;
     }
+    return known;
+}
+
+/* state.add_input(x) of an LSTM whose step was recorded before, for an input of this type: `table` is the class of the state,
+   `more` what has the current graph as its attribute `graph`. */
+static PyObject *step(Short *self, PyObject *const *args, Py_ssize_t n)
+{
+    if (n != 2 || !Py_IS_TYPE(args[0], (PyTypeObject *)self->table) || !is_expression(args[1]) ||
+        OF(args[0], S_BUILDER) == NULL)
+        return NULL;
+    PyObject *state = args[0], *x = args[1], *builder = OF(state, S_BUILDER), *graph = SLOT(x, GRAPH);
+    /* To ask for attributes may run code in Python, so it comes before all that is borrowed. */
     PyObject *rates = PyObject_GetAttr(builder, Rates_attribute), *current = PyObject_GetAttr(self->more, Graph_attribute);
-    int same = rates == PyTuple_GET_ITEM(known, 4) && current == graph;
+    PyErr_Clear();
+    PyObject *known = rates != NULL && current == graph ? known_step(self, state, x) : NULL;
+    if (known != NULL && PyTuple_GET_ITEM(known, 4) != rates)
+        known = NULL;
     Py_XDECREF(rates);
     Py_XDECREF(current);
-    PyErr_Clear();
-    if (!same)
+    if (known == NULL)
         return NULL;
 
+    PyObject *layers = PyTuple_GET_ITEM(known, 0), *h_type = PyTuple_GET_ITEM(known, 1), *c_type = PyTuple_GET_ITEM(known, 2);
+    PyObject *hs = OF(state, S_H), *cs = OF(state, S_C);
+    Py_ssize_t count = PyTuple_GET_SIZE(layers);
     PyObject *types = SLOT(graph, TYPES), *entries = SLOT(graph, ARGS);
     Py_ssize_t nodes = PyList_GET_SIZE(types), before = PyList_GET_SIZE(entries);
     int enabled = PyGC_Disable(), failed = 0;
@@ -605,7 +620,7 @@ static PyObject *step(Short *self, PyObject *const *args, Py_ssize_t n)
     }
     OF(after, S_BUILDER) = Py_NewRef(builder);
     OF(after, S_PREV) = Py_NewRef(state);
-    OF(after, S_USE) = Py_NewRef(use);
+    OF(after, S_USE) = Py_NewRef(OF(state, S_USE));
     OF(after, S_H) = new_h;
     OF(after, S_C) = new_c;
     OF(after, S_OUTPUT) = Py_NewRef(Py_None);
@@ -850,7 +865,7 @@ static PyObject *indices(PyObject *module, PyObject *const *args, Py_ssize_t n)
 
 /* Lists of integers -------------------------------------------------------------------------------------------------- */
 
-/* Read an integer of up to 30 bits where it lies, others by the function that is there for it; 0 if it is none, or too large. */
+/* Read an integer of up to 30 bits where it lies, others by the function that is there for it; 0 if it is none. */
 static inline int integer(PyObject *object, long long *value)
 {
     if (!PyLong_CheckExact(object))
