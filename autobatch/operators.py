@@ -188,7 +188,8 @@ def _get(self: Expression, at: Any) -> Expression:
 
 def _is_plain(at: slice) -> bool:
     """Whether a slice is of integers: 1.0 and True are equal to 1 as keys, and one of them is no index."""
-    return all(k is None or type(k) is int for k in (at.start, at.stop, at.step))
+    start, stop, step = at.start, at.stop, at.step
+    return (start is None or type(start) is int) and (stop is None or type(stop) is int) and (step is None or type(step) is int)
 
 
 def _place(shape: Shape, at: Any, size: int) -> int:

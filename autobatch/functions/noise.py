@@ -111,9 +111,9 @@ def block_dropout(x: Expression, p: float) -> Expression:
 
 _DROPOUT, _DROPOUT_DIM = OPS["dropout"], OPS["dropout_dim"]
 _DROPOUT_BATCH, _BLOCK_DROPOUT = OPS["dropout_batch"], OPS["block_dropout"]
-dropout = short("drawn", dropout, _DROPOUT.types, seeds.draw)
-dropout_batch = short("drawn", dropout_batch, _DROPOUT_BATCH.types, seeds.draw)
-block_dropout = short("drawn", block_dropout, _BLOCK_DROPOUT.types, seeds.draw)
+dropout = short("drawn", dropout, _DROPOUT.types, seeds)
+dropout_batch = short("drawn", dropout_batch, _DROPOUT_BATCH.types, seeds)
+block_dropout = short("drawn", block_dropout, _BLOCK_DROPOUT.types, seeds)
 
 
 # Noise, random inputs -------------------------------------------------------------------------------------------------

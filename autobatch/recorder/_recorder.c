@@ -19,7 +19,7 @@
 #define SLOTS 8   /* that a way knows of a class, at most */
 
 static PyTypeObject *Expression, *Node, *Graph;
-static PyObject *Graph_attribute, *Rates_attribute, *Enter_attribute; /* their names: "graph" and so on */
+static PyObject *Graph_attribute, *Rates_attribute, *Enter_attribute, *Draw_attribute; /* names: "graph" and so on */
 
 /* Where their slots lie: of an expression, and of a graph. */
 static const char *const OF_EXPRESSION[] = {"graph", "index", "type", NULL};
@@ -408,7 +408,7 @@ static PyObject *hinged(Short *self, PyObject *const *args, Py_ssize_t n)
     return recorded(Node, SLOT(args[0], GRAPH), PyTuple_GET_ITEM(known, 0), entries, 3);
 }
 
-/* f(x, p): table[type of x]; p from 0 to 1 is an input that nodes share, and more() draws the key of the random numbers */
+/* f(x, p): table[type of x]; p from 0 to 1 is an input that nodes share, and more.draw() gives the key of the random numbers */
 static PyObject *drawn(Short *self, PyObject *const *args, Py_ssize_t n)
 {
     if (n != 2 || !PyFloat_CheckExact(args[1]) || !is_expression(args[0]) || !is_open(SLOT(args[0], GRAPH)))
@@ -420,7 +420,7 @@ static PyObject *drawn(Short *self, PyObject *const *args, Py_ssize_t n)
         return NULL;
     Py_INCREF(number); /* to draw is code in Python, which may do anything */
     Py_INCREF(place);
-    PyObject *key = PyObject_CallNoArgs(self->more), *e = NULL;
+    PyObject *key = PyObject_CallMethodNoArgs(self->more, Draw_attribute), *e = NULL;
     if (key != NULL && PyLong_CheckExact(key) && SLOT(args[0], GRAPH) == graph && is_open(graph)) {
         PyObject *entries[3] = {SLOT(args[0], INDEX), place, key};
         e = recorded(Node, graph, number, entries, 3);
@@ -767,6 +767,8 @@ static PyObject *prepare(PyObject *module, PyObject *args)
     if (Rates_attribute == NULL && (Rates_attribute = PyUnicode_InternFromString("_rates")) == NULL)
         return NULL;
     if (Enter_attribute == NULL && (Enter_attribute = PyUnicode_InternFromString("enter")) == NULL)
+        return NULL;
+    if (Draw_attribute == NULL && (Draw_attribute = PyUnicode_InternFromString("draw")) == NULL)
         return NULL;
     Py_XSETREF(Expression, (PyTypeObject *)Py_NewRef(expression));
     Py_XSETREF(Node, (PyTypeObject *)Py_NewRef(node));
