@@ -16,6 +16,7 @@ import pathlib
 import platform
 import sys
 
+from autobatch.recorder import LANGUAGE
 from benchmarks import compare, tasks
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -99,7 +100,8 @@ def machine():
             versions[distribution] = importlib.metadata.version(distribution)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return {"cores": os.cpu_count(), "architecture": platform.machine(), "system": platform.system(), "versions": versions}
+    found = {"cores": os.cpu_count(), "architecture": platform.machine(), "system": platform.system(), "versions": versions}
+    return found | {"recorder": LANGUAGE}
 
 
 def measure(args, found):
@@ -316,7 +318,8 @@ def document(found):
         "Written by `python -m benchmarks.performance` from measurements; `--plot-only` writes it again. "
         "What is measured and how to read it: [benchmarks/README.md](../benchmarks/README.md).\n",
         f"A machine of {about['cores']} cores ({about['architecture']}, {about['system']}), threads: {arguments['threads']} "
-        f"(DyNet: 1); {versions}; float32, plain gradient descent, {'real' if real else 'generated'} data. "
+        f"(DyNet: 1); {versions}; recording in {about.get('recorder', 'Python')}; float32, plain gradient descent, "
+        f"{'real' if real else 'generated'} data. "
         "Programs are written for one instance, but for those of PyTorch, which are batched by hand. "
         f"Losses of all libraries agree to {worst:.0e} (relative). "
         "*Floor*: the matrix products of the minibatch alone.\n",
